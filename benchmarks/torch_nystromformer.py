@@ -152,8 +152,11 @@ class Classifier(nn.Module):
         copy_dense(self.logits, ours.logits.kernel[...], ours.logits.bias[...])
 
 
-def make_step(config, model):
-    """A training step on a NumPy batch as `lra_tasks` makes them; returns the loss tensor."""
+def make_step(config, model, accumulate_steps=1):
+    """A training step on a NumPy batch as `lra_tasks` makes them; returns the mean loss.
+
+    The batch is taken in `accumulate_steps` parts, whose gradients add up.
+    """
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.learning_rate,
@@ -167,10 +170,14 @@ def make_step(config, model):
         tokens = torch.from_numpy(batch["inputs"]).long()
         mask = torch.from_numpy(batch["mask"]).float()
         label = torch.from_numpy(batch["label"]).long()
-        loss = functional.cross_entropy(model(tokens, mask), label)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        total = 0.0
+        for part in range(accumulate_steps):
+            tokens_, mask_, label_ = (x[part::accumulate_steps] for x in (tokens, mask, label))
+            loss = functional.cross_entropy(model(tokens_, mask_), label_) / accumulate_steps
+            loss.backward()
+            total += loss.item()
         optimizer.step()
-        return loss
+        return total
 
     return step

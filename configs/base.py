@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # initial weights, order of examples, dropout
 
     config.batch_size = 32
-    config.accumulate_steps = 1  # gradient of one batch in this many parts: less memory
+    config.accumulate_steps = 0  # gradient of a batch in this many parts; 0: what suits the device
     config.num_train_steps = 1_000
     config.eval_every = 100  # evaluate on validation and save a checkpoint
     config.log_every = 50  # report training metrics

@@ -24,6 +24,7 @@ SMALL = (
     "--config.learning_rate=0.003",
     "--config.warmup_steps=2",
     "--config.batch_size=8",
+    "--config.accumulate_steps=1",
     "--config.num_train_steps=12",
     "--config.eval_every=4",
     "--config.log_every=2",

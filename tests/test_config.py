@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from experiment import provenance
-from experiment.config_checks import check_config
+from experiment.config_checks import check_config, suitable_accumulate_steps
 from experiment.workdir import default_workdir, differing_fields
 from tests.conftest import ROOT, SMALL
 
@@ -67,6 +67,7 @@ def test_an_unknown_variant_is_refused(name):
         ("learning_rate", float("inf"), "finite"),
         ("batch_size", 0, "expected 1 or more"),
         ("accumulate_steps", 5, "expected a divisor of config.batch_size=32"),
+        ("accumulate_steps", -1, "expected 0 or more"),
         ("eval_every", 0, "expected 1 or more"),
         ("seed", -1, "expected 0 or more"),
         ("task.name", "listop", "listops"),
@@ -142,3 +143,17 @@ def test_what_departs_from_the_recipe_is_told_and_what_may_vary_is_not():
     assert any(change.startswith("learning_rate=") for change in changes)
     assert not any("seed" in c or "attention" in c or "landmarks" in c for c in changes)
     assert provenance.recipe_changes(load("lra_listops")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((32, 1, "cpu"), 8),  # parts of 4
+        ((32, 4, "cpu"), 2),  # 4 on each device
+        ((8, 4, "cpu"), 1),  # not enough for parts
+        ((30, 1, "cpu"), 1),  # no parts of 4
+        ((32, 1, "gpu"), 1),
+    ],
+)
+def test_accumulate_steps_that_suit_a_device(arguments, expected):
+    assert suitable_accumulate_steps(*arguments) == expected

@@ -24,7 +24,7 @@ def small(name, source="synthetic", variant="", **overrides):
             "num_train_steps": 2,
             "warmup_steps": 1,
             "eval_every": 2,
-            "accumulate_steps": min(config.accumulate_steps, 2),
+            "accumulate_steps": min(max(config.accumulate_steps, 1), 2),
             "model.num_layers": 1,
             "model.width": 16,
             "model.mlp_width": 16,
