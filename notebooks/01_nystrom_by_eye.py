@@ -26,6 +26,7 @@
 # G = \mathrm{softmax}(\tilde Q K^\top/\sqrt d).$$
 
 # %%
+import functools
 import os
 import sys
 
@@ -36,6 +37,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from flax import nnx
+from matplotlib.ticker import MaxNLocator
 
 import lra_tasks
 import nystrom
@@ -112,7 +114,6 @@ model(jnp.asarray(tokens, jnp.int32))
 rng = np.random.default_rng(0)
 random = tuple(jnp.asarray(rng.normal(size=seen[0][0].shape), jnp.float32) for _ in range(3))
 INPUTS = {"random": random} | {f"trained, layer {i + 1}": qkv for i, qkv in enumerate(seen)}
-HEADS = seen[0][0].shape[-2]
 
 
 # %% [markdown]
@@ -123,17 +124,18 @@ HEADS = seen[0][0].shape[-2]
 
 
 # %%
+@jax.jit
 def exact_matrix(query, key):
     return nystrom.nystrom_factors(query, key, num_landmarks=query.shape[-3]).f
 
 
-def nystrom_matrix(query, key, num_landmarks, pinv_iterations=6):
-    factors = nystrom.nystrom_factors(
-        query, key, num_landmarks=num_landmarks, pinv_iterations=pinv_iterations
-    )
+@functools.partial(jax.jit, static_argnames="num_landmarks")
+def nystrom_matrix(query, key, num_landmarks):
+    factors = nystrom.nystrom_factors(query, key, num_landmarks=num_landmarks)
     return factors.rows(jnp.arange(query.shape[-3]))
 
 
+@jax.jit
 def relative_error(approximation, exact):
     """Frobenius norm of the difference over that of `exact`: one number a matrix."""
     difference = jnp.linalg.norm(approximation - exact, axis=(-2, -1))
@@ -141,107 +143,168 @@ def relative_error(approximation, exact):
 
 
 LANDMARKS = 16
-EXAMPLE, HEAD = 0, 0
+EXAMPLE = 0
+shown = [("random", 0)] + [(name, head) for name in list(INPUTS)[1:] for head in (0, 1)]
 figure, all_axes = plt.subplots(
-    len(INPUTS), 3, figsize=(10, 3.3 * len(INPUTS)), layout="constrained", squeeze=False
+    len(shown), 3, figsize=(8.4, 2.5 * len(shown)), layout="constrained", sharex=True, sharey=True
 )
-for axes, (name, (query, key, _)) in zip(all_axes, INPUTS.items(), strict=True):
-    exact = exact_matrix(query, key)[EXAMPLE, HEAD]
-    close = nystrom_matrix(query, key, LANDMARKS)[EXAMPLE, HEAD]
+for axes, (name, head) in zip(all_axes, shown, strict=True):
+    query, key, _ = INPUTS[name]
+    exact = exact_matrix(query, key)[EXAMPLE, head]
+    close = nystrom_matrix(query, key, LANDMARKS)[EXAMPLE, head]
     error = float(relative_error(close, exact))
-    top = float(jnp.quantile(exact, 0.995))
+    top = float(jnp.quantile(exact, 0.99))
     pictures = (
-        (f"{name}: softmax", exact, 0, "viridis"),
+        (f"{name}, head {head + 1}", exact, 0, "viridis"),
         (f"Nyström, {LANDMARKS} landmarks", close, 0, "viridis"),
-        (f"difference: {100 * error:.0f} % of the norm", close - exact, -top, "RdBu"),
+        (f"difference: {100 * error:.0f} %", close - exact, -top, "RdBu"),
     )
     for axis, (title, matrix, bottom, colours) in zip(axes, pictures, strict=True):
         image = axis.imshow(matrix, vmin=bottom, vmax=top, cmap=colours)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("key position (tokens)")
-        axis.set_ylabel("query position (tokens)")
-        figure.colorbar(image, ax=axis, shrink=0.75, label="attention weight")
+        axis.set_title(title, fontsize=9)
+        if axis is not axes[0]:
+            bar = figure.colorbar(image, ax=axis, fraction=0.046, label="attention weight")
+            bar.locator = MaxNLocator(4)
+    axes[0].set_ylabel("query position\n(tokens)")
+for axis in all_axes[-1]:
+    axis.set_xlabel("key position (tokens)")
 plt.show()
 
 # %% [markdown]
 # Each row is a head: the weights of exact attention, those of Nyström attention, and their
-# difference. Colours end at the 99.5 % quantile of the exact weights. Random queries and keys give
-# a matrix without structure, which a few landmarks can't repeat: what is left is close to a mean.
-# Trained ones make columns and bands that the landmarks largely keep.
+# difference, with its norm in % of that of the exact matrix. Colours end at the 99 % quantile of
+# the exact weights. Random queries and keys give weights without structure, of which few landmarks
+# keep little. In a trained head, columns (keys that many queries attend to) and
+# bands (queries that attend alike) come out as they are; what is lost is what single tokens have
+# to themselves.
 #
 # ## The factors
 
 # %%
-name, (query, key, _) = list(INPUTS.items())[-1]
+name = "trained, layer 1"
+query, key, _ = INPUTS[name]
 factors = nystrom.nystrom_factors(query, key, num_landmarks=LANDMARKS)
-query_landmarks, _ = nystrom.segment_means(query, LANDMARKS)
-key_landmarks, _ = nystrom.segment_means(key, LANDMARKS)
-a = exact_matrix(query_landmarks, key_landmarks)
-size = query.shape[-3]
-figure, axes = plt.subplots(
-    1, 4, figsize=(11, 4), layout="constrained", width_ratios=(1, 1.2, 1.2, 2.2)
-)
-pictures = (
-    ("F", factors.f, "landmark of the keys", "query position (tokens)"),
-    ("A", a, "landmark of the keys", "landmark of the queries"),
-    ("A⁺, 6 iterations", factors.a_pinv, "landmark of the queries", "landmark of the keys"),
-    ("G", factors.g, "key position (tokens)", "landmark of the queries"),
-)
-for axis, (title, stack, x, y) in zip(axes, pictures, strict=True):
-    matrix = stack[EXAMPLE, HEAD]
-    limit = float(jnp.quantile(jnp.abs(matrix), 0.995))
-    signed = title.startswith("A⁺")
+
+
+def landmark_matrix(query, key, num_landmarks):
+    """A: the softmax matrix of the landmarks."""
+    query_landmarks, _ = nystrom.segment_means(query, num_landmarks)
+    key_landmarks, _ = nystrom.segment_means(key, num_landmarks)
+    return exact_matrix(query_landmarks, key_landmarks)
+
+
+a = landmark_matrix(query, key, LANDMARKS)
+figure = plt.figure(figsize=(8.4, 4.6), layout="constrained")
+axes = figure.subplot_mosaic([["F", "A", "A⁺"], ["F", "G", "G"]], width_ratios=(1, 1.6, 1.6))
+pictures = {
+    "F": (factors.f, "key landmark", "query position (tokens)"),
+    "A": (a, "key landmark", "query landmark"),
+    "A⁺": (factors.a_pinv, "query landmark", "key landmark"),
+    "G": (factors.g, "key position (tokens)", "query landmark"),
+}
+for title, (stack, x, y) in pictures.items():
+    axis, matrix = axes[title], stack[EXAMPLE, 0]
+    signed = title == "A⁺"
+    limit = float(jnp.quantile(jnp.abs(matrix), 0.99))
     image = axis.imshow(
         matrix,
         vmin=-limit if signed else 0,
         vmax=limit,
         cmap="RdBu" if signed else "viridis",
-        aspect="auto" if title == "F" else "equal",
+        aspect="auto",
     )
-    axis.set_title(f"{title}: {matrix.shape[0]} × {matrix.shape[1]}", fontsize=10)
+    axis.set_title(f"{title} ({matrix.shape[0]} × {matrix.shape[1]})", fontsize=10)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
-    place = "right" if title == "F" else "bottom"
-    figure.colorbar(image, ax=axis, location=place, label="entry" if signed else "weight")
+    figure.colorbar(image, ax=axis, label="entry" if signed else "attention weight")
 plt.show()
 stored = sum(np.prod(x.shape[-2:]) for x in factors)
-print(f"{name}: the factors have {stored:,} entries, the softmax matrix {size * size:,}")
+print(f"{name}, head 1: the factors have {stored:,} entries, the softmax matrix {LENGTH**2:,}")
 
 # %% [markdown]
-# The tall $F$ says which landmarks a query attends to, the wide $G$ which keys a landmark attends
-# to, and the small signed $A^+$ joins them. Only these are needed, and their size grows with $N$,
-# not with $N^2$.
+# $F$ says which landmarks a query attends to, $G$ which keys a landmark attends to, and the small
+# signed $A^+$ joins the two. Only these are needed: with a fixed number of landmarks their size
+# grows with $N$, that of the softmax matrix with $N^2$.
 #
 # ## Error against the number of landmarks
 #
-# For comparison the best that any matrix of that rank can do (singular value decomposition), and
-# what plain averaging over all tokens does.
+# For comparison: the least error that any matrix of that rank can have (from the singular values),
+# and the error of plain averaging, weight $1/N$ everywhere.
 
 # %%
-counts = [m for m in (2, 4, 8, 16, 32, 64) if m < LENGTH] + [LENGTH]
+counts = (4, LENGTH) if SHORT else (2, 4, 8, 16, 32, 64, LENGTH)
 figure, axes = plt.subplots(
-    1, len(INPUTS), figsize=(3.9 * len(INPUTS), 3.7), layout="constrained", sharey=True
+    1, len(INPUTS), figsize=(3.4 * len(INPUTS), 3.4), layout="constrained", sharey=True
 )
-print("median error in % of the norm, by landmarks")
-print(f"{'':18}" + "".join(f"{m:>7}" for m in counts))
+print("error in % of the norm, median over expressions, by number of landmarks")
+print(f"{'':34}" + "".join(f"{m:>6}" for m in counts))
 for axis, (name, (query, key, _)) in zip(axes, INPUTS.items(), strict=True):
     exact = exact_matrix(query, key)
-    errors = [relative_error(nystrom_matrix(query, key, m), exact) for m in counts]
-    errors = 100 * np.stack(errors).reshape(len(counts), -1)
-    power = np.linalg.svd(np.asarray(exact), compute_uv=False).reshape(-1, LENGTH) ** 2
-    best = [100 * np.median((power[:, m:].sum(-1) / power.sum(-1)) ** 0.5) for m in counts]
-    mean = 100 * np.median(relative_error(jnp.full_like(exact, 1 / LENGTH), exact))
-    axis.plot(counts, np.median(errors, axis=1), "o-", label="Nyström, median")
-    axis.fill_between(counts, errors.min(1), errors.max(1), alpha=0.2, label="least to largest")
-    axis.plot(counts[:-1], best[:-1], "s--", color="C2", ms=4, label="best of that rank (SVD)")
-    axis.axhline(mean, ls=":", color="grey", label="mean over all tokens")
+    errors = np.stack([relative_error(nystrom_matrix(query, key, m), exact) for m in counts])
+    power = np.linalg.svd(np.asarray(exact), compute_uv=False) ** 2
+    best = [(power[..., m:].sum(-1) / power.sum(-1)) ** 0.5 for m in counts]
+    mean = relative_error(jnp.full_like(exact, 1 / LENGTH), exact)
+    for head in (0, 1):
+        middle = 100 * np.median(errors[:, :, head], axis=1)
+        lowest = 100 * np.median(np.stack(best)[:, :, head], axis=1)
+        axis.plot(counts, middle, "o-", color=f"C{head}", label=f"Nyström, head {head + 1}")
+        axis.plot(counts, lowest, "--", color=f"C{head}", lw=1, label="best of that rank")
+        average = 100 * float(jnp.median(mean[:, head]))
+        axis.axhline(average, ls=":", color=f"C{head}", label="plain averaging")
+        for label, row in (("Nyström", middle), ("best of rank", lowest)):
+            print(f"{f'{name}, head {head + 1}, {label}':34}" + "".join(f"{x:6.1f}" for x in row))
+        print(f"{f'{name}, head {head + 1}, averaging':34}{average:6.1f}")
     axis.set_xscale("log", base=2)
     axis.set_xticks(counts, map(str, counts))
     axis.set_title(name, fontsize=10)
     axis.set_xlabel("number of landmarks")
-    print(f"{name:18}" + "".join(f"{x:7.1f}" for x in np.median(errors, axis=1)))
-    print(f"{'  best of the rank':18}" + "".join(f"{x:7.1f}" for x in best))
 axes[0].set_ylabel("error of the matrix (% of its norm)")
 axes[0].set_ylim(0)
-axes[0].legend(fontsize=8)
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+plt.show()
+
+# %% [markdown]
+# Medians over the expressions. On random queries and keys the error goes down slowly, and far from
+# the best of that rank: a mean of a few independent vectors resembles none of them. On trained ones
+# far fewer landmarks do, though heads differ. The last point has as many landmarks as tokens;
+# what error is left there is the pseudo-inverse's, which we turn to now.
+#
+# ## Error against pseudo-inverse iterations
+#
+# $A^+$ comes from a fixed number of steps of matrix products (eq. 7 of the paper). Two measures:
+# how good a pseudo-inverse $Z$ is, $|AZA - A| / |A|$, and what matters in the end, the error of
+# $F Z G$.
+
+# %%
+ITERATIONS = (1, 6) if SHORT else (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 30)
+figure, all_axes = plt.subplots(
+    2, len(INPUTS), figsize=(3.4 * len(INPUTS), 5.4), layout="constrained", sharex=True
+)
+print("error of the matrix in % of its norm, median, by iterations")
+print(f"{'':32}" + "".join(f"{n:>6}" for n in ITERATIONS) + " exact")
+for axes, (name, (query, key, _)) in zip(all_axes.T, INPUTS.items(), strict=True):
+    exact = exact_matrix(query, key)
+    for i, m in enumerate(counts[-1:] if SHORT else (8, 32, LENGTH)):
+        factors = nystrom.nystrom_factors(query, key, num_landmarks=m)
+        a = landmark_matrix(query, key, m)
+        residuals, errors = [], []
+        inverses = [nystrom.iterative_pinv(a, n) for n in ITERATIONS]
+        converged = np.linalg.pinv(np.asarray(a, np.float64)).astype(np.float32)
+        for inverse in (*inverses, jnp.asarray(converged)):
+            residuals.append(100 * float(jnp.median(relative_error(a @ inverse @ a, a))))
+            close = factors._replace(a_pinv=inverse).rows(jnp.arange(LENGTH))
+            errors.append(100 * float(jnp.median(relative_error(close, exact))))
+        label = f"{m} landmarks"
+        axes[0].plot(ITERATIONS, residuals[:-1], "o-", ms=4, color=f"C{i}", label=label)
+        axes[1].plot(ITERATIONS, errors[:-1], "o-", ms=4, color=f"C{i}", label=label)
+        print(f"{f'{name}, {label}':32}" + "".join(f"{x:6.1f}" for x in errors))
+    axes[0].set_title(name, fontsize=10)
+    axes[0].set_yscale("log")
+    axes[1].set_yscale("log")
+    axes[1].set_xlabel("iterations")
+    for axis in axes:
+        axis.axvline(6, ls=":", color="grey", lw=1)
+all_axes[0, 0].set_ylabel("residual |AZA − A|\n(% of |A|)")
+all_axes[1, 0].set_ylabel("error of the matrix\n(% of its norm)")
+all_axes[0, 0].legend(fontsize=8)
 plt.show()

@@ -66,6 +66,7 @@ def run(source: Path, target: Path) -> None:
         notebook,
         timeout=3600,
         record_timing=False,
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(source.parent)}},
     )
     client.execute()

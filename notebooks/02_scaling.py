@@ -1,0 +1,178 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Time and memory against length
+#
+# What you will see here: how time and memory of every attention of this package grow with the
+# sequence length $N$, forward alone and with the backward pass, with the exponent of the growth.
+# An exponent of 1 is linear growth (twice the length costs twice as much), 2 is quadratic.
+#
+# One sequence, two heads of 32 features as in the Long Range Arena models, float32; the attention
+# alone, without projections. Settings are the defaults of `nystrom.self_attention_maker`:
+# 64 landmarks, 256 random features, a projection to 256, two rounds of hashing.
+
+# %%
+import os
+import sys
+import time
+
+sys.path.insert(0, "..")  # the repository's root
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from flax import nnx
+
+import nystrom
+from experiment import provenance
+
+SHORT = "NOTEBOOK_SHORT" in os.environ  # tiny sizes: only a check that the notebook runs
+LENGTHS = (128, 256) if SHORT else (512, 1024, 2048, 4096, 8192, 16384)
+SOFTMAX_UP_TO = 8192  # beyond, exact attention takes long
+ROUNDS = 1 if SHORT else 7
+WIDTH, HEADS = 64, 2
+plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
+hardware = provenance.hardware()
+print(f"{hardware['platform']}: {hardware['processor']}, {hardware['num_cores']} cores")
+
+
+# %% [markdown]
+# A measured program is compiled once. Its memory is what XLA's `memory_analysis` gives for the
+# compiled program: temporary buffers, without inputs and results. Programs of one length take
+# turns, and the fastest turn counts: other work on a machine can only make a turn slower.
+
+
+# %%
+def program(name, length, backward):
+    """The compiled attention of that name and its arguments."""
+    rngs = nnx.Rngs(0)
+    make = nystrom.self_attention_maker(name, WIDTH, HEADS, max_length=length, rngs=rngs)
+    layer = make(rngs)
+    keys = jax.random.split(jax.random.key(0), 3)
+    shape = (1, length, HEADS, WIDTH // HEADS)
+    query, key, value = (jax.random.normal(k, shape) for k in keys)
+
+    def forward(query, key, value):
+        return layer.attention(query, query if layer.shared_query_key else key, value)
+
+    def loss(*arrays):
+        return jnp.sum(forward(*arrays) ** 2)
+
+    function = jax.grad(loss, argnums=(0, 1, 2)) if backward else forward
+    return jax.jit(function).lower(query, key, value).compile(), (query, key, value)
+
+
+def seconds(compiled, arrays, calls):
+    start = time.perf_counter()
+    for _ in range(calls):
+        out = compiled(*arrays)
+    jax.block_until_ready(out)
+    return (time.perf_counter() - start) / calls
+
+
+MODES = {"forward": False, "forward and backward": True}
+times, memory = {}, {}
+for length in LENGTHS:
+    names = [n for n in nystrom.ATTENTIONS if n != "softmax" or length <= SOFTMAX_UP_TO]
+    cases = {
+        (mode, name): program(name, length, backward)
+        for mode, backward in MODES.items()
+        for name in names
+    }
+    calls = {}
+    for case, (compiled, arrays) in cases.items():
+        memory[*case, length] = compiled.memory_analysis().temp_size_in_bytes
+        seconds(compiled, arrays, 1)
+        calls[case] = max(1, min(50, int(0.05 / seconds(compiled, arrays, 1))))
+    turns = [{c: seconds(*cases[c], calls[c]) for c in cases} for _ in range(ROUNDS)]
+    for case in cases:
+        times[*case, length] = min(turn[case] for turn in turns)
+
+# %% [markdown]
+# ## Time
+
+
+# %%
+def series(values, mode, name, unit):
+    """Lengths and values of one attention, without those that are nothing."""
+    found = [(n, values[mode, name, n] / unit) for n in LENGTHS if values.get((mode, name, n))]
+    return np.array(found).reshape(-1, 2).T
+
+
+def exponent(lengths, values):
+    """The slope of a line through the points of the three largest lengths, both in logarithms."""
+    if len(lengths) < 2:
+        return float("nan")
+    return np.polyfit(np.log(lengths[-3:]), np.log(values[-3:]), 1)[0]
+
+
+def draw(values, unit, label):
+    _, all_axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharey=True)
+    for axis, mode in zip(all_axes, MODES, strict=True):
+        for i, name in enumerate(nystrom.ATTENTIONS):
+            x, y = series(values, mode, name, unit)
+            if len(x):
+                style = {"nystrom": "o-", "softmax": "s-"}.get(name, ".--")
+                width = 2.2 if name in ("nystrom", "softmax") else 1.2
+                text = f"{name}: N^{exponent(x, y):.2f}"
+                axis.plot(x, y, style, lw=width, color=f"C{i}", label=text)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(LENGTHS, [f"{n:,}" for n in LENGTHS])
+        axis.minorticks_off()
+        axis.set_title(mode, fontsize=10)
+        axis.set_xlabel("length N (tokens)")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    all_axes[0].set_ylabel(label)
+    plt.show()
+
+
+def table(values, unit, digits):
+    for mode in MODES:
+        print(f"{mode:22}" + "".join(f"{n:>10,}" for n in LENGTHS) + "  exponent")
+        for name in nystrom.ATTENTIONS:
+            cells = [values.get((mode, name, n)) for n in LENGTHS]
+            row = "".join(f"{'–' if c is None else f'{c / unit:.{digits}f}':>10}" for c in cells)
+            print(f"  {name:20}{row}{exponent(*series(values, mode, name, unit)):10.2f}")
+
+
+draw(times, 1e-3, "time (ms, the fastest turn)")
+
+# %% [markdown]
+# Time of one call, on logarithmic axes; the legend gives the exponent over the three largest
+# lengths of each. Softmax is the steep line; where another crosses it, that method begins to pay
+# off on this hardware. `none` passes the values through, so its time is that of a call and of a
+# copy. All times, in ms:
+
+# %%
+table(times, 1e-3, 2)
+for mode in MODES:
+    x, exact = series(times, mode, "softmax", 1e-3)
+    _, ours = series(times, mode, "nystrom", 1e-3)
+    ratio = exact / ours[: len(exact)]
+    listed = ", ".join(f"{r:.1f} at N = {n:,.0f}" for n, r in zip(x, ratio, strict=True))
+    print(f"{mode}, softmax's time over Nyström's: {listed}")
+
+# %% [markdown]
+# ## Memory
+
+# %%
+draw(memory, 2**20, "temporary buffers of the compiled program (MiB)")
+
+# %% [markdown]
+# Temporary buffers of the compiled program, by XLA's account; what needs none at all has no point.
+# Here softmax goes through the queries in tiles with a backward pass of its own, so it doesn't
+# keep the whole N × N matrix; a plain form does. In MiB:
+
+# %%
+table(memory, 2**20, 2)
