@@ -19,6 +19,7 @@
 # --runs=runs`, or change `RUNS` below.
 
 # %%
+# %matplotlib inline
 import os
 import sys
 from pathlib import Path
@@ -33,7 +34,6 @@ from experiment import plots
 from experiment.read_runs import read_runs
 
 RUNS = Path(os.environ.get("NOTEBOOK_RUNS", "../results"))
-plt.rcParams.update({"figure.dpi": 90})  # also switches on the display of figures
 found = read_runs([RUNS])
 finished = [run for group in found.groups for run in group.runs]
 print(f"{len(finished)} finished runs, {len(found.unfinished)} unfinished")
@@ -49,8 +49,6 @@ def show(table, nothing):
 
 def show_plot(figure, nothing):
     """A plot, or a sentence where there is none."""
-    if figure is not None:
-        figure.set_dpi(90)
     display(figure or Markdown(nothing))
 
 
@@ -58,9 +56,9 @@ def show_plot(figure, nothing):
 # ## The paper's table
 #
 # Test accuracy in %: the mean over seeds, ± the sample standard deviation where there are several,
-# and in brackets how many. † marks a mean over runs that one commit and one set of package versions
-# did not all make. Rows "paper" are those of Xiong et al. (2021). Only runs with LRA's data and recipe
-# are in this table.
+# and in brackets how many. † marks means over runs of several commits or package versions, or of
+# code with uncommitted changes. Rows "paper" are those of Xiong et al. (2021). Only runs with LRA's
+# data and recipe are in this table.
 
 # %%
 show(report.lra_table(found.groups), "")

@@ -80,9 +80,9 @@ except ValueError as error:
 # than a guess, one in eight.
 #
 # The model below is a user's: nothing in it is from this package but `attention_fn`. It has no
-# position embeddings, so to softmax attention the order of tokens is nothing. To Nyström attention it
-# isn't: landmarks are means of *neighbours*. So there are two kinds of sequence, `grouped` (each
-# word's tokens stand together) and `shuffled`. Both hold the same for softmax.
+# position embeddings, so softmax attention doesn't see the order of tokens. Nyström attention does:
+# landmarks are means of *neighbours*. Hence two kinds of sequence, `grouped` (each word's tokens
+# stand together) and `shuffled`. For softmax the two are the same task.
 
 # %%
 WORDS, COLOURS = 32, 8
