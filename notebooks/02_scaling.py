@@ -17,7 +17,8 @@
 #
 # One sequence, two heads of 32 features as in the Long Range Arena models, float32; the attention
 # alone, without projections. Settings are the defaults of `nystrom.self_attention_maker`:
-# 64 landmarks, 256 random features, a projection to 256, two rounds of hashing.
+# 64 landmarks, 256 random features, a projection to 256, two rounds of hashing. `flax softmax` is
+# `flax.nnx.dot_product_attention`, which forms the N × N matrix; our `softmax` works in tiles.
 
 # %%
 import os
@@ -36,9 +37,11 @@ import nystrom
 from experiment import provenance
 
 SHORT = "NOTEBOOK_SHORT" in os.environ  # tiny sizes: only a check that the notebook runs
-LENGTHS = (128,) if SHORT else (512, 1024, 2048, 4096, 8192, 16384)
-SOFTMAX_UP_TO = 8192  # beyond, exact attention takes long
-ROUNDS = 1 if SHORT else 4
+LENGTHS = (128,) if SHORT else (512, 1024, 2048, 4096, 8192)
+FLAX = "flax softmax"
+NAMES = (*nystrom.ATTENTIONS, FLAX)
+EXACT_UP_TO = 4096  # beyond, exact attention takes long
+ROUNDS = 1 if SHORT else 3
 WIDTH, HEADS = 64, 2
 plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
 hardware = provenance.hardware()
@@ -56,14 +59,17 @@ print(f"{hardware['platform']}: {hardware['processor']}, {hardware['num_cores']}
 def program(name, length, backward):
     """The compiled attention of that name and its arguments."""
     rngs = nnx.Rngs(0)
-    make = nystrom.self_attention_maker(name, WIDTH, HEADS, max_length=length, rngs=rngs)
-    layer = make(rngs)
+    attention, shared_query_key = nnx.dot_product_attention, False
+    if name != FLAX:
+        make = nystrom.self_attention_maker(name, WIDTH, HEADS, max_length=length, rngs=rngs)
+        layer = make(rngs)
+        attention, shared_query_key = layer.attention, layer.shared_query_key
     keys = jax.random.split(jax.random.key(0), 3)
     shape = (1, length, HEADS, WIDTH // HEADS)
     query, key, value = (jax.random.normal(k, shape) for k in keys)
 
     def forward(query, key, value):
-        return layer.attention(query, query if layer.shared_query_key else key, value)
+        return attention(query, query if shared_query_key else key, value)
 
     def loss(*arrays):
         return jnp.sum(forward(*arrays) ** 2)
@@ -87,7 +93,7 @@ def seconds(compiled, arrays, calls):
 MODES = {"forward": False, "forward and backward": True}
 times, memory = {}, {}
 for length in LENGTHS:
-    names = [n for n in nystrom.ATTENTIONS if n != "softmax" or length <= SOFTMAX_UP_TO]
+    names = [n for n in NAMES if "softmax" not in n or length <= EXACT_UP_TO]
     cases = {
         (mode, name): program(name, length, backward)
         for mode, backward in MODES.items()
@@ -97,7 +103,7 @@ for length in LENGTHS:
     for case, (compiled, arrays) in cases.items():
         memory[*case, length] = compiled.memory_analysis().temp_size_in_bytes
         seconds(compiled, arrays, 1)
-        calls[case] = max(1, min(50, int(0.05 / (seconds(compiled, arrays, 1) + 1e-6))))
+        calls[case] = max(1, min(20, int(0.02 / (seconds(compiled, arrays, 1) + 1e-6))))
     turns = [{c: seconds(*cases[c], calls[c]) for c in cases} for _ in range(ROUNDS)]
     for case in cases:
         times[*case, length] = min(turn[case] for turn in turns)
@@ -121,14 +127,14 @@ def exponent(lengths, values):
 
 
 def draw(values, unit, label):
-    _, all_axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharey=True)
+    _, all_axes = plt.subplots(1, 2, figsize=(10, 5.4), layout="constrained", sharey=True)
     for axis, mode in zip(all_axes, MODES, strict=True):
-        for i, name in enumerate(nystrom.ATTENTIONS):
+        for i, name in enumerate(NAMES):
             x, y = series(values, mode, name, unit)
             if len(x):
-                style = {"nystrom": "o-", "softmax": "s-"}.get(name, ".--")
+                style = {"nystrom": "o-", "softmax": "s-", FLAX: "^-"}.get(name, ".--")
                 width = 2.2 if name in ("nystrom", "softmax") else 1.2
-                text = f"{name}: N^{exponent(x, y):.2f}"
+                text = name if name == "none" else f"{name}: N^{exponent(x, y):.2f}"
                 axis.plot(x, y, style, lw=width, color=f"C{i}", label=text)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
@@ -137,7 +143,7 @@ def draw(values, unit, label):
         axis.set_title(mode, fontsize=10)
         axis.set_xlabel("length N (tokens)")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=3)
     all_axes[0].set_ylabel(label)
     plt.show()
 
@@ -145,7 +151,7 @@ def draw(values, unit, label):
 def table(values, unit, digits):
     for mode in MODES:
         print(f"{mode:22}" + "".join(f"{n:>10,}" for n in LENGTHS) + "  exponent")
-        for name in nystrom.ATTENTIONS:
+        for name in NAMES:
             cells = [values.get((mode, name, n)) for n in LENGTHS]
             row = "".join(f"{'–' if c is None else f'{c / unit:.{digits}f}':>10}" for c in cells)
             print(f"  {name:20}{row}{exponent(*series(values, mode, name, unit)):10.2f}")
@@ -155,9 +161,10 @@ draw(times, 1e-3, "processor time (ms)" if ON_CPU else "time (ms)")
 
 # %% [markdown]
 # Time of one call, on logarithmic axes; the legend gives the exponent over the three largest
-# lengths of each. Softmax is the steep line; where another crosses it, that method begins to pay
-# off on this hardware. `none` passes the values through, so its time is that of a call and of a
-# copy. All times, in ms:
+# lengths of each. Both forms of softmax grow with the square of the length; where another's line
+# passes below theirs, that method pays off on this hardware. `reformer` lies between linear and
+# quadratic: the number of buckets it hashes to grows with the length. `none` passes the values
+# through, so its time is that of a call and of a copy. All times, in ms:
 
 # %%
 table(times, 1e-3, 2)
@@ -176,8 +183,9 @@ draw(memory, 2**20, "temporary buffers of the compiled program (MiB)")
 
 # %% [markdown]
 # Temporary buffers of the compiled program, by XLA's account; what needs none at all has no point.
-# Here softmax goes through the queries in tiles with a backward pass of its own, so it doesn't
-# keep the whole N × N matrix; a plain form does. In MiB:
+# Flax's softmax, which holds the N × N matrix, is the steep line. Our softmax goes through the
+# queries in tiles and keeps no such matrix: exact attention need not be quadratic in memory, only in
+# time. Where a line bends, XLA or our code has gone over from whole arrays to tiles. In MiB:
 
 # %%
 table(memory, 2**20, 2)
