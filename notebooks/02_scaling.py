@@ -184,8 +184,8 @@ draw(memory, 2**20, "temporary buffers of the compiled program (MiB)")
 # %% [markdown]
 # Temporary buffers of the compiled program, by XLA's account; what needs none at all has no point.
 # Flax's softmax, which holds the N × N matrix, is the steep line. Our softmax goes through the
-# queries in tiles and keeps no such matrix: exact attention need not be quadratic in memory, only in
-# time. Where a line bends, XLA or our code has gone over from whole arrays to tiles. In MiB:
+# queries in tiles and keeps no such matrix: exact attention need not be quadratic in memory, only
+# in time. Exponents say little of lines that bend. In MiB:
 
 # %%
 table(memory, 2**20, 2)
