@@ -161,7 +161,7 @@ for axes, (name, head) in zip(all_axes, shown, strict=True):
         (f"difference: {100 * error:.0f} %", close - exact, -top, "RdBu"),
     )
     for axis, (title, matrix, bottom, colours) in zip(axes, pictures, strict=True):
-        image = axis.imshow(matrix, vmin=bottom, vmax=top, cmap=colours)
+        image = axis.imshow(matrix, vmin=bottom, vmax=top, cmap=colours, interpolation="nearest")
         axis.set_title(title, fontsize=9)
         if axis is not axes[0]:
             bar = figure.colorbar(image, ax=axis, fraction=0.046, label="attention weight")

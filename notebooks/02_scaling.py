@@ -41,7 +41,7 @@ LENGTHS = (128,) if SHORT else (512, 1024, 2048, 4096, 8192)
 FLAX = "flax softmax"
 NAMES = (*nystrom.ATTENTIONS, FLAX)
 EXACT_UP_TO = 4096  # beyond, exact attention takes long
-ROUNDS = 1 if SHORT else 3
+ROUNDS = 1 if SHORT else 5
 WIDTH, HEADS = 64, 2
 plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
 hardware = provenance.hardware()
@@ -127,7 +127,7 @@ def exponent(lengths, values):
 
 
 def draw(values, unit, label):
-    _, all_axes = plt.subplots(1, 2, figsize=(10, 5.4), layout="constrained", sharey=True)
+    _, all_axes = plt.subplots(1, 2, figsize=(10, 5.6), layout="constrained", sharey=True)
     for axis, mode in zip(all_axes, MODES, strict=True):
         for i, name in enumerate(NAMES):
             x, y = series(values, mode, name, unit)
@@ -143,7 +143,7 @@ def draw(values, unit, label):
         axis.set_title(mode, fontsize=10)
         axis.set_xlabel("length N (tokens)")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=3)
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
     all_axes[0].set_ylabel(label)
     plt.show()
 

@@ -65,6 +65,7 @@ def run(source: Path, target: Path) -> None:
     client = NotebookClient(
         notebook,
         timeout=3600,
+        startup_timeout=600,
         record_timing=False,
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(source.parent)}},
