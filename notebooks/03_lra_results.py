@@ -1,0 +1,152 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Results on the Long Range Arena
+#
+# What you will see here: the runs of a folder as tables and plots. Test accuracies beside the
+# paper's, learning curves, accuracy against the number of landmarks, speed and memory. It is what
+# `report.py` writes, from the same code, with each run's data at hand for more.
+#
+# The runs are those of `results/`. For your own: `python notebooks/run.py 03_lra_results
+# --runs=runs`, or change `RUNS` below.
+
+# %%
+# %matplotlib inline
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "..")  # the repository's root, for report.py
+
+import matplotlib.pyplot as plt
+from IPython.display import Markdown, display
+
+import report
+from experiment import plots
+from experiment.read_runs import read_runs
+
+RUNS = Path(os.environ.get("NOTEBOOK_RUNS", "../results"))
+found = read_runs([RUNS])
+finished = [run for group in found.groups for run in group.runs]
+print(f"{len(finished)} finished runs, {len(found.unfinished)} unfinished")
+for path, why in found.skipped:
+    print(f"skipped: {os.path.relpath(path, RUNS)}: {why}")
+
+
+def show(table, nothing):
+    """A table, or a sentence where it has no rows."""
+    header, rows = table
+    display(Markdown(report.markdown(header, rows) if rows else nothing))
+
+
+def show_plot(figure, nothing):
+    """A plot, or a sentence where there is none."""
+    display(figure or Markdown(nothing))
+
+
+# %% [markdown]
+# ## The paper's table
+#
+# Test accuracy in %: the mean over seeds, ± the sample standard deviation where there are several,
+# and in brackets how many. † marks means over runs of several commits or package versions, or of
+# code with uncommitted changes. Rows "paper" are those of Xiong et al. (2021). Only runs with LRA's
+# data and recipe are in this table.
+
+# %%
+show(report.lra_table(found.groups), "")
+
+# %% [markdown]
+# ## Runs that don't compare with LRA
+#
+# They differ from it in data or recipe; the last column says how.
+
+# %%
+show(report.apart_table(found.groups), "There are no such runs in the folder.")
+
+# %% [markdown]
+# ## Learning curves
+#
+# Accuracy on held-out validation data as training goes on, a line for each run, runs of one group
+# in one colour; dashed where a run is unfinished, dotted what the labels' shares alone give.
+
+# %%
+show_plot(
+    plots.plot_curves(found.groups, found.unfinished),
+    "There are no reports on validation data in the folder yet.",
+)
+
+# %% [markdown]
+# The training loss of the same runs tells earlier than accuracy whether anything is being learnt:
+# a flat start is the loss of a model that knows only how often each label occurs.
+
+# %%
+tasks = list(dict.fromkeys(run.task for run in (*finished, *found.unfinished)))
+labels = {run.folder: group.label for group in found.groups for run in group.runs}
+if tasks:
+    figure, all_axes = plt.subplots(
+        len(tasks), 1, figsize=(7.5, 3.6 * len(tasks)), layout="constrained", squeeze=False
+    )
+    for axis, task in zip(all_axes[:, 0], tasks, strict=True):
+        known = {}
+        for run in (*finished, *found.unfinished):
+            steps, losses = run.curve("train", "loss")
+            if run.task == task and steps:
+                label = labels.get(run.folder, f"{run.attention} (unfinished)")
+                first = label not in known
+                colour = known.setdefault(label, f"C{len(known) % 10}")
+                style = "-" if run.result else "--"
+                shown = label if first else None
+                axis.plot(steps, losses, style, color=colour, lw=1.2, label=shown)
+        axis.set_title(plots.TITLES[task], fontsize=10)
+        axis.set_xlabel("training step")
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.set_ylabel("training loss (nats)")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+        if known:
+            axis.legend(fontsize=7)
+    plt.show()
+
+# %% [markdown]
+# ## Accuracy against the number of landmarks
+#
+# Runs that differ in the number of landmarks alone, with softmax attention of the same settings as
+# a dashed line where there is such a run.
+
+# %%
+nothing = (
+    "There are no two finished runs in the folder that differ in the number of landmarks alone. "
+    "`python sweep.py --config=configs/lra_listops.py:quick --config.model.num_landmarks=16,32,64`"
+    " makes some."
+)
+show_plot(plots.plot_landmarks(found.groups), nothing)
+header, rows = report.landmarks_table(found.groups)
+if rows:
+    show((header, rows), "")
+
+# %% [markdown]
+# ## Speed and memory
+#
+# Training examples per second and peak memory, medians over runs on the same hardware. Compare
+# bars of one hardware only.
+
+# %%
+show_plot(plots.plot_speed(found.groups), "No run in the folder has recorded its speed.")
+show(report.speed_table(found.groups), "")
+
+# %% [markdown]
+# ## Unfinished runs
+
+# %%
+header, rows = report.unfinished_table(found)
+rows = [[os.path.relpath(run.folder, RUNS), *row[1:]]
+        for run, row in zip(found.unfinished, rows, strict=True)]  # fmt: skip
+show((header, rows), "There are none.")
