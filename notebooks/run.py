@@ -67,6 +67,7 @@ def run(source: Path, target: Path) -> None:
         timeout=3600,
         startup_timeout=600,
         record_timing=False,
+        coalesce_streams=True,
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(source.parent)}},
     )
