@@ -27,7 +27,7 @@ from ml_collections import config_flags
 import lra_tasks
 from experiment import metrics, provenance
 from experiment.checkpoints import NOT_EVALUATED, Checkpoints
-from experiment.config_checks import check_config, suitable_accumulate_steps
+from experiment.config_checks import check_config, fill_accumulate_steps
 from experiment.model import make_model
 from experiment.signals import StopSignals
 from experiment.workdir import WorkdirError, claim, default_workdir
@@ -258,10 +258,7 @@ def main(argv):
     problems = check_config(config, jax.device_count())
     if problems:
         fail("The config can't be run:\n" + "\n".join(f"  {problem}" for problem in problems))
-    if config.accumulate_steps == 0:  # set here for config.json to say what was run
-        config.accumulate_steps = suitable_accumulate_steps(
-            config.batch_size, jax.device_count(), jax.default_backend()
-        )
+    fill_accumulate_steps(config)  # here, for config.json to say what was run
     holder = FLAGS["config"]
     workdir = Path(WORKDIR.value or default_workdir(holder.config_filename, holder.override_values))
     cache = lra_tasks.store.datasets_dir(config.cache_dir or None).parent

@@ -1,5 +1,6 @@
 """Checks of a config, all of them made before any data or workdir is touched."""
 
+import jax
 import ml_collections
 
 import lra_tasks
@@ -92,11 +93,19 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
 def suitable_accumulate_steps(batch_size: int, num_devices: int, platform: str) -> int:
     """What `config.accumulate_steps=0` stands for: 1, but on a CPU parts of 4 examples a device.
 
-    The arrays of 4 examples stay in a core's cache: steps of 32 ListOps or Text examples took
-    about two thirds of the time (benchmarks/train_step.py).
+    The arrays of 4 examples stay in a core's cache; benchmarks/train_step.py measures what that
+    saves, with `--accumulate_steps=1` beside its default.
     """
     part = 4 * num_devices
     return batch_size // part if platform == "cpu" and batch_size % part == 0 else 1
+
+
+def fill_accumulate_steps(config: ml_collections.ConfigDict) -> None:
+    """Puts what suits the devices at hand in place of `config.accumulate_steps=0`."""
+    if config.accumulate_steps == 0:
+        config.accumulate_steps = suitable_accumulate_steps(
+            config.batch_size, jax.device_count(), jax.default_backend()
+        )
 
 
 def _get(config, field):
