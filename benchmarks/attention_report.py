@@ -73,7 +73,12 @@ def draw(rows, directory):
         table = _tabulate(rows, column)
         landmarks = sorted({case[1] for case in table})
         figure, panels = pyplot.subplots(
-            1, len(landmarks), figsize=(5 * len(landmarks), 4), sharey=True, squeeze=False
+            1,
+            len(landmarks),
+            figsize=(5 * len(landmarks), 4),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
         )
         for panel, num_landmarks in zip(panels[0], landmarks, strict=True):
             for name in (*NYSTROM, *EXACT):
@@ -90,11 +95,12 @@ def draw(rows, directory):
                     style = {"linewidth": 3, "color": "black"}
                 if points:
                     panel.loglog(*zip(*points, strict=True), marker="o", label=name, **style)
-            panel.set(title=f"{num_landmarks} landmarks", xlabel="N")
+            panel.set(title=f"{num_landmarks} landmarks", xlabel="N (tokens)")
             panel.grid(alpha=0.3)
         panels[0][0].set_ylabel(f"{MODES[1]}, {label}")
-        panels[0][0].legend()
-        figure.tight_layout()
+        figure.legend(
+            *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6
+        )
         figure.savefig(directory / f"attention_{what}.png", dpi=120)
         pyplot.close(figure)
 
