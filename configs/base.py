@@ -45,6 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_heads = 2
     config.model.mlp_width = 128
     config.model.head_width = 128
+    config.model.embedding_std = 0.02  # of the normal initial embeddings
     config.model.dropout_rate = 0.1
     config.model.remat = False  # recompute each block in the backward pass: less memory
     config.model.dtype = "float32"  # or "bfloat16"; parameters and softmax stay float32

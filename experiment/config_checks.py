@@ -33,9 +33,11 @@ AT_LEAST = {
     "model.projection_length": 1,
     "model.num_hashes": 1,
     "model.bucket_size": 1,
+    "model.embedding_std": 0,
     "model.dropout_rate": 0,
 }
 BELOW_ONE = ("model.dropout_rate", "adam_b1", "adam_b2")
+FINITE = ("learning_rate", "model.embedding_std")
 CHOICES = {
     "model.attention": nystrom.ATTENTIONS,
     "model.dtype": ("float32", "bfloat16"),
@@ -56,7 +58,8 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         expect(_get(config, field) >= least, field, f"expected {least} or more")
     for field in BELOW_ONE:
         expect(_get(config, field) < 1, field, "expected less than 1")
-    expect(config.learning_rate < float("inf"), "learning_rate", "expected a finite rate")
+    for field in FINITE:
+        expect(_get(config, field) < float("inf"), field, "expected a finite number")
     for field, choices in CHOICES.items():
         expect(_get(config, field) in choices, field, f"expected one of {', '.join(choices)}")
     if problems:  # what follows divides by these numbers

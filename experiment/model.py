@@ -37,6 +37,7 @@ def make_model(config: ml_collections.ConfigDict, task: lra_tasks.Task, seed: in
         num_layers=config.num_layers,
         num_heads=config.num_heads,
         mlp_width=config.mlp_width,
+        embedding_std=config.embedding_std,
         dropout_rate=config.dropout_rate,
         make_attention=make_attention,
         remat=config.remat,

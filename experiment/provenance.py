@@ -13,14 +13,13 @@ import jax
 import ml_collections
 
 import lra_tasks
-from experiment.workdir import differing_fields
+from experiment.workdir import differing_fields, recorded
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "tensorflow-datasets")
 
 # Fields in which runs of one recipe differ: what is compared, where things lie, how they are cut.
 FREE_FIELDS = (
     "seed",
-    "cache_dir",
     "eval_every",
     "log_every",
     "checkpoint_every",
@@ -54,7 +53,7 @@ def describe(config, task: lra_tasks.Task) -> dict:
         "versions": versions(),
         "hardware": hardware(),
         **peak_memory(),
-        "config": config.to_dict(),
+        "config": recorded(config),
     }
 
 
@@ -64,7 +63,7 @@ def recipe_changes(config: ml_collections.ConfigDict) -> list[str]:
     Which attention, its number of landmarks, the seed and what can't change a result are free.
     """
     recipe = importlib.import_module(f"configs.{config.name}").get_config()
-    different = differing_fields(recipe.to_dict(), config.to_dict())
+    different = differing_fields(recorded(recipe), recorded(config))
     return [
         f"{name}={new!r} (recipe {old!r})"
         for name, (old, new) in different.items()

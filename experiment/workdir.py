@@ -28,6 +28,13 @@ def default_workdir(config_file: str, overrides: dict[str, object]) -> Path:
     return Path("runs") / full
 
 
+def recorded(config: ml_collections.ConfigDict) -> dict:
+    """A config as a run's files hold it: without cache_dir, which is a machine's own."""
+    fields = config.to_dict()
+    del fields["cache_dir"]
+    return fields
+
+
 def claim(workdir: Path, config: ml_collections.ConfigDict):
     """Creates or re-enters a workdir for a config; returns a lock to hold while the run lasts.
 
@@ -53,7 +60,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
                 "not a run's folder; choose an empty or new one"
             )
         temporary = workdir / ".config.tmp"
-        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        temporary.write_text(json.dumps(recorded(config), indent=2) + "\n")
         os.replace(temporary, config_path)
         return lock
     check_same_config(workdir, config)
@@ -67,7 +74,7 @@ def check_same_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
         saved = json.loads(config_path.read_text())
     except ValueError as error:
         raise WorkdirError(f"{config_path}: not readable as JSON ({error})") from error
-    different = differing_fields(saved, json.loads(json.dumps(config.to_dict())))
+    different = differing_fields(saved, json.loads(json.dumps(recorded(config))))
     if different:
         raise WorkdirError(
             f"--workdir={workdir}: belongs to a run with another config. Differing fields:\n"
@@ -86,6 +93,6 @@ def differing_fields(old: dict, new: dict, prefix: str = "") -> dict[str, tuple]
         a, b = old.get(name, "absent"), new.get(name, "absent")
         if isinstance(a, dict) and isinstance(b, dict):
             different |= differing_fields(a, b, f"{prefix}{name}.")
-        elif a != b and prefix + name != "cache_dir":
+        elif a != b:
             different[prefix + name] = (a, b)
     return different

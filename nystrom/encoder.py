@@ -127,7 +127,8 @@ class EncoderBlock(nnx.Module):
 class Encoder(nnx.Module):
     """Token ids to hidden states: embeddings, pre-norm blocks and a final LayerNorm.
 
-    Positions count real tokens only, so that padding, wherever it stands, changes nothing.
+    Positions count real tokens only, so that padding, wherever it stands, changes nothing. Both
+    embeddings, of tokens and of positions, start as normal numbers with std `embedding_std`.
     `make_attention(rngs)` gives each block its self-attention module; without it the blocks
     have `NystromSelfAttention` with its defaults.
     """
@@ -141,6 +142,7 @@ class Encoder(nnx.Module):
         num_layers: int = 2,
         num_heads: int = 2,
         mlp_width: int = 128,
+        embedding_std: float = 0.02,
         dropout_rate: float = 0.0,
         make_attention: Callable[[nnx.Rngs], SelfAttention] | None = None,
         remat: bool = False,
@@ -150,7 +152,7 @@ class Encoder(nnx.Module):
         make_attention = make_attention or (
             lambda rngs: NystromSelfAttention(width, num_heads, dtype=dtype, rngs=rngs)
         )
-        embed_init = nnx.initializers.normal(0.02)
+        embed_init = nnx.initializers.normal(embedding_std)
         self.dropout_rate = dropout_rate
         self.remat = remat
         self.max_length = max_length

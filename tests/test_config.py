@@ -61,6 +61,8 @@ def test_an_unknown_variant_is_refused(name):
         ("model.num_landmarks", 0, "expected 1 or more"),
         ("model.conv_kernel_size", 4, "odd"),
         ("model.dropout_rate", 1.0, "less than 1"),
+        ("model.embedding_std", -0.1, "expected 0 or more"),
+        ("model.embedding_std", float("inf"), "finite"),
         ("model.dtype", "float8", "expected one of float32, bfloat16"),
         ("warmup_steps", 5_001, "at most config.num_train_steps=5000"),
         ("learning_rate", float("nan"), "expected 0 or more"),

@@ -139,11 +139,14 @@ def test_a_signal_saves_and_the_run_goes_on_later(number, whole_run, tmp_path, r
     assert_same_run(workdir, whole)
 
 
-def test_a_finished_run_is_not_repeated(whole_run, run_train):
+def test_a_finished_run_is_not_repeated(whole_run, tmp_path, run_train):
     workdir, out, _ = whole_run
     before = reports(workdir)
-    again = run_train(*SMALL, f"--workdir={workdir}")
+    # The cache's place is the machine's: it is not recorded, so another one is no other config.
+    again = run_train(*SMALL, f"--workdir={workdir}", f"--config.cache_dir={tmp_path}")
     assert json.loads(again.stdout) == json.loads(out)
+    assert "cache_dir" not in json.loads(out)["config"]
+    assert "cache_dir" not in json.loads((workdir / "config.json").read_text())
     assert "is finished" in again.stderr
     assert reports(workdir) == before
 

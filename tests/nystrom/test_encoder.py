@@ -152,6 +152,13 @@ def test_dropout_acts_only_with_a_key():
     )
 
 
+def test_embeddings_start_with_the_std_asked_for():
+    for options, std in (({}, 0.02), ({"embedding_std": 0.5}, 0.5)):
+        encoder = nystrom.Encoder(500, 500, rngs=nnx.Rngs(0), **options)
+        for table in (encoder.token_embed.embedding, encoder.position_embed):
+            assert np.std(table[...]) == pytest.approx(std, rel=0.03)
+
+
 def test_bfloat16_has_float32_parameters_and_logits():
     model = make_model(dtype=jnp.bfloat16)
     graph, state = nnx.split(model)
