@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the kernel warns at its start
     if options.short:
         os.environ["NOTEBOOK_SHORT"] = "1"
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) if options.short else FOLDER
         for name in options.names or names:

@@ -18,6 +18,7 @@ SMALL = (
     "--config.task.padded_length=64",
     "--config.task.bucket_boundaries=(32,64)",
     "--config.model.num_landmarks=8",
+    "--config.model.pinv_iterations=2",
     "--config.model.width=16",
     "--config.model.mlp_width=32",
     "--config.model.num_layers=1",
@@ -29,6 +30,15 @@ SMALL = (
     "--config.eval_every=4",
     "--config.log_every=2",
 )
+# The same with one length to compile for. (A tuple given twice would be joined, not replaced.)
+SMALL_ONE_LENGTH = tuple(
+    argument.replace("(32,64)", "(64,)") if "bucket_boundaries" in argument else argument
+    for argument in SMALL
+)
+
+# Half the time to compile. The training loop is what runs of train.py are about; the tests of
+# nystrom/ run the programs that users run.
+COMPILE_FAST = "--xla_backend_optimization_level=0"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,10 +65,12 @@ def run_train(cache_home):
 
 def start_train(*arguments, env=None) -> subprocess.Popen:
     """Starts `python train.py` with arguments, in the repository's root."""
+    env = env or {}
+    flags = f"{COMPILE_FAST} {env.get('XLA_FLAGS', '')}"
     return subprocess.Popen(
         [sys.executable, "train.py", *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | (env or {}),
+        env=os.environ | env | {"XLA_FLAGS": flags},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from experiment.grid import GridError, make_runs, split_values
 from experiment.read_runs import read_runs
 from experiment.workdir import default_workdir
-from tests.conftest import ROOT, SMALL
+from tests.conftest import COMPILE_FAST, ROOT, SMALL, SMALL_ONE_LENGTH
 
 # ml_collections loads config files in a way that Python 3.12 will lose.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -28,6 +28,7 @@ def sweep(*arguments, cwd=ROOT):
     return subprocess.run(
         [sys.executable, str(ROOT / "sweep.py"), *map(str, arguments)],
         cwd=cwd,
+        env=os.environ | {"XLA_FLAGS": COMPILE_FAST},
         capture_output=True,
         text=True,
         timeout=600,
@@ -147,13 +148,15 @@ def test_a_dry_run_prints_commands_that_a_shell_reads_back(tmp_path):
 
 
 def test_an_interrupted_sweep_started_again_completes_what_is_missing(tmp_path):
-    arguments = (*SMALL, "--config.seed=0,1,2", f"--runs_dir={tmp_path}")
+    fast_to_compile = (*SMALL_ONE_LENGTH, "--config.model.attention=none")
+    arguments = (*fast_to_compile, "--config.seed=0,1,2", f"--runs_dir={tmp_path}")
     failing, first, second = (run.workdir for run in make_runs(list(arguments[:-1]), tmp_path))
     failing.mkdir()
     (failing / "notes.txt").write_text("not a run's folder")
     process = subprocess.Popen(
         [sys.executable, "sweep.py", *arguments],
         cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": COMPILE_FAST},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a process group, as the shell makes one

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiment.checkpoints import Checkpoints
-from tests.conftest import SMALL, start_train
+from tests.conftest import SMALL, SMALL_ONE_LENGTH, start_train
 
 
 def reports(workdir):
@@ -205,7 +205,7 @@ def test_accumulated_steps_give_what_whole_batches_give(tmp_path, run_train):
     for parts in (1, 4):
         workdir = tmp_path / str(parts)
         run_train(
-            *SMALL,
+            *SMALL_ONE_LENGTH,
             f"--workdir={workdir}",
             "--config.model.dropout_rate=0",
             f"--config.accumulate_steps={parts}",
