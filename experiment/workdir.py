@@ -17,10 +17,13 @@ class WorkdirError(ValueError):
 
 
 def default_workdir(config_file: str, overrides: dict[str, object]) -> Path:
-    """runs/<config>[,<override>=<value>...] for `--config=<config_file>` and its overrides."""
+    """runs/<config>[,<override>=<value>...] for `--config=<config_file>` and its overrides.
+
+    Where the cache lies is a machine's own, and no part of the name.
+    """
     path, _, variant = config_file.partition(":")
     name = Path(path).stem + (f"-{variant}" if variant else "")
-    parts = [name, *(f"{field}={value}" for field, value in sorted(overrides.items()))]
+    parts = [name, *(f"{k}={v}" for k, v in sorted(overrides.items()) if k != "cache_dir")]
     full = re.sub(r"[^\w.,=+-]", "_", ",".join(parts))
     if len(full) > MAX_NAME:
         digest = hashlib.sha256(full.encode()).hexdigest()[:12]

@@ -128,7 +128,7 @@ def test_the_command_line_reports_errors_and_leaves_no_workdir(
 def test_the_default_workdir_names_config_variant_and_overrides():
     name = default_workdir(
         "configs/lra_listops.py:tuned",
-        {"seed": 1, "model.num_landmarks": 32, "task.data_dir": "/a"},
+        {"seed": 1, "model.num_landmarks": 32, "task.data_dir": "/a", "cache_dir": "/c"},
     )
     assert name == Path("runs/lra_listops-tuned,model.num_landmarks=32,seed=1,task.data_dir=_a")
     long = {"task.data_dir": "x" * 400}
