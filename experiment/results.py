@@ -30,6 +30,8 @@ OWN_FIELDS = {
     "model.num_hashes": "reformer",
     "model.bucket_size": "reformer",
 }
+# Fields that tell a reader most about how runs differ.
+TELLING = ("num_train_steps", "learning_rate", "batch_size", "warmup_steps", "model.num_landmarks")
 # Where runs may differ and still be runs of one thing: the seed, and where files lie.
 SEED_AND_PATHS = ("seed", "cache_dir", "task.data_dir")
 
@@ -140,10 +142,10 @@ def key_of(config: dict, without: tuple[str, ...] = ()) -> str:
 
 
 def label_apart(groups: list[Group]) -> list[Group]:
-    """The groups with labels that tell them apart: the attention and the fields that vary.
+    """The groups with labels that tell them apart: the attention and a few fields that vary.
 
-    Results that compare with LRA are told from one another, the others from all. Fields of
-    another attention, the data and the folder are named only where nothing else tells two apart.
+    Results that compare with LRA are told from one another, the others from all. Further fields,
+    those of another attention, the data and the folder are named only where these tell nothing.
     """
     comparable = [group for group in groups if group.first["comparable_to_lra"]]
     others = [group for group in groups if not group.first["comparable_to_lra"]]
@@ -158,9 +160,13 @@ def _distinct_labels(groups, among, taken):
         field for group in among for field in differing_fields(among[0].config, group.config)
     }
     varying -= {"model.attention", *SEED_AND_PATHS}
+    telling = _telling_fields(among, varying)
     detail = {id(group): 0 for group in groups}
     while True:
-        labels = {id(group): _label(group, varying, detail[id(group)]) for group in groups}
+        labels = {
+            id(group): _label(group, varying if detail[id(group)] else telling, detail[id(group)])
+            for group in groups
+        }
         used = [*taken, *labels.values()]
         same = [
             name for name, label in labels.items() if used.count(label) > 1 and detail[name] < 3
@@ -169,6 +175,26 @@ def _distinct_labels(groups, among, taken):
             return labels
         for name in same:
             detail[name] += 1
+
+
+def _telling_fields(groups, varying) -> set[str]:
+    """A few of the varying fields that tell groups of one attention apart."""
+    rows = [(group.attention, fields_of(group.config)) for group in groups]
+
+    def num_kinds(names):
+        return len({(a, *(str(fields.get(name)) for name in names)) for a, fields in rows})
+
+    telling = set()
+    # The rest are for where TELLING leaves groups alike.
+    for candidates in (TELLING, sorted(varying - set(TELLING))):
+        candidates = [name for name in candidates if name in varying]
+        while candidates:
+            best = max(candidates, key=lambda name: num_kinds([*telling, name]))
+            if num_kinds([*telling, best]) == num_kinds(telling):
+                break
+            telling.add(best)
+            candidates.remove(best)
+    return telling
 
 
 def _label(group, varying, detail):

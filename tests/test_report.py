@@ -116,6 +116,21 @@ def test_runs_that_do_not_compare_leave_the_rows_as_they_are(tmp_path):
     assert "num_train_steps=20000" in labels["80.00 (1)"]
 
 
+def test_labels_name_no_more_fields_than_tell_recipes_apart(tmp_path):
+    apart = {"comparable_to_lra": False, "why_not_comparable": "for a reason"}
+    listops = importlib.import_module("configs.lra_listops")
+    for variant in ("quick", "tuned"):  # they differ in more than a dozen fields
+        for attention in ("linear", "none"):
+            config = listops.get_config(variant)
+            config.model.attention = attention
+            write_run(tmp_path, f"{variant}-{attention}", 0.3, config, **apart)
+    assert sorted(r["attention"] for r in rows_of(report.apart_table, tmp_path)) == [
+        f"{attention}, num_train_steps={steps}"
+        for attention in ("linear", "none")
+        for steps in (5000, 600)
+    ]
+
+
 @pytest.mark.parametrize("field", fields_of(base.get_config().to_dict()))
 def test_only_seed_and_paths_may_differ_within_an_average(field, tmp_path):
     config = changed()
