@@ -41,6 +41,11 @@ SMALL_ONE_LENGTH = tuple(
 COMPILE_FAST = "--xla_backend_optimization_level=0"
 
 
+def pytest_collection_modifyitems(items):
+    """The long files first, that is those of whole runs, so that the workers end together."""
+    items.sort(key=lambda item: item.path.parent != ROOT / "tests")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory):
     """Prepared data and compiled programs of the tests stay out of the user's cache."""
