@@ -18,6 +18,7 @@ TITLES = {
 }
 NOT_LRA = "not comparable to LRA"
 PANEL = (6.4, 4.2)  # inches
+LEAST_SPAN = 5  # percentage points on the axis of accuracies, lest noise look like news
 
 
 def landmark_series(groups: list[Group]) -> list[list[Group]]:
@@ -124,6 +125,10 @@ def plot_curves(groups: list[Group], unfinished: list[Run] = ()) -> Figure | Non
                 )
                 label = None  # one entry in the legend for all seeds
         axes.axhline(CHANCE[runs[0].task], ls=":", color="grey", lw=1, label="chance")
+        low, high = axes.get_ylim()
+        if high - low < LEAST_SPAN:
+            middle = (low + high) / 2
+            axes.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
         axes.set_xlabel("training step")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_ylabel("validation accuracy (%)")
