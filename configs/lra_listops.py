@@ -9,7 +9,7 @@ Variants:
   :quick  expressions of 20 to 200 tokens at ten times the rate: a couple of minutes on a CPU.
   :tuned  the paper's model, data, batch and steps with peak rate 3e-3, 200 steps of warm-up and
           embeddings that start with std 1 instead of 0.02: leaves the labels' prior near step
-          1,300, where the recipe is still there after 2,250 (README has more).
+          1,300, where the recipe is still there after all 5,000 (README has more).
 """
 
 from configs import base
@@ -41,8 +41,8 @@ def get_config(variant: str = ""):
         config.task.num_validation = 1_000
         config.task.num_test = 1_000
     elif variant == "tuned":
-        # The embeddings' std grows with the rate, or steps of Adam are large beside what they
-        # change: positions then walk at random, and attention takes longer to find the root.
+        # The embeddings' std grows with the rate: at 1e-3, on up to 768 tokens, 0.2 left the prior
+        # at step 775 and 0.02 not by 1,100.
         config.learning_rate = 3e-3
         config.warmup_steps = 200
         config.model.embedding_std = 1.0
