@@ -30,7 +30,7 @@ OWN_FIELDS = {
     "model.num_hashes": "reformer",
     "model.bucket_size": "reformer",
 }
-# Fields that tell a reader most about how runs differ.
+# Fields that tell a reader most about how runs differ, the first most of all.
 TELLING = ("num_train_steps", "learning_rate", "batch_size", "warmup_steps", "model.num_landmarks")
 # Where runs may differ and still be runs of one thing: the seed, and where files lie.
 SEED_AND_PATHS = ("seed", "cache_dir", "task.data_dir")
@@ -185,15 +185,9 @@ def _telling_fields(groups, varying) -> set[str]:
         return len({(a, *(str(fields.get(name)) for name in names)) for a, fields in rows})
 
     telling = set()
-    # The rest are for where TELLING leaves groups alike.
-    for candidates in (TELLING, sorted(varying - set(TELLING))):
-        candidates = [name for name in candidates if name in varying]
-        while candidates:
-            best = max(candidates, key=lambda name: num_kinds([*telling, name]))
-            if num_kinds([*telling, best]) == num_kinds(telling):
-                break
-            telling.add(best)
-            candidates.remove(best)
+    for name in (*TELLING, *sorted(varying)):
+        if name in varying and num_kinds([*telling, name]) > num_kinds(telling):
+            telling.add(name)
     return telling
 
 
