@@ -18,7 +18,6 @@ SMALL = (
     "--config.task.padded_length=64",
     "--config.task.bucket_boundaries=(32,64)",
     "--config.model.num_landmarks=8",
-    "--config.model.pinv_iterations=2",
     "--config.model.width=16",
     "--config.model.mlp_width=32",
     "--config.model.num_layers=1",
@@ -35,10 +34,6 @@ SMALL_ONE_LENGTH = tuple(
     argument.replace("(32,64)", "(64,)") if "bucket_boundaries" in argument else argument
     for argument in SMALL
 )
-
-# Half the time to compile. The training loop is what runs of train.py are about; the tests of
-# nystrom/ run the programs that users run.
-COMPILE_FAST = "--xla_backend_optimization_level=0"
 
 
 def pytest_collection_modifyitems(items):
@@ -70,12 +65,10 @@ def run_train(cache_home):
 
 def start_train(*arguments, env=None) -> subprocess.Popen:
     """Starts `python train.py` with arguments, in the repository's root."""
-    env = env or {}
-    flags = f"{COMPILE_FAST} {env.get('XLA_FLAGS', '')}"
     return subprocess.Popen(
         [sys.executable, "train.py", *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | env | {"XLA_FLAGS": flags},
+        env=os.environ | (env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
