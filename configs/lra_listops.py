@@ -41,8 +41,6 @@ def get_config(variant: str = ""):
         config.task.num_validation = 1_000
         config.task.num_test = 1_000
     elif variant == "tuned":
-        # The embeddings' std grows with the rate: at 1e-3, on up to 768 tokens, 0.2 left the prior
-        # at step 775 and 0.02 not by 1,100.
         config.learning_rate = 3e-3
         config.warmup_steps = 200
         config.model.embedding_std = 1.0

@@ -191,12 +191,12 @@ def _telling_fields(groups, varying) -> set[str]:
     return telling
 
 
-def _label(group, varying, detail):
+def _label(group, named, detail):
     fields = fields_of(group.config)
     always = {"model.num_landmarks"} if group.attention == "nystrom" else set()
     shown = [
         f"{name.rpartition('.')[2]}={fields.get(name, 'absent')}"
-        for name in sorted(varying | always)
+        for name in sorted(named | always)
         if detail or OWN_FIELDS.get(name, group.attention) == group.attention
     ]
     if detail >= 2:

@@ -98,7 +98,7 @@ def _members(stream: "_BoundedStream", path: Path, wanted, max_member_bytes: int
     while True:
         stream.begin_header()
         try:
-            if tar is None:
+            if tar is None:  # holds nothing to close: the stream is the caller's
                 tar = tarfile.open(fileobj=stream, mode="r|", tarinfo=Header)  # noqa: SIM115
             info = tar.next()
         except (tarfile.TarError, RecursionError, ArithmeticError, LookupError) as error:

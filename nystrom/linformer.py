@@ -43,7 +43,10 @@ def linformer_attention(
     query, key, value, projection = promote(
         query, zero_padded(key, key_mask), zero_padded(value, key_mask), projection
     )
-    flatten = lambda x: x.reshape(-1, *x.shape[len(batch) :])  # noqa: E731
+
+    def flatten(x):
+        return x.reshape(-1, *x.shape[len(batch) :])
+
     query, key, value = map(flatten, (query, key, value))
     if query_mask is not None:
         query_mask = flatten(query_mask)

@@ -84,8 +84,10 @@ def test_apply_pinv_in_float64(iterations):
             out = apply(a, w)
             return (out * cotangent).sum(), out
 
+        def plain(a, w):
+            return iterative_pinv(a, iterations) @ w
+
         fast = partial(apply_pinv, num_iterations=iterations)
-        plain = lambda a, w: iterative_pinv(a, iterations) @ w  # noqa: E731
         results = [
             jitted(jax.grad(partial(loss, form), (0, 1), has_aux=True))(a, w)
             for form in (fast, plain)
