@@ -18,6 +18,7 @@ SMALL = (
     "--config.task.padded_length=64",
     "--config.task.bucket_boundaries=(32,64)",
     "--config.model.num_landmarks=8",
+    "--config.model.pinv_iterations=2",
     "--config.model.width=16",
     "--config.model.mlp_width=32",
     "--config.model.num_layers=1",
@@ -34,6 +35,9 @@ SMALL_ONE_LENGTH = tuple(
     argument.replace("(32,64)", "(64,)") if "bucket_boundaries" in argument else argument
     for argument in SMALL
 )
+
+# For what is tested of any program: half the time to compile.
+COMPILE_FAST = "--xla_backend_optimization_level=0"
 
 
 def pytest_collection_modifyitems(items):

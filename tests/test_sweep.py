@@ -15,13 +15,11 @@ from hypothesis import strategies as st
 from experiment.grid import GridError, make_runs, split_values
 from experiment.read_runs import read_runs
 from experiment.workdir import default_workdir
-from tests.conftest import ROOT, SMALL, SMALL_ONE_LENGTH
+from tests.conftest import COMPILE_FAST, ROOT, SMALL, SMALL_ONE_LENGTH
 
 # ml_collections loads config files in a way that Python 3.12 will lose.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
-# What a sweep starts and when is tested here, not the programs that its runs compile.
-COMPILE_FAST = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 LISTOPS = f"--config={ROOT}/configs/lra_listops.py"
 
 
@@ -30,7 +28,7 @@ def sweep(*arguments, cwd=ROOT):
     return subprocess.run(
         [sys.executable, str(ROOT / "sweep.py"), *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | COMPILE_FAST,
+        env=os.environ | {"XLA_FLAGS": COMPILE_FAST},
         capture_output=True,
         text=True,
         timeout=600,
@@ -158,7 +156,7 @@ def test_an_interrupted_sweep_started_again_completes_what_is_missing(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "sweep.py", *arguments],
         cwd=ROOT,
-        env=os.environ | COMPILE_FAST,
+        env=os.environ | {"XLA_FLAGS": COMPILE_FAST},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a process group, as the shell makes one

@@ -26,6 +26,7 @@ def small(name, source="synthetic", variant="", **overrides):
             "eval_every": 2,
             "accumulate_steps": min(max(config.accumulate_steps, 1), 2),
             "model.num_layers": 1,
+            "model.pinv_iterations": 2,
             "model.width": 16,
             "model.mlp_width": 16,
             "task.source": source,

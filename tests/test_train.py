@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiment.checkpoints import Checkpoints
-from tests.conftest import SMALL, SMALL_ONE_LENGTH, start_train
+from tests.conftest import COMPILE_FAST, SMALL, SMALL_ONE_LENGTH, start_train
 
 
 def reports(workdir):
@@ -190,7 +190,7 @@ def test_four_devices_give_what_one_gives(whole_run, tmp_path, run_train):
     run_train(
         *SMALL,
         f"--workdir={workdir}",
-        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        env={"XLA_FLAGS": f"{COMPILE_FAST} --xla_force_host_platform_device_count=4"},
     )
     result = json.loads((workdir / "result.json").read_text())
     assert result["hardware"]["num_devices"] == 4
@@ -210,6 +210,7 @@ def test_accumulated_steps_give_what_whole_batches_give(tmp_path, run_train):
             "--config.model.dropout_rate=0",
             f"--config.accumulate_steps={parts}",
             f"--config.model.remat={parts > 1}",
+            env={"XLA_FLAGS": COMPILE_FAST},
         )
         found.append([(x["step"], x["split"], x["loss"]) for x in reports(workdir)])
     whole, parts = found
