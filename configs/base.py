@@ -33,7 +33,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict()
     config.model.attention = "nystrom"
     config.model.num_landmarks = 64  # nystrom
-    config.model.pinv_iterations = 6  # nystrom
+    config.model.pinv = "iterative"  # nystrom: iterative (the paper's) or chebyshev (cheaper)
+    config.model.pinv_iterations = 6  # nystrom, of the iterative one
     config.model.conv_kernel_size = 35  # nystrom: taps over the values; 0: none
     config.model.num_features = 256  # performer: random features
     config.model.feature_kernel = "relu"  # performer: relu (the authors' runs) or softmax

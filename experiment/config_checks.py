@@ -40,6 +40,7 @@ BELOW_ONE = ("model.dropout_rate", "adam_b1", "adam_b2")
 FINITE = ("learning_rate", "model.embedding_std")
 CHOICES = {
     "model.attention": nystrom.ATTENTIONS,
+    "model.pinv": nystrom.PINVS,
     "model.dtype": ("float32", "bfloat16"),
     "model.feature_kernel": ("relu", "softmax"),
 }

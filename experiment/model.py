@@ -19,6 +19,7 @@ def make_model(config: ml_collections.ConfigDict, task: lra_tasks.Task, seed: in
         config.num_heads,
         max_length=length,
         num_landmarks=config.num_landmarks,
+        pinv=config.pinv,
         pinv_iterations=config.pinv_iterations,
         conv_kernel_size=config.conv_kernel_size,
         num_features=config.num_features,

@@ -22,6 +22,7 @@ CHANCE = dict(zip(TASKS, (17.2, 50, 50, 10, 50, 50), strict=True))
 # Fields that only one attention reads.
 OWN_FIELDS = {
     "model.num_landmarks": "nystrom",
+    "model.pinv": "nystrom",
     "model.pinv_iterations": "nystrom",
     "model.conv_kernel_size": "nystrom",
     "model.num_features": "performer",

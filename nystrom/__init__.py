@@ -1,6 +1,13 @@
 """Nyströmformer in JAX: attention whose time and memory grow linearly with the length."""
 
-from nystrom.attention import NystromFactors, nystrom_attention, nystrom_factors, softmax_attention
+from nystrom.attention import (
+    PINVS,
+    NystromFactors,
+    nystrom_attention,
+    nystrom_factors,
+    softmax_attention,
+)
+from nystrom.chebyshev import chebyshev_pinv
 from nystrom.convolution import depthwise_convolution
 from nystrom.encoder import Encoder, NystromSelfAttention, SelfAttention
 from nystrom.flax_adapter import attention_fn
@@ -16,6 +23,7 @@ from nystrom.registry import ATTENTIONS, self_attention_maker
 
 __all__ = [
     "ATTENTIONS",
+    "PINVS",
     "Classifier",
     "Encoder",
     "NystromFactors",
@@ -23,6 +31,7 @@ __all__ = [
     "PairClassifier",
     "SelfAttention",
     "attention_fn",
+    "chebyshev_pinv",
     "depthwise_convolution",
     "identity_attention",
     "iterative_pinv",

@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float, Int
+from nystrom.chebyshev import apply_chebyshev_pinv, chebyshev_pinv
 from nystrom.landmark_attention import MASKED, attend_from_landmarks, attend_to_landmarks
 from nystrom.landmarks import check_mask, check_tokens, segment_means
 from nystrom.pinv import apply_pinv, iterative_pinv
+
+PINVS = ("iterative", "chebyshev")
 
 
 def nystrom_attention(
@@ -19,6 +22,7 @@ def nystrom_attention(
     query_mask: Bool[Array, "*B N"] | None = None,
     key_mask: Bool[Array, "*B M"] | None = None,
     num_landmarks: int = 64,
+    pinv: str = "iterative",
     pinv_iterations: int = 6,
     is_causal: bool = False,
 ) -> Float[Array, "*B N H D"]:
@@ -26,8 +30,8 @@ def nystrom_attention(
 
     F A^+ G value with F = softmax(Q K~^T / sqrt D), A = softmax(Q~ K~^T / sqrt D),
     G = softmax(Q~ K^T / sqrt D), where Q~, K~ are `segment_means` of the real queries and keys
-    and A^+ comes from `iterative_pinv`. Multiplied from the right, so nothing larger than
-    N x L is formed.
+    and A^+ comes from `iterative_pinv` (or `chebyshev_pinv`). Multiplied from the right, so
+    nothing larger than N x L is formed.
 
     Args:
       query: *B N H D.
@@ -36,7 +40,8 @@ def nystrom_attention(
         token's result is what it would be without the padding. In self-attention pass the
         same mask as both.
       num_landmarks: L, at least 1; more than there are real tokens is allowed.
-      pinv_iterations: steps of eq. 7.
+      pinv: "iterative", the paper's eq. 7, or "chebyshev", nearer the inverse in half the products.
+      pinv_iterations: steps of eq. 7; "chebyshev" takes three of its own.
       is_causal: only False; here so that a causal model fails loudly.
 
     Returns:
@@ -44,10 +49,12 @@ def nystrom_attention(
       float32 at the highest matmul precision (float64 for float64).
 
     Raises:
-      ValueError: shapes that don't fit, a mask that is not a padding mask, causal use.
+      ValueError: shapes that don't fit, a mask that is not a padding mask, causal use, an unknown
+        `pinv`.
       TypeError: arrays that are not floating-point, masks that are not boolean.
     """
     check_inputs(query, key, value, query_mask, key_mask)
+    _check_pinv(pinv)
     query = zero_padded(query, query_mask)
     if is_causal:
         raise ValueError(
@@ -65,7 +72,10 @@ def nystrom_attention(
     if key_mask is None and num_landmarks <= key.shape[1]:
         k_valid = None
     context = attend_from_landmarks(q_landmarks, key, value, key_mask)
-    solved = apply_pinv(a, context, pinv_iterations)
+    if pinv == "chebyshev":
+        solved = apply_chebyshev_pinv(a, context)
+    else:
+        solved = apply_pinv(a, context, pinv_iterations)
     out = attend_to_landmarks(query, k_landmarks, solved, query_mask, k_valid)
     return out.reshape(*batch, *out.shape[1:]).astype(dtype)
 
@@ -114,6 +124,7 @@ def nystrom_factors(
     query_mask: Bool[Array, "*B N"] | None = None,
     key_mask: Bool[Array, "*B M"] | None = None,
     num_landmarks: int = 64,
+    pinv: str = "iterative",
     pinv_iterations: int = 6,
 ) -> NystromFactors:
     """F, A^+ and G of `nystrom_attention`, for inspection; their N x M product is not formed.
@@ -122,6 +133,7 @@ def nystrom_factors(
     padded keys and what belongs to inert landmarks are zeros; float32 (float64 for float64).
     """
     check_inputs(query, key, key, query_mask, key_mask)
+    _check_pinv(pinv)
     query = zero_padded(query, query_mask)
     query, key = promote(query, key)
     q_landmarks, q_valid, k_landmarks, k_valid, a = _landmark_matrix(
@@ -132,7 +144,8 @@ def nystrom_factors(
     g = _zero_rows(_softmax(q_landmarks, key, key_mask), q_valid)
     if key_mask is not None:
         g = jnp.where(key_mask[..., None, None, :], g, 0)
-    return NystromFactors(f, iterative_pinv(a, pinv_iterations), g)
+    a_pinv = chebyshev_pinv(a) if pinv == "chebyshev" else iterative_pinv(a, pinv_iterations)
+    return NystromFactors(f, a_pinv, g)
 
 
 def _landmark_matrix(query, key, query_mask, key_mask, num_landmarks):
@@ -180,6 +193,11 @@ def promote(*arrays):
     """Arrays in the dtype that attention computes in: float32, or float64 for float64."""
     dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
     return tuple(array.astype(dtype) for array in arrays)
+
+
+def _check_pinv(pinv):
+    if pinv not in PINVS:
+        raise ValueError(f"pinv={pinv!r}: expected one of {', '.join(PINVS)}")
 
 
 def check_inputs(query, key, value, query_mask, key_mask):

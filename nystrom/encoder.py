@@ -72,13 +72,17 @@ class NystromSelfAttention(SelfAttention):
         num_heads: int,
         *,
         num_landmarks: int = 64,
+        pinv: str = "iterative",
         pinv_iterations: int = 6,
         conv_kernel_size: int = 35,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         attention = partial(
-            nystrom_attention, num_landmarks=num_landmarks, pinv_iterations=pinv_iterations
+            nystrom_attention,
+            num_landmarks=num_landmarks,
+            pinv=pinv,
+            pinv_iterations=pinv_iterations,
         )
         super().__init__(
             width,

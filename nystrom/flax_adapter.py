@@ -9,7 +9,10 @@ from nystrom.attention import nystrom_attention
 
 
 def attention_fn(
-    num_landmarks: int = 64, pinv_iterations: int = 6, cross_attention: bool = False
+    num_landmarks: int = 64,
+    pinv_iterations: int = 6,
+    cross_attention: bool = False,
+    pinv: str = "iterative",
 ) -> Callable[..., Array]:
     """An `attention_fn` for `nnx.MultiHeadAttention` and `linen.MultiHeadDotProductAttention`.
 
@@ -51,6 +54,7 @@ def attention_fn(
             query_mask=key_mask if same_length and not cross_attention else None,
             key_mask=key_mask,
             num_landmarks=num_landmarks,
+            pinv=pinv,
             pinv_iterations=pinv_iterations,
             is_causal=is_causal,
         )

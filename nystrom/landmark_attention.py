@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from nystrom.array_typing import Array, Bool, Float
 
 MASKED = -1e30  # a logit that no softmax notices, yet finite: no NaN where all are masked
-TILE_BYTES = {"cpu": 2**21}  # of logits: what stays in a core's cache together with its like
+TILE_BYTES = {"cpu": 2**22}  # of logits: larger ones leave the cache, smaller cost more turns
 DEFAULT_TILE_BYTES = 2**28  # accelerators want few, large steps
 
 
@@ -197,20 +197,42 @@ class _Tiling(NamedTuple):
             start = (example, position) + (0,) * (x.ndim - 2)
             return jax.lax.dynamic_slice(x, start, (self.batch, length or x.shape[1], *x.shape[2:]))
 
-        def examples(example):
-            def step(carry, position):
-                cut_long = partial(cut, example=example, position=position, length=self.length)
-                return tile(short_part, carry, jax.tree.map(cut_long, long))
+        def cut_long(example, position):
+            cut_here = partial(cut, example=example, position=position, length=self.length)
+            return jax.tree.map(cut_here, long)
 
-            carry_part, short_part = jax.tree.map(partial(cut, example=example), (carry, short))
-            return jax.lax.scan(step, carry_part, self.length * jnp.arange(self.steps))
+        def cut_short(example):
+            return jax.tree.map(partial(cut, example=example), (carry, short))
 
-        carry, out = jax.lax.map(examples, jnp.arange(0, num_examples, self.batch))
+        # A tile is cut one turn ahead and carried: cut and transposed in the same turn, XLA CPU
+        # makes one loop of both, many times slower than the copy and the transposition.
+        def whole_examples(here, example):
+            carry_part, short_part = cut_short(example)
+            return cut_long(example + self.batch, 0), tile(short_part, carry_part, here)
+
+        def tiles_of(example):
+            carry_part, short_part = cut_short(example)
+
+            def step(state, position):
+                carry_part, here = state
+                carry_part, out = tile(short_part, carry_part, here)
+                return (carry_part, cut_long(example, position + self.length)), out
+
+            first = carry_part, cut_long(example, 0)
+            (carry_part, _), out = jax.lax.scan(step, first, self.length * jnp.arange(self.steps))
+            return carry_part, out
+
+        every = jnp.arange(0, num_examples, self.batch)
+        if self.steps > 1:
+            carry, out = jax.lax.map(tiles_of, every)
+        else:
+            _, (carry, out) = jax.lax.scan(whole_examples, cut_long(0, 0), every)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carry), out
 
     def join(self, tiles):
         """Tiles as `scan` returns them, back in one piece: no data moves."""
-        return tiles.reshape(-1, self.steps * self.length, *tiles.shape[4:])[:, : self.total]
+        *_, heads, depth = tiles.shape
+        return tiles.reshape(-1, self.steps * self.length, heads, depth)[:, : self.total]
 
 
 def _weights(tokens, scaled_keys, valid):

@@ -9,6 +9,7 @@ from nystrom.array_typing import Array, Float
 
 MAX_FAST_ITERATIONS = 6  # beyond these apply_pinv follows eq. 7 as written
 NUM_SYMMETRIC = 2  # last iterations in symmetric form; with 4, gradients lose a digit
+NUM_SYMMETRIC_FORWARD = 4  # where no gradient is taken: the value loses none
 
 
 def iterative_pinv(a: Float[Array, "*B L L"], num_iterations: int = 6) -> Float[Array, "*B L L"]:
@@ -29,11 +30,11 @@ def iterative_pinv(a: Float[Array, "*B L L"], num_iterations: int = 6) -> Float[
     identity = jnp.eye(x.shape[-1], dtype=x.dtype)
     z = initial_scale(x) * jnp.swapaxes(x, -1, -2)
     for _ in range(num_iterations):
-        az = _matmul(x, z)
+        az = matmul(x, z)
         inner = 7 * identity - az
-        inner = 15 * identity - _matmul(az, inner)
-        inner = 13 * identity - _matmul(az, inner)
-        z = 0.25 * _matmul(z, inner)
+        inner = 15 * identity - matmul(az, inner)
+        inner = 13 * identity - matmul(az, inner)
+        z = 0.25 * matmul(z, inner)
     return z.astype(a.dtype)
 
 
@@ -52,69 +53,74 @@ def apply_pinv(
     ones: about two L^3 products an iteration instead of four, and half as many backward, since the
     gradients by Y_j are symmetric too. Rounding in Y_j grows up to 13/4 times an iteration,
     which eq. 7 corrects by computing A Z_j anew. So only the last two iterations take the
-    symmetric form: float32 then stays as near to float64 as eq. 7 as written does, in values and
-    gradients, even where A is nearly of rank one. Beyond 6 iterations eq. 7 is followed as
-    written. Reverse-mode differentiation only.
+    symmetric form, and the last four where no gradient is taken: float32 then stays as near to
+    float64 as eq. 7 as written does, in values and gradients, even where A is nearly of rank one.
+    Beyond 6 iterations eq. 7 is followed as written. Reverse-mode differentiation only.
     """
     _check(a, num_iterations)
     if num_iterations > MAX_FAST_ITERATIONS:
-        return _matmul(iterative_pinv(a, num_iterations), w)
-    return _apply_iterates(a, initial_scale(a) * _transpose(a), w, num_iterations)
+        return matmul(iterative_pinv(a, num_iterations), w)
+    return _apply_iterates(a, initial_scale(a) * transpose(a), w, num_iterations)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _apply_iterates(a, z, w, num_iterations):
     """Z_n w for Z_0 = z, a positive multiple of a's transpose."""
-    return _apply_iterates_fwd(a, z, w, num_iterations)[0]
+    return _iterate(a, z, w, num_iterations, NUM_SYMMETRIC_FORWARD)[0]
 
 
 def _apply_iterates_fwd(a, z, w, num_iterations):
-    num_symmetric = min(num_iterations, NUM_SYMMETRIC)
+    return _iterate(a, z, w, num_iterations, NUM_SYMMETRIC)
+
+
+def _iterate(a, z, w, num_iterations, most_symmetric):
+    """Z_n w, and what the backward pass needs."""
+    num_symmetric = min(num_iterations, most_symmetric)
     identity = jnp.eye(a.shape[-1], dtype=a.dtype)
     first, last = [], []
     for _ in range(num_iterations - num_symmetric):
-        y = _matmul(a, z)
-        p = 0.25 * (13 * identity - 15 * y + _matmul(_matmul(y, y), 7 * identity - y))
+        y = matmul(a, z)
+        p = 0.25 * (13 * identity - 15 * y + matmul(matmul(y, y), 7 * identity - y))
         first.append((z, y, p))
-        z = _matmul(z, p)
-    y = _matmul(a, z)
+        z = matmul(z, p)
+    y = matmul(a, z)
     for step in range(num_symmetric):
-        y2 = _matmul(y, y)
-        y2_w = _matmul(y2, w)
+        y2 = matmul(y, y)
+        y2_w = matmul(y2, w)
         last.append((y, y2, w, y2_w))
-        w = 0.25 * (13 * w + 7 * y2_w - _matmul(y, 15 * w + y2_w))
+        w = 0.25 * (13 * w + 7 * y2_w - matmul(y, 15 * w + y2_w))
         if step < num_symmetric - 1:
             u = y2 - 3.5 * y  # y (13 - 15 y + 7 y^2 - y^3) = 3.375 y - u (u + 2.75)
-            y = 0.25 * (3.375 * y - 2.75 * u - _matmul(u, u))
-    return _matmul(z, w), (a, z, w, first, last)
+            y = 0.25 * (3.375 * y - 2.75 * u - matmul(u, u))
+    return matmul(z, w), (a, z, w, first, last)
 
 
 def _apply_iterates_bwd(num_iterations, residuals, d_out):
     """Gradients by y and p, polynomials in one symmetric matrix, are taken to be symmetric too."""
     a, z, w, first, last = residuals
-    d_z = _matmul(d_out, _transpose(w))
-    d_w = _matmul(_transpose(z), d_out)
+    d_z = matmul(d_out, transpose(w))
+    d_w = matmul(transpose(z), d_out)
     d_y = jnp.zeros_like(a)  # that of Y_n, which nothing uses
     for step, (y, y2, w, y2_w) in enumerate(reversed(last)):
-        d_y2_w = 0.25 * (7 * d_w - _matmul(y, d_w))
-        d_y2 = _symmetric(_matmul(d_y2_w, _transpose(w)))
-        half = -0.125 * _matmul(d_w, _transpose(15 * w + y2_w))
-        d_w = 3.25 * d_w - 3.75 * _matmul(y, d_w) + _matmul(y2, d_y2_w)
+        d_y2_w = 0.25 * (7 * d_w - matmul(y, d_w))
+        d_y2 = _symmetric(matmul(d_y2_w, transpose(w)))
+        half = -0.125 * matmul(d_w, transpose(15 * w + y2_w))
+        d_w = 3.25 * d_w - 3.75 * matmul(y, d_w) + matmul(y2, d_y2_w)
         if step:
-            d_u = -0.25 * (2.75 * d_y + 2 * _symmetric(_matmul(y2 - 3.5 * y, d_y)))
+            d_u = -0.25 * (2.75 * d_y + 2 * _symmetric(matmul(y2 - 3.5 * y, d_y)))
             half += 0.421875 * d_y - 1.75 * d_u
             d_y2 += d_u
-        d_y = 2 * _symmetric(half + _matmul(y, d_y2))
-    a_t = _transpose(a)
-    d_a = _matmul(d_y, _transpose(z))
-    d_z += _matmul(a_t, d_y)
+        d_y = 2 * _symmetric(half + matmul(y, d_y2))
+    a_t = transpose(a)
+    d_a = matmul(d_y, transpose(z))
+    d_z += matmul(a_t, d_y)
     for z, y, p in reversed(first):
-        d_p = _symmetric(_matmul(_transpose(z), d_z))
-        y_d_p = _matmul(y, d_p)
-        y_d_p_y = _matmul(y, y_d_p + 0.5 * _transpose(y_d_p))
+        d_p = _symmetric(matmul(transpose(z), d_z))
+        y_d_p = matmul(y, d_p)
+        y_d_p_y = matmul(y, y_d_p + 0.5 * transpose(y_d_p))
         d_y = 0.5 * _symmetric(7 * y_d_p - y_d_p_y) - 3.75 * d_p
-        d_a += _matmul(d_y, _transpose(z))
-        d_z = _matmul(d_z, p) + _matmul(a_t, d_y)
+        d_a += matmul(d_y, transpose(z))
+        d_z = matmul(d_z, p) + matmul(a_t, d_y)
     return d_a, d_z, d_w
 
 
@@ -130,20 +136,27 @@ def initial_scale(a: Float[Array, "*B L L"]) -> Float[Array, "*B 1 1"]:
     return (1 / jnp.where(bound > 0, bound, 1))[..., None, None]
 
 
-def _matmul(x, y):
+def matmul(x, y):
+    """x y at the highest precision."""
     return jnp.matmul(x, y, precision="highest")
 
 
-def _transpose(x):
+def transpose(x):
+    """The transpose of each matrix."""
     return jnp.swapaxes(x, -1, -2)
 
 
 def _symmetric(x):
-    return 0.5 * (x + _transpose(x))
+    return 0.5 * (x + transpose(x))
+
+
+def check_square(a):
+    """Raises unless `a` holds square matrices."""
+    if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
+        raise ValueError(f"a has shape {a.shape}: expected square matrices *B L L")
 
 
 def _check(a, num_iterations):
-    if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
-        raise ValueError(f"a has shape {a.shape}: expected square matrices *B L L")
+    check_square(a)
     if num_iterations < 1:
         raise ValueError(f"num_iterations={num_iterations}: at least 1 is needed")

@@ -25,6 +25,7 @@ def self_attention_maker(
     *,
     max_length: int,
     num_landmarks: int = 64,
+    pinv: str = "iterative",
     pinv_iterations: int = 6,
     conv_kernel_size: int = 35,
     num_features: int = 256,
@@ -46,7 +47,7 @@ def self_attention_maker(
     Args:
       name: one of `ATTENTIONS`.
       width, num_heads, max_length, dtype: as for `Encoder`.
-      num_landmarks, pinv_iterations, conv_kernel_size: of `nystrom`.
+      num_landmarks, pinv, pinv_iterations, conv_kernel_size: of `nystrom`.
       num_features, feature_kernel: of `performer`.
       projection_length: of `linformer`.
       num_hashes, bucket_size: of `reformer`.
@@ -67,7 +68,10 @@ def self_attention_maker(
             attention = identity_attention
         case "nystrom":
             attention = partial(
-                nystrom_attention, num_landmarks=num_landmarks, pinv_iterations=pinv_iterations
+                nystrom_attention,
+                num_landmarks=num_landmarks,
+                pinv=pinv,
+                pinv_iterations=pinv_iterations,
             )
             options = {"conv_kernel_size": conv_kernel_size}
         case "performer":

@@ -91,7 +91,11 @@ class TestBothModules:
     def test_options_reach_the_attention(self, apply):
         x = normal(5, 2, 12, 8)
         out = apply(self.attend, x)
-        for options in ({"num_landmarks": 3}, {"num_landmarks": 4, "pinv_iterations": 4}):
+        for options in (
+            {"num_landmarks": 3},
+            {"num_landmarks": 4, "pinv_iterations": 4},
+            {"num_landmarks": 4, "pinv": "chebyshev"},
+        ):
             assert np.abs(apply(attention_fn(**options), x) - out).max() > 1e-4
 
 

@@ -90,6 +90,7 @@ def test_only_nystrom_has_the_convolution():
     [
         ("nystrom", {"num_landmarks": 5}),
         ("nystrom", {"pinv_iterations": 5}),
+        ("nystrom", {"pinv": "chebyshev"}),
         ("nystrom", {"conv_kernel_size": 3}),
         ("performer", {"num_features": 8}),
         ("performer", {"feature_kernel": "softmax"}),
