@@ -40,7 +40,7 @@ def nystrom_attention(
         token's result is what it would be without the padding. In self-attention pass the
         same mask as both.
       num_landmarks: L, at least 1; more than there are real tokens is allowed.
-      pinv: "iterative", the paper's eq. 7, or "chebyshev", nearer the inverse in half the products.
+      pinv: "iterative", the paper's eq. 7, or "chebyshev", nearly the same in half the products.
       pinv_iterations: steps of eq. 7; "chebyshev" takes three of its own.
       is_causal: only False; here so that a causal model fails loudly.
 

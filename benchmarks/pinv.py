@@ -1,0 +1,137 @@
+"""The two pseudo-inverses, eq. 7 and Chebyshev's: residuals, errors of F A^+ G, and time.
+
+    python -m benchmarks.pinv [--workdir=RUN] [--rounds=7] [--threads=2]
+
+Residuals |A Z A - A| / |A| and errors of F Z G against the exact softmax matrix, means over
+matrices, on random queries and keys whose logits have the given std, and with --workdir on those
+that the best checkpoint of a run of Nyström attention has for 16 validation examples. Then
+milliseconds of attention, batch 1, 8 heads of 64, in turns, medians over the rounds.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--workdir", help="a run's folder, as train.py made it")
+    parser.add_argument("--cache_dir", default="", help="where prepared data are kept")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    rng = np.random.default_rng(0)
+    print(f"{'':38}|AZA - A|/|A|        error of FZG")
+    print(f"{'':38}{'eq. 7':>8}{'Cheb.':>8}{'eq. 7':>13}{'Cheb.':>8}")
+    for std in (0.3, 1, 3):
+        scale = std**0.5
+        query, key = scale * rng.standard_normal((2, 1, 1024, 8, 64), np.float32)
+        for num_landmarks in (64, 256):
+            report(f"random, std {std}, {num_landmarks} landmarks", query, key, num_landmarks)
+    if arguments.workdir:
+        for name, query, key, num_landmarks in trained(arguments.workdir, arguments.cache_dir):
+            report(name, query, key, num_landmarks)
+    time_attention(arguments.rounds)
+
+
+def report(name, query, key, num_landmarks):
+    """Prints a row: both inverses' residuals and errors for queries and keys B N H D."""
+    import jax
+    import jax.numpy as jnp
+
+    import nystrom
+
+    means = [nystrom.segment_means(x, num_landmarks)[0].swapaxes(1, 2) for x in (query, key)]
+    a = jax.nn.softmax(means[0] @ means[1].mT * query.shape[-1] ** -0.5)
+    exact = nystrom.nystrom_factors(query, key, num_landmarks=query.shape[1]).f
+    residuals, errors = [], []
+    for pinv in nystrom.PINVS:
+        factors = nystrom.nystrom_factors(query, key, num_landmarks=num_landmarks, pinv=pinv)
+        residuals.append(relative(a @ factors.a_pinv @ a, a))
+        errors.append(relative(factors.rows(jnp.arange(query.shape[1])), exact))
+    row = "".join(f"{x:8.4f}" for x in residuals) + "     " + "".join(f"{x:8.4f}" for x in errors)
+    print(f"{name:38}{row}", flush=True)
+
+
+def relative(x, y):
+    """Mean over matrices of |x - y| / |y|."""
+    norm = [np.linalg.norm(np.asarray(m), axis=(-2, -1)) for m in (x - y, y)]
+    return float((norm[0] / norm[1]).mean())
+
+
+def trained(workdir, cache_dir):
+    """Queries and keys of each layer of a run's best checkpoint, for examples of one length."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    import lra_tasks
+    from configs import base
+    from experiment.checkpoints import Checkpoints
+    from experiment.model import make_model
+    from train import make_optimizer
+
+    recorded = json.loads((Path(workdir) / "config.json").read_text())
+    recorded["task"]["bucket_boundaries"] = tuple(recorded["task"]["bucket_boundaries"])
+    config = base.get_config()  # for fields that are younger than the run
+    config.update(recorded)
+    task = lra_tasks.load(config.task, cache_dir or None)
+    graph, params = nnx.split(make_model(config.model, task, config.seed))
+    state = {"params": params, "opt_state": make_optimizer(config).init(params)}
+    checkpoints = Checkpoints(Path(workdir) / "checkpoints")
+    step, _ = checkpoints.best()
+    state, _ = checkpoints.restore(step, state | {"step": jnp.int32(0)})
+    model = nnx.merge(graph, state["params"])
+    _, batch = next(iter(lra_tasks.prefetch(lra_tasks.Batches(task, "validation", 16), 0, 1)))
+    length = int(batch["mask"].sum(axis=-1).min())  # of the shortest: no padding
+    x = model.encoder._add_positions(model.encoder.token_embed(batch["inputs"][:, :length]), None)
+    for layer, block in enumerate(model.encoder.blocks):
+        qkv = block.attention.qkv(block.attention_norm(x))
+        query, key, _ = jnp.split(qkv.reshape(16, length, 3 * config.model.num_heads, -1), 3, 2)
+        name = f"{config.name}, step {step}, layer {layer + 1}"
+        yield name, query, key, config.model.num_landmarks
+        x = block(x)
+
+
+def time_attention(rounds):
+    """Prints milliseconds of attention with either inverse."""
+    import jax
+
+    import nystrom
+    from benchmarks import attention_contenders
+    from benchmarks.attention import take_turns
+
+    print(f"\n{'milliseconds':38}{'eq. 7':>8}{'Cheb.':>8}{'ratio':>8}")
+    for length, num_landmarks in ((1024, 64), (1024, 256), (4096, 256)):
+        arrays = [jax.device_put(x) for x in attention_contenders.make_inputs(length)]
+        for backward in (False, True):
+
+            def call(pinv, backward=backward, num_landmarks=num_landmarks, arrays=arrays):
+                def attend(*tokens):
+                    return nystrom.nystrom_attention(
+                        *tokens, num_landmarks=num_landmarks, pinv=pinv
+                    )
+
+                def both(query, key, value, d_out):
+                    out, pull_back = jax.vjp(attend, query, key, value)
+                    return out, pull_back(d_out)
+
+                used = arrays if backward else arrays[:3]
+                compiled = jax.jit(both if backward else attend).lower(*used).compile()
+                return lambda: jax.block_until_ready(compiled(*used))
+
+            times = dict(take_turns({pinv: call(pinv) for pinv in nystrom.PINVS}, rounds))
+            old, new = (1e3 * statistics.median(times[pinv]) for pinv in nystrom.PINVS)
+            mode = "forward and backward" if backward else "forward"
+            name = f"N {length}, {num_landmarks} landmarks, {mode}"
+            print(f"{name:38}{old:8.1f}{new:8.1f}{old / new:8.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
