@@ -1,0 +1,62 @@
+"""However the tokens are cut into tiles, the two inner attentions are the same."""
+
+import jax
+import numpy as np
+import pytest
+from contract import normal
+
+from nystrom import landmark_attention
+from nystrom.landmark_attention import attend_from_landmarks, attend_to_landmarks
+
+B, N, H, L, D = 4, 29, 2, 3, 5
+EXAMPLE_BYTES = N * H * L * 4
+# Tiles of: all examples, two examples, one, three pieces of one (30 = 3 x 10: the last is padded).
+BUDGETS = {"all": 4, "two": 2, "one": 1, "pieces": 0.34}
+
+
+def set_tiles(monkeypatch, examples):
+    budget = {jax.default_backend(): int(examples * EXAMPLE_BYTES)}
+    monkeypatch.setattr(landmark_attention, "TILE_BYTES", budget)
+
+
+def results(attend, inputs, masks):
+    """Output and gradients, compiled anew."""
+
+    def output_and_gradients(inputs, masks, cotangent):
+        out, pull_back = jax.vjp(lambda *inputs: attend(*inputs, *masks), *inputs)
+        return out, *pull_back(cotangent)
+
+    shape = jax.eval_shape(lambda *inputs: attend(*inputs, *masks), *inputs).shape
+    return jax.jit(output_and_gradients)(inputs, masks, normal(9, *shape))
+
+
+TOKENS = normal(0, B, N, H, D), normal(1, B, N, H, D)
+LANDMARKS = normal(2, B, H, L, D), normal(3, B, H, L, D)
+REAL = np.random.default_rng(4).random((B, N)) < 0.7
+REAL[3] = False
+VALID = np.arange(L) < np.array([3, 2, 3, 1])[:, None]
+CASES = {
+    "to": (attend_to_landmarks, (TOKENS[0], *LANDMARKS), (None, None)),
+    "to, masked": (attend_to_landmarks, (TOKENS[0], *LANDMARKS), (REAL, VALID)),
+    "from": (attend_from_landmarks, (LANDMARKS[0], *TOKENS), (None,)),
+    "from, masked": (attend_from_landmarks, (LANDMARKS[0], *TOKENS), (REAL,)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("tiles", ["two", "one", "pieces"])
+def test_tiles_change_nothing(monkeypatch, case, tiles):
+    set_tiles(monkeypatch, BUDGETS["all"])
+    whole = results(*CASES[case])
+    set_tiles(monkeypatch, BUDGETS[tiles])
+    for one, other in zip(results(*CASES[case]), whole, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_the_cases_are_cut_as_their_names_say(monkeypatch):
+    cut = {}
+    for name, examples in BUDGETS.items():
+        set_tiles(monkeypatch, examples)
+        tiling = landmark_attention._Tiling.of(TOKENS[0], LANDMARKS[0])
+        cut[name] = tiling.batch, tiling.steps, tiling.length
+    assert cut == {"all": (4, 1, N), "two": (2, 1, N), "one": (1, 1, N), "pieces": (1, 3, 10)}
