@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from nystrom.array_typing import Array, Bool, Float
 
 MASKED = -1e30  # a logit that no softmax notices, yet finite: no NaN where all are masked
-TILE_BYTES = {"cpu": 2**22}  # of logits: larger ones leave the cache, smaller cost more turns
+TILE_BYTES = {"cpu": 2**21}  # of logits: larger ones leave the cache, smaller cost more turns
 DEFAULT_TILE_BYTES = 2**28  # accelerators want few, large steps
 
 
@@ -39,12 +39,12 @@ def _to_landmarks_fwd(query, keys, values, query_mask, valid):
         query, query_mask = long
         weights, total = _weights(_heads_first(query, query_mask, keys.dtype), keys, valid)
         out = _einsum("bhnl,bhld->bhnd", weights, values) / total
-        return carry, _tokens_first(out, query_mask, query.dtype)
+        return carry, (_tokens_first(out, query_mask, query.dtype),)
 
     tiling = _Tiling.of(query, keys)
     short = keys * query.shape[-1] ** -0.5, values, valid
-    _, out = tiling.scan(tile, (), short, (query, query_mask))
-    return tiling.join(out), (query, keys, values, query_mask, valid)
+    _, (out,) = tiling.scan(tile, (), short, (query, query_mask), fills=(0,))
+    return out, (query, keys, values, query_mask, valid)
 
 
 def _to_landmarks_bwd(residuals, d_out):
@@ -65,16 +65,16 @@ def _to_landmarks_bwd(residuals, d_out):
         d_keys, d_values = carry
         d_keys += _einsum("bhdn,bhnl->bhdl", _positions_last(query, query_mask, dtype), d_logits)
         d_values += _einsum("bhdn,bhnl->bhdl", _positions_last(d_out, query_mask, dtype), weights)
-        return (d_keys, d_values), _tokens_first(d_query, query_mask, query.dtype)
+        return (d_keys, d_values), (_tokens_first(d_query, query_mask, query.dtype),)
 
     tiling = _Tiling.of(query, keys)
     zeros = jnp.zeros_like(jnp.swapaxes(keys, -1, -2))
     short = keys * scale, values, valid
-    (d_keys, d_values), d_query = tiling.scan(
-        tile, (zeros, zeros), short, (query, query_mask, d_out)
+    (d_keys, d_values), (d_query,) = tiling.scan(
+        tile, (zeros, zeros), short, (query, query_mask, d_out), fills=(1,)
     )
     d_keys, d_values = (jnp.swapaxes(x, -1, -2) for x in (d_keys * scale, d_values))
-    return tiling.join(d_query), d_keys, d_values, None, None
+    return d_query, d_keys, d_values, None, None
 
 
 attend_to_landmarks.defvjp(_to_landmarks_fwd, _to_landmarks_bwd)
@@ -144,9 +144,10 @@ def _from_landmarks_bwd(residuals, d_context):
         jnp.zeros_like(jnp.swapaxes(queries, -1, -2)),
         (queries * scale, d_context, log_total, mean),
         (key, value, key_mask),
+        fills=(2, 3),
     )
     d_queries = jnp.swapaxes(d_queries * scale, -1, -2)
-    return d_queries, tiling.join(d_key), tiling.join(d_value), None
+    return d_queries, d_key, d_value, None
 
 
 attend_from_landmarks.defvjp(_from_landmarks_fwd, _from_landmarks_bwd)
@@ -169,7 +170,10 @@ class _Tiling(NamedTuple):
         budget = TILE_BYTES.get(jax.default_backend(), DEFAULT_TILE_BYTES)
         example_bytes = length * num_heads * num_landmarks * landmarks.dtype.itemsize
         steps = min(length, math.ceil(example_bytes / budget))
-        if example_bytes <= 2 * budget:  # measured faster on CPU than a loop of two
+        at_once = 4 * budget  # measured faster on CPU than a loop of four
+        if num_examples * example_bytes <= at_once:
+            return _Tiling(length, num_examples, 1, length)
+        if example_bytes <= at_once:
             most = max(1, budget // example_bytes)
             batch = max(n for n in range(1, most + 1) if num_examples % n == 0)
             return _Tiling(length, batch, 1, length)
@@ -184,14 +188,19 @@ class _Tiling(NamedTuple):
             key_mask = jnp.ones(key.shape[:2], bool)
         return tiling, key_mask
 
-    def scan(self, tile, carry, short, long):
-        """`tile` over all tiles of `long`, with `short` and `carry` cut by examples only."""
+    def scan(self, tile, carry, short, long, fills=()):
+        """`tile` over all tiles of `long`, with `short` and `carry` cut by examples only.
+
+        Returns the carry, and the tiles' outputs, as many as `fills` has numbers, in one piece
+        each. `fills` are to differ wherever they meet in a program: of equal ones XLA makes one
+        array, and copies it for every loop.
+        """
         excess = self.steps * self.length - self.total
         if excess:
             long = jax.tree.map(
                 lambda x: jnp.pad(x, [(0, 0), (0, excess)] + [(0, 0)] * (x.ndim - 2)), long
             )
-        num_examples = jax.tree.leaves(long)[0].shape[0]
+        tokens = jax.tree.leaves(long)[0]
 
         def cut(x, example, position=0, length=None):
             start = (example, position) + (0,) * (x.ndim - 2)
@@ -201,38 +210,31 @@ class _Tiling(NamedTuple):
             cut_here = partial(cut, example=example, position=position, length=self.length)
             return jax.tree.map(cut_here, long)
 
-        def cut_short(example):
-            return jax.tree.map(partial(cut, example=example), (carry, short))
+        def put(whole, piece, example, position=0):
+            return jax.lax.dynamic_update_slice(whole, piece, (example, position, 0, 0))
 
         # A tile is cut one turn ahead and carried: cut and transposed in the same turn, XLA CPU
         # makes one loop of both, many times slower than the copy and the transposition.
-        def whole_examples(here, example):
-            carry_part, short_part = cut_short(example)
-            return cut_long(example + self.batch, 0), tile(short_part, carry_part, here)
+        def turn(i, state):
+            carry, here, outputs = state
+            example, position = i // self.steps * self.batch, i % self.steps * self.length
+            after = (i + 1) // self.steps * self.batch, (i + 1) % self.steps * self.length
+            carry_part, short_part = jax.tree.map(partial(cut, example=example), (carry, short))
+            carry_part, pieces = tile(short_part, carry_part, here)
+            carry = jax.tree.map(partial(put, example=example), carry, carry_part)
+            outputs = jax.tree.map(
+                partial(put, example=example, position=position), outputs, pieces
+            )
+            return carry, cut_long(*after), outputs
 
-        def tiles_of(example):
-            carry_part, short_part = cut_short(example)
-
-            def step(state, position):
-                carry_part, here = state
-                carry_part, out = tile(short_part, carry_part, here)
-                return (carry_part, cut_long(example, position + self.length)), out
-
-            first = carry_part, cut_long(example, 0)
-            (carry_part, _), out = jax.lax.scan(step, first, self.length * jnp.arange(self.steps))
-            return carry_part, out
-
-        every = jnp.arange(0, num_examples, self.batch)
-        if self.steps > 1:
-            carry, out = jax.lax.map(tiles_of, every)
+        turns = tokens.shape[0] // self.batch * self.steps
+        if turns == 1:
+            carry, outputs = tile(short, carry, long)
         else:
-            _, (carry, out) = jax.lax.scan(whole_examples, cut_long(0, 0), every)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carry), out
-
-    def join(self, tiles):
-        """Tiles as `scan` returns them, back in one piece: no data moves."""
-        *_, heads, depth = tiles.shape
-        return tiles.reshape(-1, self.steps * self.length, heads, depth)[:, : self.total]
+            outputs = tuple(jnp.full(tokens.shape, fill, tokens.dtype) for fill in fills)
+            start = carry, cut_long(0, 0), outputs
+            carry, _, outputs = jax.lax.fori_loop(0, turns, turn, start)
+        return carry, tuple(x[:, : self.total] for x in outputs)
 
 
 def _weights(tokens, scaled_keys, valid):

@@ -8,10 +8,10 @@ from contract import normal
 from nystrom import landmark_attention
 from nystrom.landmark_attention import attend_from_landmarks, attend_to_landmarks
 
-B, N, H, L, D = 4, 29, 2, 3, 5
+B, N, H, L, D = 10, 29, 2, 3, 5
 EXAMPLE_BYTES = N * H * L * 4
-# Tiles of: all examples, two examples, one, three pieces of one (30 = 3 x 10: the last is padded).
-BUDGETS = {"all": 4, "two": 2, "one": 1, "pieces": 0.34}
+# Tiles of: all examples, two examples, one, five pieces of one (30 = 5 x 6: the last is padded).
+BUDGETS = {"all": 10, "two": 2, "one": 1, "pieces": 0.21}
 
 
 def set_tiles(monkeypatch, examples):
@@ -34,7 +34,7 @@ TOKENS = normal(0, B, N, H, D), normal(1, B, N, H, D)
 LANDMARKS = normal(2, B, H, L, D), normal(3, B, H, L, D)
 REAL = np.random.default_rng(4).random((B, N)) < 0.7
 REAL[3] = False
-VALID = np.arange(L) < np.array([3, 2, 3, 1])[:, None]
+VALID = np.arange(L) < np.array([3, 2, 3, 1, 3, 3, 2, 1, 3, 3])[:, None]
 CASES = {
     "to": (attend_to_landmarks, (TOKENS[0], *LANDMARKS), (None, None)),
     "to, masked": (attend_to_landmarks, (TOKENS[0], *LANDMARKS), (REAL, VALID)),
@@ -59,4 +59,4 @@ def test_the_cases_are_cut_as_their_names_say(monkeypatch):
         set_tiles(monkeypatch, examples)
         tiling = landmark_attention._Tiling.of(TOKENS[0], LANDMARKS[0])
         cut[name] = tiling.batch, tiling.steps, tiling.length
-    assert cut == {"all": (4, 1, N), "two": (2, 1, N), "one": (1, 1, N), "pieces": (1, 3, 10)}
+    assert cut == {"all": (10, 1, N), "two": (2, 1, N), "one": (1, 1, N), "pieces": (1, 5, 6)}
