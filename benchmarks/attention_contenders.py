@@ -31,7 +31,7 @@ def make(name, inputs, num_landmarks, backward):
     """
     if name in (*TORCH_NYSTROM, TORCH_EXACT):
         return _torch(name, inputs, num_landmarks, backward)
-    return _jax(_jax_function(name, num_landmarks), inputs, backward)
+    return jax_call(_jax_function(name, num_landmarks), inputs, backward)
 
 
 def to_numpy(name, results):
@@ -75,7 +75,7 @@ def reference(inputs, num_landmarks):
     with jax.enable_x64(True):
         inputs = [x.astype(np.float64) for x in inputs]
         attention = partial(plain, num_landmarks=num_landmarks)
-        return to_numpy(PLAIN, _jax(attention, inputs, backward=True)())
+        return to_numpy(PLAIN, jax_call(attention, inputs, backward=True)())
 
 
 def _jax_function(name, num_landmarks):
@@ -91,7 +91,8 @@ def _jax_function(name, num_landmarks):
     }[name]
 
 
-def _jax(attention, inputs, backward):
+def jax_call(attention, inputs, backward):
+    """What `make` returns, for any attention (query, key, value) in JAX."""
     import jax
 
     def forward(query, key, value):

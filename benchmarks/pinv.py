@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import statistics
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,49 +89,38 @@ def trained(workdir, cache_dir):
     step, _ = checkpoints.best()
     state, _ = checkpoints.restore(step, state | {"step": jnp.int32(0)})
     model = nnx.merge(graph, state["params"])
-    _, batch = next(iter(lra_tasks.prefetch(lra_tasks.Batches(task, "validation", 16), 0, 1)))
+    seen = []
+
+    def recording(attention, query, key, value, **masks):
+        seen.append((query, key))
+        return attention(query, key, value, **masks)
+
+    for block in model.encoder.blocks:
+        block.attention.attention = partial(recording, block.attention.attention)
+    batch = lra_tasks.Batches(task, "validation", 16)[0]
     length = int(batch["mask"].sum(axis=-1).min())  # of the shortest: no padding
-    x = model.encoder._add_positions(model.encoder.token_embed(batch["inputs"][:, :length]), None)
-    for layer, block in enumerate(model.encoder.blocks):
-        qkv = block.attention.qkv(block.attention_norm(x))
-        query, key, _ = jnp.split(qkv.reshape(16, length, 3 * config.model.num_heads, -1), 3, 2)
+    model.encoder(batch["inputs"][:, :length])
+    for layer, (query, key) in enumerate(seen):
         name = f"{config.name}, step {step}, layer {layer + 1}"
         yield name, query, key, config.model.num_landmarks
-        x = block(x)
 
 
 def time_attention(rounds):
     """Prints milliseconds of attention with either inverse."""
-    import jax
-
     import nystrom
-    from benchmarks import attention_contenders
     from benchmarks.attention import take_turns
+    from benchmarks.attention_contenders import jax_call, make_inputs
 
-    print(f"\n{'milliseconds':38}{'eq. 7':>8}{'Cheb.':>8}{'ratio':>8}")
+    print(f"\n{'milliseconds':45}{'eq. 7':>8}{'Cheb.':>8}{'ratio':>8}")
     for length, num_landmarks in ((1024, 64), (1024, 256), (4096, 256)):
-        arrays = [jax.device_put(x) for x in attention_contenders.make_inputs(length)]
-        for backward in (False, True):
-
-            def call(pinv, backward=backward, num_landmarks=num_landmarks, arrays=arrays):
-                def attend(*tokens):
-                    return nystrom.nystrom_attention(
-                        *tokens, num_landmarks=num_landmarks, pinv=pinv
-                    )
-
-                def both(query, key, value, d_out):
-                    out, pull_back = jax.vjp(attend, query, key, value)
-                    return out, pull_back(d_out)
-
-                used = arrays if backward else arrays[:3]
-                compiled = jax.jit(both if backward else attend).lower(*used).compile()
-                return lambda: jax.block_until_ready(compiled(*used))
-
-            times = dict(take_turns({pinv: call(pinv) for pinv in nystrom.PINVS}, rounds))
+        inputs = make_inputs(length)
+        for mode, backward in (("forward", False), ("forward and backward", True)):
+            attend = partial(nystrom.nystrom_attention, num_landmarks=num_landmarks)
+            calls = {p: jax_call(partial(attend, pinv=p), inputs, backward) for p in nystrom.PINVS}
+            times = dict(take_turns(calls, rounds))
             old, new = (1e3 * statistics.median(times[pinv]) for pinv in nystrom.PINVS)
-            mode = "forward and backward" if backward else "forward"
             name = f"N {length}, {num_landmarks} landmarks, {mode}"
-            print(f"{name:38}{old:8.1f}{new:8.1f}{old / new:8.2f}", flush=True)
+            print(f"{name:45}{old:8.1f}{new:8.1f}{old / new:8.2f}", flush=True)
 
 
 if __name__ == "__main__":

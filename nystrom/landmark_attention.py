@@ -169,7 +169,6 @@ class _Tiling(NamedTuple):
         (num_examples, length, num_heads, _), num_landmarks = tokens.shape, landmarks.shape[-2]
         budget = TILE_BYTES.get(jax.default_backend(), DEFAULT_TILE_BYTES)
         example_bytes = length * num_heads * num_landmarks * landmarks.dtype.itemsize
-        steps = min(length, math.ceil(example_bytes / budget))
         at_once = 4 * budget  # measured faster on CPU than a loop of four
         if num_examples * example_bytes <= at_once:
             return _Tiling(length, num_examples, 1, length)
@@ -177,6 +176,7 @@ class _Tiling(NamedTuple):
             most = max(1, budget // example_bytes)
             batch = max(n for n in range(1, most + 1) if num_examples % n == 0)
             return _Tiling(length, batch, 1, length)
+        steps = min(length, math.ceil(example_bytes / budget))
         steps = next((n for n in range(steps, 2 * steps) if length % n == 0), steps)
         return _Tiling(length, 1, steps, math.ceil(length / steps))
 
