@@ -48,10 +48,10 @@ class SelfAttention(nnx.Module):
         self.attention = attention
         self.shared_query_key = shared_query_key
         self.qkv = Dense(width, (2 if shared_query_key else 3) * width, dtype=dtype, rngs=rngs)
+        self.out = Dense(width, width, dtype=dtype, rngs=rngs)
         if query_bias_std:
             bias = nnx.initializers.normal(query_bias_std)(rngs.params(), (width,))
             self.qkv.bias[...] = self.qkv.bias[...].at[:width].set(bias)
-        self.out = Dense(width, width, dtype=dtype, rngs=rngs)
         self.filters = nnx.data(None)
         if conv_kernel_size:
             init = uniform_init(conv_kernel_size)
