@@ -47,9 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.mlp_width = 128
     config.model.head_width = 128
     config.model.embedding_std = 0.02  # of the normal initial embeddings
-    config.model.query_bias_std = (
-        0.0  # of the normal initial bias of queries; 0: as any dense layer
-    )
+    config.model.query_bias_std = 0.0  # of queries' normal initial bias; 0: as dense layers have
     config.model.dropout_rate = 0.1
     config.model.remat = False  # recompute each block in the backward pass: less memory
     config.model.dtype = "float32"  # or "bfloat16"; parameters and softmax stay float32

@@ -9,7 +9,7 @@ Variants:
   :quick  expressions of 20 to 200 tokens at ten times the rate: a couple of minutes on a CPU.
   :tuned  the paper's model, data, batch and steps with peak rate 3e-3, 200 steps of warm-up, Adam
           of shorter memory, and initial embeddings of std 1 and biases of queries of std 3: leaves
-          the labels' prior within 250 steps, where the recipe is still there after all 5,000
+          the labels' prior within 300 steps, where the recipe is still there after all 5,000
           (README has more).
 """
 

@@ -175,11 +175,11 @@ def _figure(panels: dict, draw: Callable) -> Figure | None:
 
 
 def _panel(item):
-    """Task and what data it is: the panel that a group or an unfinished run belongs to."""
+    """Task and what data it is: the panel that a group, or a run cut short, belongs to."""
     task = item.config["task"]
     size = f"up to {task['max_length']:,} tokens" if task.get("max_length") else ""
     examples = f"{task['num_train']:,} examples" if task.get("num_train") else ""
-    lra = "" if isinstance(item, Run) or item.first["comparable_to_lra"] else NOT_LRA
+    lra = "" if isinstance(item, Group) and item.first["comparable_to_lra"] else NOT_LRA
     return task["name"], ", ".join(text for text in (size, examples, lra) if text)
 
 

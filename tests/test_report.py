@@ -12,7 +12,7 @@ from PIL import Image
 
 import report
 from configs import base
-from experiment.plots import by_hardware
+from experiment.plots import NOT_LRA, by_hardware, plot_curves
 from experiment.read_runs import read_runs
 from experiment.results import SEED_AND_PATHS, fields_of
 
@@ -249,6 +249,20 @@ def test_unfinished_runs_are_listed_with_their_steps(tmp_path):
     assert lines["file"] == str(folder / "metrics.jsonl")
     assert lines["why"].startswith("1 unreadable lines of 3")
     assert other["file"] == str(foreign / "config.json") and "not a run's" in other["why"]
+
+
+def test_curves_of_unfinished_runs_are_apart_from_comparable_ones(tmp_path):
+    write_run(tmp_path, "whole", reports=[(500, 0.6), (1000, 0.7)])
+    begun = write_run(tmp_path, "begun", reports=[(500, 0.6)], seed=1)
+    (begun / "result.json").unlink()
+    found = read_runs([tmp_path])
+    figure = plot_curves(found.groups, found.unfinished)
+    labels = {}
+    for axes in figure.axes:
+        apart = NOT_LRA in axes.get_title()
+        labels[apart] = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert any("unfinished" in label for label in labels[True])
+    assert not any("unfinished" in label for label in labels[False])
 
 
 def test_landmarks_are_compared_where_they_alone_differ(tmp_path):
