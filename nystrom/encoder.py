@@ -24,8 +24,7 @@ class SelfAttention(nnx.Module):
     With `query_bias_std` the bias of the queries starts as normal numbers of that std, not as
     `Dense` has it. Landmark queries are means, in which what differs between tokens cancels: at
     first little but the bias is left of them, and the gradient of the keys is in proportion to
-    it. With std 3 a head finds a position that always matters several times sooner; the others
-    begin, and may stay, with peaks at positions that don't. README has what it did on ListOps.
+    it. README has how soon ListOps left the labels' prior with it.
     """
 
     def __init__(

@@ -3,10 +3,9 @@
 import threading
 import time
 
-import numpy as np
 import pytest
 
-from lra_tasks.task import Batches, prefetch
+from lra_tasks.task import prefetch
 
 
 class Counting:
@@ -76,12 +75,3 @@ def test_prefetch_stops_when_dropped():
 def test_prefetch_refuses_wrong_arguments_at_once():
     with pytest.raises(ValueError, match="lookahead=0"):
         prefetch(Counting(), 0, 1, lookahead=0)
-
-
-def test_prefetch_equals_indexing(listops_task):
-    batches = Batches(listops_task, "train", 8, seed=0)
-    for step, batch in prefetch(batches, 30, 40):
-        expected = batches[step]
-        assert batch.keys() == expected.keys()
-        for name in batch:
-            np.testing.assert_array_equal(batch[name], expected[name])

@@ -2,11 +2,12 @@
 
 import dataclasses
 import threading
+import time
 
 import numpy as np
 import pytest
 
-from lra_tasks.task import Batches, Split, Task, padding_share, seeded_permutation
+from lra_tasks.task import Batches, Split, Task, padding_share, prefetch, seeded_permutation
 
 
 class InMemory:
@@ -219,6 +220,12 @@ def test_batches_from_many_threads(listops_task):
         assert_equal(results[step], expected[step])
 
 
+def test_prefetch_equals_indexing(listops_task):
+    batches = Batches(listops_task, "train", 8, seed=0)
+    for step, batch in prefetch(batches, 30, 40):
+        assert_equal(batch, batches[step])
+
+
 def test_listops_batches_hold_true_expressions(listops_task):
     from lra_tasks import listops
 
@@ -257,6 +264,21 @@ def test_steps_a_long_way_on_need_no_earlier_ones():
     epoch = 10**9
     labels = np.concatenate(labels_of_epoch(batches, epoch))
     assert sorted(labels) == list(range(103))
+
+
+def test_permutation_of_a_hundred_thousand_is_fast():
+    task = make_task(count=10)
+    lengths = np.random.default_rng(0).integers(1, 60, (100_000, 1)).astype(np.int32)
+    split = Split(InMemory([]), lengths)
+    task = dataclasses.replace(task, splits={"train": split}, bucket_boundaries=(16, 32, 64))
+    batches = Batches(task, "train", 32, seed=0)
+    start = time.monotonic()
+    batches.indices(10**9)
+    assert time.monotonic() - start < 1.0
+    start = time.monotonic()
+    for step in range(10**9 + 1, 10**9 + 1001):
+        batches.indices(step)
+    assert time.monotonic() - start < 0.5
 
 
 def test_padding_share_by_hand():
