@@ -46,6 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_heads = 2
     config.model.mlp_width = 128
     config.model.head_width = 128
+    config.model.pooling = "mean"  # what is classified: mean of all tokens, or cls, one put first
     config.model.embedding_std = 0.02  # of the normal initial embeddings
     config.model.query_bias_std = 0.0  # of queries' normal initial bias; 0: as dense layers have
     config.model.dropout_rate = 0.1

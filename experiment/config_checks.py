@@ -42,6 +42,7 @@ FINITE = ("learning_rate", "model.embedding_std", "model.query_bias_std")
 CHOICES = {
     "model.attention": nystrom.ATTENTIONS,
     "model.pinv": nystrom.PINVS,
+    "model.pooling": nystrom.POOLINGS,
     "model.dtype": ("float32", "bfloat16"),
     "model.feature_kernel": ("relu", "softmax"),
 }

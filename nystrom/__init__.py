@@ -15,7 +15,7 @@ from nystrom.identity import identity_attention
 from nystrom.landmarks import segment_means
 from nystrom.linear import linear_attention
 from nystrom.linformer import linformer_attention
-from nystrom.models import Classifier, PairClassifier
+from nystrom.models import POOLINGS, Classifier, PairClassifier
 from nystrom.performer import orthogonal_features, performer_attention
 from nystrom.pinv import iterative_pinv
 from nystrom.reformer import random_rotations, reformer_attention
@@ -24,6 +24,7 @@ from nystrom.registry import ATTENTIONS, self_attention_maker
 __all__ = [
     "ATTENTIONS",
     "PINVS",
+    "POOLINGS",
     "Classifier",
     "Encoder",
     "NystromFactors",
