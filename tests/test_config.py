@@ -66,6 +66,7 @@ def test_an_unknown_variant_is_refused(name):
         ("model.query_bias_std", -1.0, "expected 0 or more"),
         ("model.query_bias_std", float("inf"), "finite"),
         ("model.dtype", "float8", "expected one of float32, bfloat16"),
+        ("model.pooling", "max", "expected one of mean, cls"),
         ("model.pinv", "svd", "expected one of iterative, chebyshev"),
         ("warmup_steps", 5_001, "at most config.num_train_steps=5000"),
         ("learning_rate", float("nan"), "expected 0 or more"),

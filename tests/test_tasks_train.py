@@ -92,8 +92,9 @@ def test_every_attention_trains_listops_two_steps(attention, tmp_path):
     assert np.isfinite(result["test_loss"])
 
 
-def test_buckets_change_no_examples_logits():
-    config = small("listops")
+@pytest.mark.parametrize("pooling", nystrom.POOLINGS)
+def test_buckets_change_no_examples_logits(pooling):
+    config = small("listops", **{"model.pooling": pooling})
     logits = []
     for boundaries in ((768, 1_024, 1_408, 2_048), ()):
         config.task.bucket_boundaries = boundaries

@@ -40,10 +40,11 @@ def make_encoder(**options):
 
 
 @cache  # one graph per model, so that jit compiles it once
-def make_model(pair=False, **options):
+def make_model(pair=False, cls_token=None, **options):
     kind = nystrom.PairClassifier if pair else nystrom.Classifier
-    dtype = options.get("dtype", jnp.float32)
-    return kind(make_encoder(**options), 3, width=8, head_width=16, dtype=dtype, rngs=nnx.Rngs(1))
+    options = {"dtype": jnp.float32, **options}
+    head = {"head_width": 16, "dtype": options["dtype"], "rngs": nnx.Rngs(1)}
+    return kind(make_encoder(**options), 3, width=8, cls_token=cls_token, **head)
 
 
 def random_tokens(seed, *shape):
@@ -93,9 +94,10 @@ def test_golden_lucidrains():
 
 @pytest.mark.parametrize("where", ["trailing", "leading", "holes"])
 @pytest.mark.parametrize("pair", [False, True])
-def test_padding_never_changes_a_document(where, pair):
+@pytest.mark.parametrize("cls_token", [None, 11])
+def test_padding_never_changes_a_document(where, pair, cls_token):
     """Logits and parameter gradients; what the padded ids are has no say."""
-    graph, state = nnx.split(make_model(pair))
+    graph, state = nnx.split(make_model(pair, cls_token))
     documents = (2,) if pair else ()
     tokens = random_tokens(0, 1, *documents, 9)
     mask = mask_with(9, LENGTH, where)
@@ -118,8 +120,9 @@ def test_padded_hidden_states_are_zeros():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
-def test_document_without_tokens_has_finite_logits():
-    graph, state = nnx.split(make_model())
+@pytest.mark.parametrize("cls_token", [None, 11])
+def test_document_without_tokens_has_finite_logits(cls_token):
+    graph, state = nnx.split(make_model(cls_token=cls_token))
     mask = np.zeros((1, LENGTH), bool)
     logits = apply(graph, state, random_tokens(3, 1, LENGTH), mask)
     np.testing.assert_array_equal(logits, apply(graph, state, random_tokens(4, 1, LENGTH), mask))
@@ -208,6 +211,16 @@ def test_pair_features_are_a_b_product_and_difference():
     features = np.concatenate([a, b, a * b, a - b], axis=-1)
     hidden = np.maximum(model.hidden(features), 0)
     logits = apply(*nnx.split(model), tokens)[0]
+    np.testing.assert_allclose(logits, model.logits(hidden), atol=1e-5)
+
+
+def test_with_a_cls_token_its_state_is_classified_as_if_the_document_began_with_it():
+    model = make_model(cls_token=11)
+    tokens = random_tokens(13, 2, LENGTH)
+    begun = np.concatenate([np.full((2, 1), 11, np.int32), tokens], axis=1)
+    first = apply(*nnx.split(model.encoder), begun)[:, 0]
+    logits = apply(*nnx.split(model), tokens)
+    hidden = np.maximum(model.hidden(first), 0)
     np.testing.assert_allclose(logits, model.logits(hidden), atol=1e-5)
 
 
