@@ -5,6 +5,7 @@ import math
 import os
 from pathlib import Path
 
+from configs import base
 from experiment.results import TASKS, Found, Run, fields_of, group_runs
 
 # The fields of a result.json that are used, and what they must be.
@@ -72,8 +73,7 @@ def _read_finished(folder, skipped):
             right = type(value) in (int, float) and math.isfinite(value)
         _expect(path, right, f"{name}={value!r}: expected {kind.__name__}")
     _expect(path, 0 <= result["test_accuracy"] <= 1, "test_accuracy is not between 0 and 1")
-    config = result["config"]
-    _check_config(path, config)
+    config = _checked_config(path, result["config"])
     _expect(path, config["seed"] == result["seed"], "seed and config.seed differ")
     _expect(path, config["task"]["name"] == result["task"], "task and config.task.name differ")
     return Run(folder, result, config, _read_reports(folder / "metrics.jsonl", skipped))
@@ -81,8 +81,7 @@ def _read_finished(folder, skipped):
 
 def _read_unfinished(folder, skipped):
     path = folder / "config.json"
-    config = _read_json(path)
-    _check_config(path, config)
+    config = _checked_config(path, _read_json(path))
     return Run(folder, None, config, _read_reports(folder / "metrics.jsonl", skipped))
 
 
@@ -95,7 +94,8 @@ def _read_json(path):
     return value
 
 
-def _check_config(path, config):
+def _checked_config(path, config):
+    """The config, with the defaults of fields that are newer than the run: what was before."""
     for name in ("task", "model"):
         _expect(path, isinstance(config.get(name), dict), f"not a run's: no config.{name}")
     known = fields_of(config)
@@ -105,6 +105,16 @@ def _check_config(path, config):
         _expect(path, isinstance(known.get(name), str), f"not a run's: config.{name} is no text")
     name = known["task.name"]
     _expect(path, name in TASKS, f"config.task.name={name!r}: expected one of {', '.join(TASKS)}")
+    return _with_defaults(config, base.get_config().to_dict())
+
+
+def _with_defaults(config, defaults):
+    parts = {
+        name: _with_defaults(value, defaults[name])
+        for name, value in config.items()
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+    }
+    return defaults | config | parts
 
 
 def _expect(path, good, why):

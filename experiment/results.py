@@ -32,7 +32,14 @@ OWN_FIELDS = {
     "model.bucket_size": "reformer",
 }
 # Fields that tell a reader most about how runs differ, the first most of all.
-TELLING = ("num_train_steps", "learning_rate", "batch_size", "warmup_steps", "model.num_landmarks")
+TELLING = (
+    "num_train_steps",
+    "learning_rate",
+    "model.pooling",
+    "batch_size",
+    "warmup_steps",
+    "model.num_landmarks",
+)
 # Where runs may differ and still be runs of one thing: the seed, and where files lie.
 SEED_AND_PATHS = ("seed", "cache_dir", "task.data_dir")
 

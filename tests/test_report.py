@@ -131,6 +131,17 @@ def test_labels_name_no_more_fields_than_tell_recipes_apart(tmp_path):
     ]
 
 
+def test_a_run_older_than_a_field_had_what_is_its_default_now(tmp_path):
+    write_run(tmp_path, "new", 0.6)
+    old = write_run(tmp_path, "old", 0.7, seed=1) / "result.json"
+    result = json.loads(old.read_text())
+    del result["config"]["model"]["pooling"], result["config"]["adam_b2"]
+    old.write_text(json.dumps(result))
+    write_run(tmp_path, "cls", 0.8, changed(model__pooling="cls"), seed=1)
+    seeds = [[run.config["seed"] for run in group.runs] for group in read_runs([tmp_path]).groups]
+    assert sorted(seeds) == [[0, 1], [1]]
+
+
 @pytest.mark.parametrize("field", fields_of(base.get_config().to_dict()))
 def test_only_seed_and_paths_may_differ_within_an_average(field, tmp_path):
     config = changed()
