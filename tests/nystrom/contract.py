@@ -6,47 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-LENGTH, HEADS, DEPTH = 13, 2, 4
-
-
-def normal(seed, *shape, dtype=np.float32):
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
-
-
-def random_inputs(seed, *batch, length=LENGTH, key_length=None, heads=HEADS, dtype=np.float32):
-    """Query, key and value, standard normal."""
-    key_length = key_length or length
-    return (
-        normal(seed, *batch, length, heads, DEPTH, dtype=dtype),
-        normal(seed + 1000, *batch, key_length, heads, DEPTH, dtype=dtype),
-        normal(seed + 2000, *batch, key_length, heads, DEPTH, dtype=dtype),
-    )
-
-
-def mask_with(num_real, length, where, seed=0):
-    """A mask *N with num_real real tokens: padding trailing, leading or strewn among them."""
-    mask = np.zeros(length, bool)
-    if where == "trailing":
-        mask[:num_real] = True
-    elif where == "leading":
-        mask[length - num_real :] = True
-    else:
-        mask[np.random.default_rng(seed).permutation(length)[:num_real]] = True
-    return mask
-
-
-def spread(x, mask, fill):
-    """Tokens `x` at the mask's real places, `fill` at the others."""
-    out = np.full((len(mask), *x.shape[1:]), fill, x.dtype)
-    out[mask] = x
-    return out
-
-
-def jitted(function, **options):
-    """jit, with results as NumPy arrays: comparing those compiles nothing."""
-    compiled = jax.jit(function, **options)
-    return lambda *args, **kwargs: jax.tree.map(np.asarray, compiled(*args, **kwargs))
+from inputs import (
+    DEPTH,
+    HEADS,
+    LENGTH,
+    jitted,
+    mask_with,
+    normal,
+    random_inputs,
+    spread,
+)
 
 
 class AttentionContract:

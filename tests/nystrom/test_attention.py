@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import AttentionContract, jitted, mask_with, normal, random_inputs
+from contract import AttentionContract
+from inputs import jitted, mask_with, normal, random_inputs
 
 from nystrom import nystrom_attention, nystrom_factors, softmax_attention
 

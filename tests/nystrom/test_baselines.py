@@ -5,7 +5,8 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from contract import AttentionContract, jitted, mask_with, normal, random_inputs
+from contract import AttentionContract
+from inputs import jitted, mask_with, normal, random_inputs
 
 from nystrom.identity import identity_attention
 from nystrom.linear import linear_attention

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import jitted, normal
+from inputs import jitted, normal
 
 from nystrom import chebyshev_pinv, iterative_pinv, nystrom_attention, nystrom_factors
 from nystrom.chebyshev import apply_chebyshev_pinv

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from contract import jitted, mask_with, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inputs import jitted, mask_with, normal
 
 from nystrom import depthwise_convolution
 

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from contract import jitted, mask_with, normal
 from flax import nnx
+from inputs import jitted, mask_with, normal
 
 from nystrom import attention_fn, nystrom_attention
 

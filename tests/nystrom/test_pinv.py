@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import jitted, normal
+from inputs import jitted, normal
 
 from nystrom import iterative_pinv
 from nystrom.pinv import apply_pinv

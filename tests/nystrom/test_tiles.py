@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from contract import normal
+from inputs import normal
 
 from nystrom import landmark_attention
 from nystrom.landmark_attention import attend_from_landmarks, attend_to_landmarks
