@@ -48,7 +48,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.head_width = 128
     config.model.pooling = "mean"  # what is classified: mean of all tokens, or cls, one put first
     config.model.embedding_std = 0.02  # of the normal initial embeddings
-    config.model.query_bias_std = 0.0  # of queries' normal initial bias; 0: as dense layers have
     config.model.dropout_rate = 0.1
     config.model.remat = False  # recompute each block in the backward pass: less memory
     config.model.dtype = "float32"  # or "bfloat16"; parameters and softmax stay float32

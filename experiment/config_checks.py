@@ -34,11 +34,10 @@ AT_LEAST = {
     "model.num_hashes": 1,
     "model.bucket_size": 1,
     "model.embedding_std": 0,
-    "model.query_bias_std": 0,
     "model.dropout_rate": 0,
 }
 BELOW_ONE = ("model.dropout_rate", "adam_b1", "adam_b2")
-FINITE = ("learning_rate", "model.embedding_std", "model.query_bias_std")
+FINITE = ("learning_rate", "model.embedding_std")
 CHOICES = {
     "model.attention": nystrom.ATTENTIONS,
     "model.pinv": nystrom.PINVS,

@@ -28,7 +28,6 @@ def make_model(config: ml_collections.ConfigDict, task: lra_tasks.Task, seed: in
         projection_length=config.projection_length,
         num_hashes=config.num_hashes,
         bucket_size=config.bucket_size,
-        query_bias_std=config.query_bias_std,
         seed=seed,
         dtype=dtype,
         rngs=rngs,

@@ -20,11 +20,6 @@ class SelfAttention(nnx.Module):
     values, one filter of `conv_kernel_size` taps per head, is added to the attention's output
     before the output projection (0 taps: none). With `shared_query_key` the queries serve as
     keys too, with one projection for both.
-
-    With `query_bias_std` the bias of the queries starts as normal numbers of that std, not as
-    `Dense` has it. Landmark queries are means, in which what differs between tokens cancels: at
-    first little but the bias is left of them, and the gradient of the keys is in proportion to
-    it. README has how soon ListOps left the labels' prior with it.
     """
 
     def __init__(
@@ -35,7 +30,6 @@ class SelfAttention(nnx.Module):
         attention: Callable[..., Array],
         conv_kernel_size: int = 0,
         shared_query_key: bool = False,
-        query_bias_std: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -48,9 +42,6 @@ class SelfAttention(nnx.Module):
         self.shared_query_key = shared_query_key
         self.qkv = Dense(width, (2 if shared_query_key else 3) * width, dtype=dtype, rngs=rngs)
         self.out = Dense(width, width, dtype=dtype, rngs=rngs)
-        if query_bias_std:
-            bias = nnx.initializers.normal(query_bias_std)(rngs.params(), (width,))
-            self.qkv.bias[...] = self.qkv.bias[...].at[:width].set(bias)
         self.filters = nnx.data(None)
         if conv_kernel_size:
             init = uniform_init(conv_kernel_size)
@@ -84,7 +75,6 @@ class NystromSelfAttention(SelfAttention):
         pinv: str = "iterative",
         pinv_iterations: int = 6,
         conv_kernel_size: int = 35,
-        query_bias_std: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -99,7 +89,6 @@ class NystromSelfAttention(SelfAttention):
             num_heads,
             attention=attention,
             conv_kernel_size=conv_kernel_size,
-            query_bias_std=query_bias_std,
             dtype=dtype,
             rngs=rngs,
         )

@@ -33,7 +33,6 @@ def self_attention_maker(
     projection_length: int = 256,
     num_hashes: int = 2,
     bucket_size: int = 64,
-    query_bias_std: float = 0.0,
     seed: int = 0,
     dtype: jnp.dtype = jnp.float32,
     rngs: nnx.Rngs,
@@ -52,14 +51,13 @@ def self_attention_maker(
       num_features, feature_kernel: of `performer`.
       projection_length: of `linformer`.
       num_hashes, bucket_size: of `reformer`.
-      query_bias_std: as for `SelfAttention`.
       seed: of performer's features and reformer's rotations.
       rngs: initialises what layers share.
 
     Raises:
       ValueError: an unknown name.
     """
-    options = {"query_bias_std": query_bias_std}
+    options = {}
     depth = width // num_heads
     match name:
         case "linear":
@@ -75,7 +73,7 @@ def self_attention_maker(
                 pinv=pinv,
                 pinv_iterations=pinv_iterations,
             )
-            options |= {"conv_kernel_size": conv_kernel_size}
+            options = {"conv_kernel_size": conv_kernel_size}
         case "performer":
             attention = partial(
                 performer_attention,
@@ -89,7 +87,7 @@ def self_attention_maker(
                 rotations=random_rotations(num_hashes, depth, half_buckets, seed),
                 bucket_size=bucket_size,
             )
-            options |= {"shared_query_key": True}
+            options = {"shared_query_key": True}
         case "softmax":
             attention = softmax_attention
         case _:

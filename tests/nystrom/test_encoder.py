@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import jitted, mask_with
 from flax import nnx
+from inputs import jitted, mask_with
 
 import nystrom
 
@@ -160,27 +160,6 @@ def test_embeddings_start_with_the_std_asked_for():
         encoder = nystrom.Encoder(500, 500, rngs=nnx.Rngs(0), **options)
         for table in (encoder.token_embed.embedding, encoder.position_embed):
             assert np.std(table[...]) == pytest.approx(std, rel=0.03)
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_the_bias_of_queries_alone_starts_with_the_std_asked_for(shared):
-    width, bound = 256, 1 / 16
-
-    def bias(**options):
-        layer = nystrom.SelfAttention(
-            width,
-            4,
-            attention=nystrom.softmax_attention,
-            shared_query_key=shared,
-            rngs=nnx.Rngs(0),
-            **options,
-        )
-        return np.asarray(layer.qkv.bias[...])
-
-    wide = bias(query_bias_std=3.0)
-    assert np.std(wide[:width]) == pytest.approx(3, rel=0.2)
-    np.testing.assert_array_equal(wide[width:], bias()[width:])
-    assert np.abs(bias()).max() <= bound
 
 
 def test_bfloat16_has_float32_parameters_and_logits():

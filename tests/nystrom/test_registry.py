@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from contract import jitted, mask_with
 from flax import nnx
+from inputs import jitted, mask_with
 
 import nystrom
 
@@ -92,9 +92,6 @@ def test_only_nystrom_has_the_convolution():
         ("nystrom", {"pinv_iterations": 5}),
         ("nystrom", {"pinv": "chebyshev"}),
         ("nystrom", {"conv_kernel_size": 3}),
-        ("nystrom", {"query_bias_std": 3.0}),
-        ("softmax", {"query_bias_std": 3.0}),
-        ("reformer", {"query_bias_std": 3.0}),
         ("performer", {"num_features": 8}),
         ("performer", {"feature_kernel": "softmax"}),
         ("performer", {"seed": 1}),
