@@ -97,7 +97,7 @@ def plot_speed(groups: list[Group]) -> Figure | None:
             axis.set_yticks(range(len(bars)), labels if axis is left else [""] * len(bars))
             axis.spines[["top", "right"]].set_visible(False)
         left.set_title(f"{TITLES[task]} on {hardware}", fontsize=9, loc="left")
-        left.set_xlabel("training examples per second (median)")
+        left.set_xlabel("training examples/s")
         right.set_xlabel("peak memory (MiB)")
     return figure
 
@@ -132,7 +132,7 @@ def plot_curves(groups: list[Group], unfinished: list[Run] = ()) -> Figure | Non
         axes.set_xlabel("training step")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_ylabel("validation accuracy (%)")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.28))  # below the curves
 
     has_curve = {k: v for k, v in panels.items() if any(r.curve()[0] for _, rs, _ in v for r in rs)}
     return _figure(has_curve, draw)

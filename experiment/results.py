@@ -40,6 +40,8 @@ TELLING = (
     "warmup_steps",
     "model.num_landmarks",
 )
+# What goes without saying in a label.
+DEFAULTS = {"model.pooling": "mean", "adam_b2": 0.999}
 # Where runs may differ and still be runs of one thing: the seed, and where files lie.
 SEED_AND_PATHS = ("seed", "cache_dir", "task.data_dir")
 
@@ -206,6 +208,7 @@ def _label(group, named, detail):
         f"{name.rpartition('.')[2]}={fields.get(name, 'absent')}"
         for name in sorted(named | always)
         if detail or OWN_FIELDS.get(name, group.attention) == group.attention
+        if name in always or fields.get(name) != DEFAULTS.get(name)
     ]
     if detail >= 2:
         shown.append(f"{group.first['source']} data {group.first['fingerprint'][:8]}")
