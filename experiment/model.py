@@ -12,8 +12,8 @@ def make_model(config: ml_collections.ConfigDict, task: lra_tasks.Task, seed: in
     """A classifier for `task`; `config` is config.model, `seed` draws the weights."""
     rngs = nnx.Rngs(seed)
     dtype = jnp.dtype(config.dtype)
-    extra = int(config.pooling == "cls")  # a token, and its place
-    length = max(task.padded_length, *task.bucket_boundaries, 1) + extra
+    has_cls = config.pooling == "cls"  # one more token, and a place for it
+    length = max(task.padded_length, *task.bucket_boundaries, 1) + has_cls
     make_attention = nystrom.self_attention_maker(
         config.attention,
         config.width,
@@ -33,7 +33,7 @@ def make_model(config: ml_collections.ConfigDict, task: lra_tasks.Task, seed: in
         rngs=rngs,
     )
     encoder = nystrom.Encoder(
-        task.vocab_size + extra,
+        task.vocab_size + has_cls,
         length,
         width=config.width,
         num_layers=config.num_layers,
@@ -52,7 +52,7 @@ def make_model(config: ml_collections.ConfigDict, task: lra_tasks.Task, seed: in
         task.num_classes,
         width=config.width,
         head_width=config.head_width,
-        cls_token=task.vocab_size if config.pooling == "cls" else None,
+        cls_token=task.vocab_size if has_cls else None,
         dtype=dtype,
         rngs=rngs,
     )

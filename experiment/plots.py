@@ -18,6 +18,7 @@ TITLES = {
 }
 NOT_LRA = "not comparable to LRA"
 PANEL = (6.4, 4.2)  # inches
+BELOW = {"loc": "upper left", "bbox_to_anchor": (0, -0.28)}  # a legend under its panel
 LEAST_SPAN = 5  # percentage points on the axis of accuracies, lest noise look like news
 
 
@@ -132,7 +133,7 @@ def plot_curves(groups: list[Group], unfinished: list[Run] = ()) -> Figure | Non
         axes.set_xlabel("training step")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_ylabel("validation accuracy (%)")
-        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.28))  # below the curves
+        axes.legend(fontsize=7, **BELOW)
 
     has_curve = {k: v for k, v in panels.items() if any(r.curve()[0] for _, rs, _ in v for r in rs)}
     return _figure(has_curve, draw)

@@ -6,6 +6,7 @@ import math
 import statistics
 from pathlib import Path
 
+from configs import base
 from experiment.workdir import differing_fields
 
 TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
@@ -40,8 +41,6 @@ TELLING = (
     "warmup_steps",
     "model.num_landmarks",
 )
-# What goes without saying in a label.
-DEFAULTS = {"model.pooling": "mean", "adam_b2": 0.999}
 # Where runs may differ and still be runs of one thing: the seed, and where files lie.
 SEED_AND_PATHS = ("seed", "cache_dir", "task.data_dir")
 
@@ -202,13 +201,13 @@ def _telling_fields(groups, varying) -> set[str]:
 
 
 def _label(group, named, detail):
-    fields = fields_of(group.config)
+    fields, defaults = fields_of(group.config), fields_of(base.get_config().to_dict())
     always = {"model.num_landmarks"} if group.attention == "nystrom" else set()
     shown = [
         f"{name.rpartition('.')[2]}={fields.get(name, 'absent')}"
         for name in sorted(named | always)
         if detail or OWN_FIELDS.get(name, group.attention) == group.attention
-        if name in always or fields.get(name) != DEFAULTS.get(name)
+        if name in always or fields.get(name) != defaults.get(name)
     ]
     if detail >= 2:
         shown.append(f"{group.first['source']} data {group.first['fingerprint'][:8]}")

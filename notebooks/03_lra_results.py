@@ -112,7 +112,7 @@ if tasks:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
         if known:
-            axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.28))
+            axis.legend(fontsize=7, **plots.BELOW)
     plt.show()
 
 # %% [markdown]

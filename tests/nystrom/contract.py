@@ -6,16 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from inputs import (
-    DEPTH,
-    HEADS,
-    LENGTH,
-    jitted,
-    mask_with,
-    normal,
-    random_inputs,
-    spread,
-)
+from inputs import DEPTH, HEADS, LENGTH, jitted, mask_with, normal, random_inputs, spread
 
 
 class AttentionContract:

@@ -1,0 +1,47 @@
+"""Folders of runs as train.py leaves them, for the tests of reports."""
+
+import copy
+import importlib
+import json
+
+
+def write_run(runs, name, accuracy=0.5, run_config=None, task="text", reports=(), **result):
+    """A finished run's folder with a result as train.py writes it; the keywords change it."""
+    config = copy.deepcopy(
+        run_config or importlib.import_module(f"configs.lra_{task}").get_config()
+    )
+    with config.unlocked():
+        config.seed = result.get("seed", config.seed)
+    folder = runs / name
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    values = {
+        "test_accuracy": accuracy,
+        "num_parameters": 1_000,
+        "wall_seconds": 3_600.0,
+        "examples_per_second": 100.0,
+        "peak_memory_bytes": 2**30,
+        "peak_memory_of": "process",
+        "task": config.task.name,
+        "source": "release",
+        "fingerprint": "f" * 64,
+        "comparable_to_lra": True,
+        "why_not_comparable": "",
+        "seed": config.seed,
+        "commit": "c" * 40,
+        "versions": {"jax": "0.10.2"},
+        "hardware": {"platform": "gpu", "device": "H100", "num_devices": 1},
+        "config": config.to_dict(),
+    }
+    (folder / "result.json").write_text(json.dumps(values | result))
+    lines = [json.dumps({"step": s, "split": "validation", "accuracy": a, "loss": 1.0})
+             for s, a in reports]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    return folder
+
+
+def changed(task="text", **fields):
+    """A task's config with fields changed: `model__num_landmarks=32` is model.num_landmarks."""
+    config = importlib.import_module(f"configs.lra_{task}").get_config()
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return config
