@@ -1,14 +1,12 @@
 """The two inner attentions of eq. 9, in tiles: no N x L array outlives the tile it is made in.
 
 Each is exact softmax attention between the N tokens and the L landmarks. Their backward passes
-recompute the softmax tile by tile. All products are arranged so that none contracts the
-leading dimension of its left factor, which XLA CPU would transpose or multiply slowly; hence
-the transposed copies of tiles, kept apart from the products by `optimization_barrier`.
+recompute the softmax tile by tile. What a tile computes is written for one head of one example,
+in matrices; `_Tiling.scan` maps it over heads and examples and takes the tiles in turn.
 Reverse-mode differentiation only (`custom_vjp`), and once.
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,8 +15,12 @@ import jax.numpy as jnp
 from nystrom.array_typing import Array, Bool, Float
 
 MASKED = -1e30  # a logit that no softmax notices, yet finite: no NaN where all are masked
-TILE_BYTES = {"cpu": 2**21}  # of logits: larger ones leave the cache, smaller cost more turns
-DEFAULT_TILE_BYTES = 2**28  # accelerators want few, large steps
+# Of what a tile holds: logits, weights and tokens. On CPU that of one head, for heads follow one
+# another there: larger tiles leave the cache, smaller ones cost more turns. Accelerators want
+# few, large steps.
+TILE_BYTES = {"cpu": 2 * 2**20}
+DEFAULT_TILE_BYTES = 2**29
+HEADS_PER_TURN = 8  # on CPU: of as many examples as have no more, or of one
 
 
 @jax.custom_vjp
@@ -34,16 +36,15 @@ def attend_to_landmarks(
 
 
 def _to_landmarks_fwd(query, keys, values, query_mask, valid):
-    def tile(short, carry, long):
-        keys, values, valid = short
-        query, query_mask = long
-        weights, total = _weights(_heads_first(query, query_mask, keys.dtype), keys, valid)
-        out = _einsum("bhnl,bhld->bhnd", weights, values) / total
-        return carry, (_tokens_first(out, query_mask, query.dtype),)
+    def tile(short, carry, tokens, mask):
+        keys, values, bias = short
+        (query,) = tokens
+        weights, total = _weights(query, keys, bias)
+        return carry, (_einsum("nl,ld->nd", weights, values) / total,)
 
+    short = keys * query.shape[-1] ** -0.5, values, _bias(valid, keys)
     tiling = _Tiling.of(query, keys)
-    short = keys * query.shape[-1] ** -0.5, values, valid
-    _, (out,) = tiling.scan(tile, (), short, (query, query_mask), fills=(0,))
+    _, (out,) = tiling.scan(tile, short, (), (query,), query_mask, fills=(0,))
     return out, (query, keys, values, query_mask, valid)
 
 
@@ -51,27 +52,24 @@ def _to_landmarks_bwd(residuals, d_out):
     query, keys, values, query_mask, valid = residuals
     scale = query.shape[-1] ** -0.5
 
-    def tile(short, carry, long):
-        scaled_keys, values, valid = short
-        query, query_mask, d_out = long
-        dtype = values.dtype
-        tokens = _heads_first(query, query_mask, dtype)
-        d_tokens = _heads_first(d_out, query_mask, dtype)
-        weights, total = _weights(tokens, scaled_keys, valid)
-        weights = weights / total
-        d_weights = _einsum("bhnd,bhld->bhnl", d_tokens, values)
-        d_logits = weights * (d_weights - (weights * d_weights).sum(axis=-1, keepdims=True))
-        d_query = _einsum("bhnl,bhld->bhnd", d_logits, scaled_keys)
+    def tile(short, carry, tokens, mask):
+        keys, values, bias = short
+        query, d_out = tokens
         d_keys, d_values = carry
-        d_keys += _einsum("bhdn,bhnl->bhdl", _positions_last(query, query_mask, dtype), d_logits)
-        d_values += _einsum("bhdn,bhnl->bhdl", _positions_last(d_out, query_mask, dtype), weights)
-        return (d_keys, d_values), (_tokens_first(d_query, query_mask, query.dtype),)
+        weights, total = _weights(query, keys, bias)
+        weights = weights / total
+        d_weights = _einsum("nd,ld->nl", d_out, values)
+        d_logits = weights * (d_weights - (weights * d_weights).sum(axis=-1, keepdims=True))
+        d_query = _einsum("nl,ld->nd", d_logits, keys)
+        d_keys += _einsum("nd,nl->dl", query, d_logits)
+        d_values += _einsum("nd,nl->dl", d_out, weights)
+        return (d_keys, d_values), (d_query,)
 
-    tiling = _Tiling.of(query, keys)
+    short = keys * scale, values, _bias(valid, keys)
     zeros = jnp.zeros_like(jnp.swapaxes(keys, -1, -2))
-    short = keys * scale, values, valid
+    tiling = _Tiling.of(query, keys)
     (d_keys, d_values), (d_query,) = tiling.scan(
-        tile, (zeros, zeros), short, (query, query_mask, d_out), fills=(1,)
+        tile, short, (zeros, zeros), (query, d_out), query_mask, fills=(1,)
     )
     d_keys, d_values = (jnp.swapaxes(x, -1, -2) for x in (d_keys * scale, d_values))
     return d_query, d_keys, d_values, None, None
@@ -92,25 +90,24 @@ def attend_from_landmarks(
 
 
 def _from_landmarks_fwd(queries, key, value, key_mask):
-    def tile(queries, carry, long):
+    def tile(queries, carry, tokens, mask):
         largest, total, context = carry
-        key, value, key_mask = long
-        key, value = (_heads_first(x, key_mask, queries.dtype) for x in (key, value))
-        logits = _einsum("bhld,bhnd->bhln", queries, key)
-        if key_mask is not None:
-            logits = jnp.where(key_mask[:, None, None, :], logits, MASKED)
+        key, value = tokens
+        logits = _einsum("ld,nd->ln", queries, key)
+        if mask is not None:
+            logits = jnp.where(mask, logits, MASKED)
         previous, largest = largest, jnp.maximum(largest, logits.max(axis=-1, keepdims=True))
         weights = jnp.exp(logits - largest)
         shrink = jnp.exp(previous - largest)
         total = total * shrink + weights.sum(axis=-1, keepdims=True)
-        context = context * shrink + _einsum("bhln,bhnd->bhld", weights, value)
+        context = context * shrink + _einsum("ln,nd->ld", weights, value)
         return (largest, total, context), ()
 
     tiling, key_mask = _Tiling.of_keys(key, queries, key_mask)
     start = jnp.full((*queries.shape[:-1], 1), MASKED, queries.dtype)
     carry = start, jnp.zeros_like(start), jnp.zeros_like(queries)
     (largest, total, context), _ = tiling.scan(
-        tile, carry, queries * key.shape[-1] ** -0.5, (key, value, key_mask)
+        tile, queries * key.shape[-1] ** -0.5, carry, (key, value), key_mask
     )
     context = context / total
     log_total = largest + jnp.log(total)
@@ -121,29 +118,26 @@ def _from_landmarks_bwd(residuals, d_context):
     queries, key, value, key_mask, context, log_total = residuals
     scale = key.shape[-1] ** -0.5
 
-    def tile(short, d_queries, long):
-        scaled_queries, d_context, log_total, mean = short
-        key, value, key_mask = long
-        dtype = scaled_queries.dtype
-        keys, values = (_heads_first(x, key_mask, dtype) for x in (key, value))
-        weights = jnp.exp(_einsum("bhnd,bhld->bhnl", keys, scaled_queries) - log_total)
-        if key_mask is not None:
-            weights = jnp.where(key_mask[:, None, :, None], weights, 0)
-        d_logits = weights * (_einsum("bhnd,bhld->bhnl", values, d_context) - mean)
-        d_key = _einsum("bhnl,bhld->bhnd", d_logits, scaled_queries)
-        d_value = _einsum("bhnl,bhld->bhnd", weights, d_context)
-        d_queries += _einsum("bhdn,bhnl->bhdl", _positions_last(key, key_mask, dtype), d_logits)
-        d_key, d_value = (_tokens_first(x, None, key.dtype) for x in (d_key, d_value))
-        return d_queries, (d_key, d_value)
+    def tile(short, d_queries, tokens, mask):
+        queries, d_context, log_total, mean = short
+        key, value = tokens
+        weights = jnp.exp(_einsum("nd,ld->nl", key, queries) - log_total)
+        if mask is not None:
+            weights = jnp.where(mask[:, None], weights, 0)
+        d_logits = weights * (_einsum("nd,ld->nl", value, d_context) - mean)
+        d_key = _einsum("nl,ld->nd", d_logits, queries)
+        d_value = _einsum("nl,ld->nd", weights, d_context)
+        return d_queries + _einsum("nd,nl->dl", key, d_logits), (d_key, d_value)
 
     tiling, key_mask = _Tiling.of_keys(key, queries, key_mask)
     mean = (context * d_context).sum(axis=-1, keepdims=True)
     log_total, mean = (jnp.swapaxes(x, -1, -2) for x in (log_total, mean))
     d_queries, (d_key, d_value) = tiling.scan(
         tile,
-        jnp.zeros_like(jnp.swapaxes(queries, -1, -2)),
         (queries * scale, d_context, log_total, mean),
-        (key, value, key_mask),
+        jnp.zeros_like(jnp.swapaxes(queries, -1, -2)),
+        (key, value),
+        key_mask,
         fills=(2, 3),
     )
     d_queries = jnp.swapaxes(d_queries * scale, -1, -2)
@@ -154,10 +148,7 @@ attend_from_landmarks.defvjp(_from_landmarks_fwd, _from_landmarks_bwd)
 
 
 class _Tiling(NamedTuple):
-    """How B N tokens are cut: `batch` examples a tile, and each example in `steps` tiles.
-
-    Several examples share a tile only if each fits whole, so that cutting moves no data.
-    """
+    """How B N tokens are cut: tiles of `batch` examples, each example in `steps` pieces."""
 
     total: int  # N
     batch: int
@@ -166,19 +157,20 @@ class _Tiling(NamedTuple):
 
     @staticmethod
     def of(tokens, landmarks):
-        (num_examples, length, num_heads, _), num_landmarks = tokens.shape, landmarks.shape[-2]
-        budget = TILE_BYTES.get(jax.default_backend(), DEFAULT_TILE_BYTES)
-        example_bytes = length * num_heads * num_landmarks * landmarks.dtype.itemsize
-        at_once = 4 * budget  # measured faster on CPU than a loop of four
-        if num_examples * example_bytes <= at_once:
-            return _Tiling(length, num_examples, 1, length)
-        if example_bytes <= at_once:
-            most = max(1, budget // example_bytes)
-            batch = max(n for n in range(1, most + 1) if num_examples % n == 0)
-            return _Tiling(length, batch, 1, length)
-        steps = min(length, math.ceil(example_bytes / budget))
-        steps = next((n for n in range(steps, 2 * steps) if length % n == 0), steps)
-        return _Tiling(length, 1, steps, math.ceil(length / steps))
+        (num_examples, length, num_heads, depth), num_landmarks = tokens.shape, landmarks.shape[-2]
+        head_bytes = 2 * length * (num_landmarks + 2 * depth) * landmarks.dtype.itemsize
+        platform = jax.default_backend()
+        budget = TILE_BYTES.get(platform, DEFAULT_TILE_BYTES)
+        if platform == "cpu":
+            at_once, steps = HEADS_PER_TURN // num_heads, math.ceil(head_bytes / budget)
+        else:
+            example_bytes = num_heads * head_bytes
+            at_once, steps = budget // example_bytes, math.ceil(example_bytes / budget)
+        batch = max(n for n in range(1, max(1, at_once) + 1) if num_examples % n == 0)
+        steps = min(length, steps)
+        if steps > 1:
+            steps = next((n for n in range(steps, 2 * steps) if length % n == 0), steps)
+        return _Tiling(length, batch, steps, math.ceil(length / steps))
 
     @staticmethod
     def of_keys(key, queries, key_mask):
@@ -188,81 +180,106 @@ class _Tiling(NamedTuple):
             key_mask = jnp.ones(key.shape[:2], bool)
         return tiling, key_mask
 
-    def scan(self, tile, carry, short, long, fills=()):
-        """`tile` over all tiles of `long`, with `short` and `carry` cut by examples only.
+    def scan(self, tile, short, carry, tokens, mask, fills=()):
+        """`tile` over all tiles of `tokens`, with `short` and `carry` cut by examples only.
 
-        Returns the carry, and the tiles' outputs, as many as `fills` has numbers, in one piece
-        each. `fills` are to differ wherever they meet in a program: of equal ones XLA makes one
+        `tile(short, carry, tokens, mask)` returns the new carry and its outputs; it is given one
+        head of one example: without B and H, and with zeros for padded tokens. Returns the carry,
+        and the tiles' outputs, as many as `fills` has numbers, in one piece each, zeros where
+        padded. `fills` are to differ wherever they meet in a program: of equal ones XLA makes one
         array, and copies it for every loop.
         """
         excess = self.steps * self.length - self.total
         if excess:
-            long = jax.tree.map(
-                lambda x: jnp.pad(x, [(0, 0), (0, excess)] + [(0, 0)] * (x.ndim - 2)), long
+            tokens, mask = jax.tree.map(
+                lambda x: jnp.pad(x, [(0, 0), (0, excess)] + [(0, 0)] * (x.ndim - 2)),
+                (tokens, mask),
             )
-        tokens = jax.tree.leaves(long)[0]
+        num_examples, num_positions, *rest = tokens[0].shape
 
         def cut(x, example, position=0, length=None):
             start = (example, position) + (0,) * (x.ndim - 2)
             return jax.lax.dynamic_slice(x, start, (self.batch, length or x.shape[1], *x.shape[2:]))
 
-        def cut_long(example, position):
-            cut_here = partial(cut, example=example, position=position, length=self.length)
-            return jax.tree.map(cut_here, long)
-
         def put(whole, piece, example, position=0):
             return jax.lax.dynamic_update_slice(whole, piece, (example, position, 0, 0))
 
-        # A tile is cut one turn ahead and carried: cut and transposed in the same turn, XLA CPU
-        # makes one loop of both, many times slower than the copy and the transposition.
         def turn(i, state):
-            carry, here, outputs = state
+            carry, outputs = state
             example, position = i // self.steps * self.batch, i % self.steps * self.length
-            after = (i + 1) // self.steps * self.batch, (i + 1) % self.steps * self.length
-            carry_part, short_part = jax.tree.map(partial(cut, example=example), (carry, short))
-            carry_part, pieces = tile(short_part, carry_part, here)
-            carry = jax.tree.map(partial(put, example=example), carry, carry_part)
-            outputs = jax.tree.map(
-                partial(put, example=example, position=position), outputs, pieces
-            )
-            return carry, cut_long(*after), outputs
+            here = jax.tree.map(lambda x: cut(x, example, position, self.length), (tokens, mask))
+            short_part, carry_part = jax.tree.map(lambda x: cut(x, example), (short, carry))
+            carry_part, pieces = _each_head(tile, short_part, carry_part, *here)
+            carry = jax.tree.map(lambda x, y: put(x, y, example), carry, carry_part)
+            outputs = jax.tree.map(lambda x, y: put(x, y, example, position), outputs, pieces)
+            return carry, outputs
 
-        turns = tokens.shape[0] // self.batch * self.steps
+        turns = num_examples // self.batch * self.steps
         if turns == 1:
-            carry, outputs = tile(short, carry, long)
+            carry, outputs = _each_head(tile, short, carry, tokens, mask)
         else:
-            outputs = tuple(jnp.full(tokens.shape, fill, tokens.dtype) for fill in fills)
-            start = carry, cut_long(0, 0), outputs
-            carry, _, outputs = jax.lax.fori_loop(0, turns, turn, start)
+            shape = num_examples, num_positions, *rest
+            outputs = tuple(jnp.full(shape, fill, tokens[0].dtype) for fill in fills)
+            carry, outputs = jax.lax.fori_loop(0, turns, turn, (carry, outputs))
         return carry, tuple(x[:, : self.total] for x in outputs)
 
 
-def _weights(tokens, scaled_keys, valid):
+def _each_head(tile, short, carry, tokens, mask):
+    """`tile` of each head of each example: on CPU one after another, elsewhere at once.
+
+    One head's matrices stay in the CPU's cache, and their products need no common layout.
+    """
+    tokens = tuple(_clean(x, mask) for x in tokens)
+    if jax.default_backend() == "cpu":
+        batch, _, heads, _ = tokens[0].shape
+        results = [
+            [
+                tile(
+                    *jax.tree.map(lambda x: x[b, h], (short, carry)),  # noqa: B023
+                    tuple(x[b, :, h] for x in tokens),
+                    None if mask is None else mask[b],
+                )
+                for h in range(heads)
+            ]
+            for b in range(batch)
+        ]
+        carries = [[carry for carry, _ in example] for example in results]
+        outputs = [[pieces for _, pieces in example] for example in results]
+        carry, outputs = _stack(carries, 0), _stack(outputs, 1)
+    else:
+        heads = jax.vmap(tile, in_axes=(0, 0, 1, None), out_axes=(0, 1))
+        carry, outputs = jax.vmap(heads)(short, carry, tokens, mask)
+    return carry, tuple(_clean(x, mask) for x in outputs)
+
+
+def _stack(trees, axis):
+    """Trees by example and head as one tree, heads along `axis` of each example's arrays."""
+
+    def stack(trees, axis):
+        return jax.tree.map(lambda *x: jnp.stack(x, axis), *trees)
+
+    return stack([stack(example, axis) for example in trees], 0)
+
+
+def _weights(tokens, scaled_keys, bias):
     """exp of the logits less their largest, and its sum: the softmax before normalisation."""
-    logits = _einsum("bhnd,bhld->bhnl", tokens, scaled_keys)
-    if valid is not None:
-        logits += jnp.where(valid, 0, MASKED)[:, None, None, :]
+    logits = _einsum("nd,ld->nl", tokens, scaled_keys)
+    if bias is not None:
+        logits += bias
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights, weights.sum(axis=-1, keepdims=True)
 
 
-def _heads_first(x, mask, dtype):
-    """bnhd -> bhnd in the dtype of the computation, padding (whatever it holds) as zeros."""
-    return jnp.swapaxes(_clean(x, mask).astype(dtype), 1, 2)
-
-
-def _positions_last(x, mask, dtype):
-    """bnhd -> bhdn, a copy of its own."""
-    x = jnp.transpose(_clean(x, mask).astype(dtype), (0, 2, 3, 1))
-    return jax.lax.optimization_barrier(x)
-
-
-def _tokens_first(x, mask, dtype):
-    """bhnd -> bnhd, zeros where padded."""
-    return _clean(jnp.swapaxes(x, 1, 2), mask).astype(dtype)
+def _bias(valid, keys):
+    """What to add to logits for landmarks that are not valid to get no weight: B H L."""
+    if valid is None:
+        return None
+    bias = jnp.where(valid, 0, jnp.asarray(MASKED, keys.dtype))
+    return jnp.broadcast_to(bias[:, None], keys.shape[:-1])
 
 
 def _clean(x, mask):
+    """Tokens B N H D with zeros, whatever was there, where padded."""
     return x if mask is None else jnp.where(mask[:, :, None, None], x, 0)
 
 

@@ -9,14 +9,16 @@ from nystrom import landmark_attention
 from nystrom.landmark_attention import attend_from_landmarks, attend_to_landmarks
 
 B, N, H, L, D = 10, 29, 2, 3, 5
-EXAMPLE_BYTES = N * H * L * 4
-# Tiles of: all examples, two examples, one, five pieces of one (30 = 5 x 6: the last is padded).
-BUDGETS = {"all": 10, "two": 2, "one": 1, "pieces": 0.21}
+EXAMPLE_BYTES = 2 * N * (L + 2 * D) * 4  # what a tile of one example holds of each head, on CPU
+# Tiles of: all examples, two examples, one, five pieces of two (30 = 5 x 6: the last is padded).
+CUTS = {"all": (B, 1), "two": (2, 1), "one": (1, 1), "pieces": (2, 0.21)}
 
 
-def set_tiles(monkeypatch, examples):
-    budget = {jax.default_backend(): int(examples * EXAMPLE_BYTES)}
-    monkeypatch.setattr(landmark_attention, "TILE_BYTES", budget)
+def set_tiles(monkeypatch, examples, share):
+    """On CPU at most so many examples a tile, and of each at most that share."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    monkeypatch.setattr(landmark_attention, "HEADS_PER_TURN", examples * H)
+    monkeypatch.setattr(landmark_attention, "TILE_BYTES", {"cpu": int(share * EXAMPLE_BYTES)})
 
 
 def results(attend, inputs, masks):
@@ -46,17 +48,29 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("tiles", ["two", "one", "pieces"])
 def test_tiles_change_nothing(monkeypatch, case, tiles):
-    set_tiles(monkeypatch, BUDGETS["all"])
+    set_tiles(monkeypatch, *CUTS["all"])
     whole = results(*CASES[case])
-    set_tiles(monkeypatch, BUDGETS[tiles])
+    set_tiles(monkeypatch, *CUTS[tiles])
+    for one, other in zip(results(*CASES[case]), whole, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("budget", [2 * H * EXAMPLE_BYTES, H * EXAMPLE_BYTES // 5])
+def test_the_program_for_accelerators_is_the_same(monkeypatch, case, budget):
+    """All heads at once, as they run elsewhere than on CPU: two examples a tile, or pieces."""
+    set_tiles(monkeypatch, *CUTS["all"])
+    whole = results(*CASES[case])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(landmark_attention, "DEFAULT_TILE_BYTES", budget)
     for one, other in zip(results(*CASES[case]), whole, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_the_cases_are_cut_as_their_names_say(monkeypatch):
     cut = {}
-    for name, examples in BUDGETS.items():
-        set_tiles(monkeypatch, examples)
+    for name, limits in CUTS.items():
+        set_tiles(monkeypatch, *limits)
         tiling = landmark_attention._Tiling.of(TOKENS[0], LANDMARKS[0])
         cut[name] = tiling.batch, tiling.steps, tiling.length
-    assert cut == {"all": (10, 1, N), "two": (2, 1, N), "one": (1, 1, N), "pieces": (1, 5, 6)}
+    assert cut == {"all": (10, 1, N), "two": (2, 1, N), "one": (1, 1, N), "pieces": (2, 5, 6)}
