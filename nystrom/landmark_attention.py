@@ -229,36 +229,33 @@ def _each_head(tile, short, carry, tokens, mask):
 
     One head's matrices stay in the CPU's cache, and their products need no common layout.
     """
+    over = _one_by_one if jax.default_backend() == "cpu" else jax.vmap
     tokens = tuple(_clean(x, mask) for x in tokens)
-    if jax.default_backend() == "cpu":
-        batch, _, heads, _ = tokens[0].shape
-        results = [
-            [
-                tile(
-                    *jax.tree.map(lambda x: x[b, h], (short, carry)),  # noqa: B023
-                    tuple(x[b, :, h] for x in tokens),
-                    None if mask is None else mask[b],
-                )
-                for h in range(heads)
-            ]
-            for b in range(batch)
-        ]
-        carries = [[carry for carry, _ in example] for example in results]
-        outputs = [[pieces for _, pieces in example] for example in results]
-        carry, outputs = _stack(carries, 0), _stack(outputs, 1)
-    else:
-        heads = jax.vmap(tile, in_axes=(0, 0, 1, None), out_axes=(0, 1))
-        carry, outputs = jax.vmap(heads)(short, carry, tokens, mask)
+    heads = over(tile, in_axes=(0, 0, 1, None), out_axes=(0, 1))
+    carry, outputs = over(heads, in_axes=(0, 0, 0, 0), out_axes=(0, 0))(short, carry, tokens, mask)
     return carry, tuple(_clean(x, mask) for x in outputs)
 
 
-def _stack(trees, axis):
-    """Trees by example and head as one tree, heads along `axis` of each example's arrays."""
+def _one_by_one(function, in_axes, out_axes):
+    """What `jax.vmap` does, written out as one call after another."""
 
-    def stack(trees, axis):
-        return jax.tree.map(lambda *x: jnp.stack(x, axis), *trees)
+    def mapped(*args):
+        def pick(i, arg, axis):
+            if axis is None:
+                return arg
+            return jax.tree.map(lambda x: jax.lax.index_in_dim(x, i, axis, keepdims=False), arg)
 
-    return stack([stack(example, axis) for example in trees], 0)
+        def stack(results, axis):
+            return jax.tree.map(lambda *x: jnp.stack(x, axis), *results)
+
+        size = jax.tree.leaves(args[0])[0].shape[in_axes[0]]
+        results = [
+            function(*(pick(i, *pair) for pair in zip(args, in_axes, strict=True)))
+            for i in range(size)
+        ]
+        return tuple(map(stack, zip(*results, strict=True), out_axes))
+
+    return mapped
 
 
 def _weights(tokens, scaled_keys, bias):
