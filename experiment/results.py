@@ -41,8 +41,9 @@ TELLING = (
     "warmup_steps",
     "model.num_landmarks",
 )
-# Where runs may differ and still be runs of one thing: the seed, and where files lie.
-SEED_AND_PATHS = ("seed", "cache_dir", "task.data_dir")
+# Where runs may differ and still be runs of one thing: the seed, where files lie, and how often a
+# run reports and saves between evaluations.
+NOT_THE_RECIPE = ("seed", "cache_dir", "task.data_dir", "log_every", "checkpoint_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +145,8 @@ def fields_of(config: dict, prefix: str = "") -> dict[str, object]:
 
 
 def key_of(config: dict, without: tuple[str, ...] = ()) -> str:
-    """A text that is equal for configs that are, but for seed, paths and fields in `without`."""
-    left_out = (*SEED_AND_PATHS, *without)
+    """A text that is equal for configs that are, but for NOT_THE_RECIPE and fields in `without`."""
+    left_out = (*NOT_THE_RECIPE, *without)
     kept = {name: value for name, value in fields_of(config).items() if name not in left_out}
     return json.dumps(kept, sort_keys=True)
 
@@ -168,7 +169,7 @@ def _distinct_labels(groups, among, taken):
     varying = {
         field for group in among for field in differing_fields(among[0].config, group.config)
     }
-    varying -= {"model.attention", *SEED_AND_PATHS}
+    varying -= {"model.attention", *NOT_THE_RECIPE}
     telling = _telling_fields(among, varying)
     detail = {id(group): 0 for group in groups}
     while True:
