@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -19,6 +20,8 @@ TITLES = {
 NOT_LRA = "not comparable to LRA"
 PANEL = (6.4, 4.2)  # inches
 BELOW = {"loc": "upper left", "bbox_to_anchor": (0, -0.28)}  # a legend under its panel
+# Of curves: the ten dark ones of matplotlib's default, then a light one of each.
+COLOURS = (*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2])
 LEAST_SPAN = 5  # percentage points on the axis of accuracies, lest noise look like news
 
 
@@ -120,7 +123,7 @@ def plot_curves(groups: list[Group], unfinished: list[Run] = ()) -> Figure | Non
                     steps,
                     [100 * a for a in accuracies],
                     style,
-                    color=f"C{i % 10}",
+                    color=COLOURS[i % len(COLOURS)],
                     lw=1.2,
                     label=label,
                 )

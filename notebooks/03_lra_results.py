@@ -101,7 +101,7 @@ if tasks:
             if run.task == task and steps:
                 label = labels.get(run.folder, f"{run.attention} (unfinished)")
                 first = label not in known
-                colour = known.setdefault(label, f"C{len(known) % 10}")
+                colour = known.setdefault(label, plots.COLOURS[len(known) % len(plots.COLOURS)])
                 style = "-" if run.result else "--"
                 shown = label if first else None
                 axis.plot(steps, losses, style, color=colour, lw=1.2, label=shown)
