@@ -195,7 +195,6 @@ class _Tiling(NamedTuple):
                 lambda x: jnp.pad(x, [(0, 0), (0, excess)] + [(0, 0)] * (x.ndim - 2)),
                 (tokens, mask),
             )
-        num_examples, num_positions, *rest = tokens[0].shape
 
         def cut(x, example, position=0, length=None):
             start = (example, position) + (0,) * (x.ndim - 2)
@@ -214,12 +213,11 @@ class _Tiling(NamedTuple):
             outputs = jax.tree.map(lambda x, y: put(x, y, example, position), outputs, pieces)
             return carry, outputs
 
-        turns = num_examples // self.batch * self.steps
+        turns = len(tokens[0]) // self.batch * self.steps
         if turns == 1:
             carry, outputs = _each_head(tile, short, carry, tokens, mask)
         else:
-            shape = num_examples, num_positions, *rest
-            outputs = tuple(jnp.full(shape, fill, tokens[0].dtype) for fill in fills)
+            outputs = tuple(jnp.full_like(tokens[0], fill) for fill in fills)
             carry, outputs = jax.lax.fori_loop(0, turns, turn, (carry, outputs))
         return carry, tuple(x[:, : self.total] for x in outputs)
 
