@@ -258,7 +258,8 @@ def main(argv):
     problems = check_config(config, jax.device_count())
     if problems:
         fail("The config can't be run:\n" + "\n".join(f"  {problem}" for problem in problems))
-    fill_accumulate_steps(config)  # here, for config.json to say what was run
+    # Here, for config.json to say what was run.
+    fill_accumulate_steps(config, jax.device_count(), jax.default_backend())
     holder = FLAGS["config"]
     workdir = Path(WORKDIR.value or default_workdir(holder.config_filename, holder.override_values))
     cache = lra_tasks.store.datasets_dir(config.cache_dir or None).parent

@@ -1,6 +1,5 @@
 """Checks of a config, all of them made before any data or workdir is touched."""
 
-import jax
 import ml_collections
 
 import lra_tasks
@@ -105,11 +104,13 @@ def suitable_accumulate_steps(batch_size: int, num_devices: int, platform: str) 
     return batch_size // part if platform == "cpu" and batch_size % part == 0 else 1
 
 
-def fill_accumulate_steps(config: ml_collections.ConfigDict) -> None:
-    """Puts what suits the devices at hand in place of `config.accumulate_steps=0`."""
+def fill_accumulate_steps(
+    config: ml_collections.ConfigDict, num_devices: int, platform: str
+) -> None:
+    """Puts what suits the devices in place of `config.accumulate_steps=0`."""
     if config.accumulate_steps == 0:
         config.accumulate_steps = suitable_accumulate_steps(
-            config.batch_size, jax.device_count(), jax.default_backend()
+            config.batch_size, num_devices, platform
         )
 
 
