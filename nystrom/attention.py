@@ -7,7 +7,12 @@ import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.chebyshev import apply_chebyshev_pinv, chebyshev_pinv
-from nystrom.landmark_attention import MASKED, attend_from_landmarks, attend_to_landmarks
+from nystrom.landmark_attention import (
+    MASKED,
+    attend_from_landmarks,
+    attend_to_landmarks,
+    landmark_matrix,
+)
 from nystrom.landmarks import check_mask, check_tokens, segment_means
 from nystrom.pinv import apply_pinv, iterative_pinv
 
@@ -65,12 +70,9 @@ def nystrom_attention(
     (query, key, value), query_mask, key_mask = _flatten_batch(
         promote(query, key, value), query_mask, key_mask
     )
-    q_landmarks, _, k_landmarks, k_valid, a = _landmark_matrix(
-        query, key, query_mask, key_mask, num_landmarks
-    )
-    q_landmarks, k_landmarks = (jnp.swapaxes(x, -2, -3) for x in (q_landmarks, k_landmarks))
-    if key_mask is None and num_landmarks <= key.shape[1]:
-        k_valid = None
+    q_landmarks, q_valid = _landmarks(query, num_landmarks, query_mask)
+    k_landmarks, k_valid = _landmarks(key, num_landmarks, key_mask)
+    a = landmark_matrix(q_landmarks, k_landmarks, q_valid, k_valid)
     context = attend_from_landmarks(q_landmarks, key, value, key_mask)
     if pinv == "chebyshev":
         solved = apply_chebyshev_pinv(a, context)
@@ -136,9 +138,10 @@ def nystrom_factors(
     _check_pinv(pinv)
     query = zero_padded(query, query_mask)
     query, key = promote(query, key)
-    q_landmarks, q_valid, k_landmarks, k_valid, a = _landmark_matrix(
-        query, key, query_mask, key_mask, num_landmarks
-    )
+    q_landmarks, q_valid = segment_means(query, num_landmarks, query_mask)
+    k_landmarks, k_valid = segment_means(key, num_landmarks, key_mask)
+    a = jnp.where(k_valid[..., None, None, :], _softmax(q_landmarks, k_landmarks, k_valid), 0)
+    a = _zero_rows(a, q_valid)
     f = _zero_rows(_softmax(query, k_landmarks, k_valid), query_mask)
     f = jnp.where(k_valid[..., None, None, :], f, 0)
     g = _zero_rows(_softmax(q_landmarks, key, key_mask), q_valid)
@@ -148,13 +151,12 @@ def nystrom_factors(
     return NystromFactors(f, a_pinv, g)
 
 
-def _landmark_matrix(query, key, query_mask, key_mask, num_landmarks):
-    """Query and key landmarks, each with which are valid, and A with its inert parts zero."""
-    q_landmarks, q_valid = segment_means(query, num_landmarks, query_mask)
-    k_landmarks, k_valid = segment_means(key, num_landmarks, key_mask)
-    a = _softmax(q_landmarks, k_landmarks, k_valid)
-    a = jnp.where(q_valid[..., None, :, None] & k_valid[..., None, None, :], a, 0)
-    return q_landmarks, q_valid, k_landmarks, k_valid, a
+def _landmarks(x, num_landmarks, mask):
+    """`segment_means` as B H L D, and which are valid, None where all are."""
+    landmarks, valid = segment_means(x, num_landmarks, mask)
+    if mask is None and num_landmarks <= x.shape[1]:
+        valid = None
+    return jnp.swapaxes(landmarks, -2, -3), valid
 
 
 def _flatten_batch(tokens, query_mask, key_mask):

@@ -1,9 +1,10 @@
-"""The two inner attentions of eq. 9, in tiles: no N x L array outlives the tile it is made in.
+"""The three softmaxes of eq. 9. F and G come in tiles: no N x L array outlives its tile.
 
-Each is exact softmax attention between the N tokens and the L landmarks. Their backward passes
-recompute the softmax tile by tile. What a tile computes is written for one head of one example,
-in matrices; `_Tiling.scan` maps it over heads and examples and takes the tiles in turn.
-Reverse-mode differentiation only (`custom_vjp`), and once.
+`attend_to_landmarks` and `attend_from_landmarks` are exact softmax attention between the N tokens
+and the L landmarks. Their backward passes recompute the softmax tile by tile (where one tile is
+all, XLA may keep it instead). What a tile computes is written for one head of one example, in
+matrices; `_Tiling.scan` maps it over heads and examples and takes the tiles in turn.
+`landmark_matrix` is A. Reverse-mode differentiation only (`custom_vjp`), and once.
 """
 
 import math
@@ -18,7 +19,7 @@ MASKED = -1e30  # a logit that no softmax notices, yet finite: no NaN where all 
 # Of what a tile holds: logits, weights and tokens. On CPU that of one head, for heads follow one
 # another there: larger tiles leave the cache, smaller ones cost more turns. Accelerators want
 # few, large steps.
-TILE_BYTES = {"cpu": 2 * 2**20}
+TILE_BYTES = {"cpu": 3 * 2**20}
 DEFAULT_TILE_BYTES = 2**29
 HEADS_PER_TURN = 8  # on CPU: of as many examples as have no more, or of one
 
@@ -44,7 +45,7 @@ def _to_landmarks_fwd(query, keys, values, query_mask, valid):
 
     short = keys * query.shape[-1] ** -0.5, values, _bias(valid, keys)
     tiling = _Tiling.of(query, keys)
-    _, (out,) = tiling.scan(tile, short, (), (query,), query_mask, fills=(0,))
+    _, (out,) = tiling.scan(tile, short, (), (query,), query_mask, 1)
     return out, (query, keys, values, query_mask, valid)
 
 
@@ -69,7 +70,7 @@ def _to_landmarks_bwd(residuals, d_out):
     zeros = jnp.zeros_like(jnp.swapaxes(keys, -1, -2))
     tiling = _Tiling.of(query, keys)
     (d_keys, d_values), (d_query,) = tiling.scan(
-        tile, short, (zeros, zeros), (query, d_out), query_mask, fills=(1,)
+        tile, short, (zeros, zeros), (query, d_out), query_mask, 1
     )
     d_keys, d_values = (jnp.swapaxes(x, -1, -2) for x in (d_keys * scale, d_values))
     return d_query, d_keys, d_values, None, None
@@ -138,13 +139,60 @@ def _from_landmarks_bwd(residuals, d_context):
         jnp.zeros_like(jnp.swapaxes(queries, -1, -2)),
         (key, value),
         key_mask,
-        fills=(2, 3),
+        2,
     )
     d_queries = jnp.swapaxes(d_queries * scale, -1, -2)
     return d_queries, d_key, d_value, None
 
 
 attend_from_landmarks.defvjp(_from_landmarks_fwd, _from_landmarks_bwd)
+
+
+@jax.custom_vjp
+def landmark_matrix(
+    queries: Float[Array, "B H L D"],
+    keys: Float[Array, "B H L D"],
+    queries_valid: Bool[Array, "B L"] | None,
+    keys_valid: Bool[Array, "B L"] | None,
+) -> Float[Array, "B H L L"]:
+    """softmax(queries keys^T / sqrt D) over the valid keys; zeros where either is not valid."""
+    return _landmark_matrix_fwd(queries, keys, queries_valid, keys_valid)[0]
+
+
+def _landmark_matrix_fwd(queries, keys, queries_valid, keys_valid):
+    num_heads, num_landmarks, depth = queries.shape[1:]
+
+    def flat(valid):
+        return jnp.repeat(valid, num_heads, axis=0)
+
+    q, k = (x.reshape(-1, num_landmarks, depth) for x in (queries, keys))
+    logits = _einsum("bld,bmd->blm", q * depth**-0.5, k)
+    if keys_valid is not None:
+        logits = jnp.where(flat(keys_valid)[:, None], logits, MASKED)
+    logits -= logits.max(axis=-1, keepdims=True)
+    # Not divided by the sum: XLA would divide anew wherever a is used, and keep the dividend.
+    a = jnp.exp(logits - jnp.log(jnp.exp(logits).sum(axis=-1, keepdims=True)))
+    if keys_valid is not None:
+        a = jnp.where(flat(keys_valid)[:, None], a, 0)
+    if queries_valid is not None:
+        a = jnp.where(flat(queries_valid)[:, :, None], a, 0)
+    return a.reshape(*queries.shape[:-1], num_landmarks), (q, k, a)
+
+
+def _landmark_matrix_bwd(residuals, d_a):
+    """Of d_logits = t - mean a, with t = a d_a and mean its row sums, only products are formed."""
+    q, k, a = residuals
+    shape = *d_a.shape[:-1], q.shape[-1]
+    scale = q.shape[-1] ** -0.5
+    t = a * d_a.reshape(a.shape)
+    mean = _einsum("blm,mo->blo", t, jnp.ones((a.shape[-1], 1), a.dtype))
+    d_q = _einsum("blm,bmd->bld", t, k) - mean * _einsum("blm,bmd->bld", a, k)
+    d_k = _einsum("bld,blm->bdm", q, t) - _einsum("bld,blm->bdm", mean * q, a)
+    d_q, d_k = (scale * x for x in (d_q, jnp.swapaxes(d_k, -1, -2)))
+    return d_q.reshape(shape), d_k.reshape(shape), None, None
+
+
+landmark_matrix.defvjp(_landmark_matrix_fwd, _landmark_matrix_bwd)
 
 
 class _Tiling(NamedTuple):
@@ -180,14 +228,12 @@ class _Tiling(NamedTuple):
             key_mask = jnp.ones(key.shape[:2], bool)
         return tiling, key_mask
 
-    def scan(self, tile, short, carry, tokens, mask, fills=()):
+    def scan(self, tile, short, carry, tokens, mask, num_outputs=0):
         """`tile` over all tiles of `tokens`, with `short` and `carry` cut by examples only.
 
         `tile(short, carry, tokens, mask)` returns the new carry and its outputs; it is given one
         head of one example: without B and H, and with zeros for padded tokens. Returns the carry,
-        and the tiles' outputs, as many as `fills` has numbers, in one piece each, zeros where
-        padded. `fills` are to differ wherever they meet in a program: of equal ones XLA makes one
-        array, and copies it for every loop.
+        and the tiles' `num_outputs` outputs, in one piece each, zeros where padded.
         """
         excess = self.steps * self.length - self.total
         if excess:
@@ -217,7 +263,7 @@ class _Tiling(NamedTuple):
         if turns == 1:
             carry, outputs = _each_head(tile, short, carry, tokens, mask)
         else:
-            outputs = tuple(jnp.full_like(tokens[0], fill) for fill in fills)
+            outputs = (tokens[0],) * num_outputs  # to be overwritten, every position
             carry, outputs = jax.lax.fori_loop(0, turns, turn, (carry, outputs))
         return carry, tuple(x[:, : self.total] for x in outputs)
 

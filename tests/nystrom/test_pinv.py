@@ -73,7 +73,7 @@ def test_apply_pinv_is_the_pinv_times_w(iterations, tolerance):
     np.testing.assert_allclose(solve(a, w, iterations) / scale, expected / scale, atol=tolerance)
 
 
-@pytest.mark.parametrize("iterations", [6, 7])
+@pytest.mark.parametrize("iterations", [1, 3, 4, 6, 7])
 def test_apply_pinv_in_float64(iterations):
     """The two forms are one function, values and gradients."""
     with jax.enable_x64(True):
