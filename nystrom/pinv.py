@@ -54,10 +54,10 @@ def apply_pinv(
     take this form: float32 then stays within 5e-6 of float64 in values and gradients, even where A
     is nearly of rank one (four would be 1e-5).
 
-    Backward, all iterations are taken as functions of Y_j: the gradients by Y_j and P_j may be
-    taken to be symmetric, as the matrices are, and an iteration takes two or four products where
-    that of eq. 7 takes eight. Beyond 6 iterations eq. 7 is followed as written. Reverse-mode
-    differentiation only.
+    Backward, all iterations are taken as functions of Y_j. As the matrices are symmetric, only the
+    symmetric part of a gradient matters: it is formed where a product's two sides are to be one,
+    and an iteration takes two or four products where that of eq. 7 takes eight. Beyond 6
+    iterations eq. 7 is followed as written. Reverse-mode differentiation only.
     """
     _check(a, num_iterations)
     if num_iterations > MAX_FAST_ITERATIONS:
@@ -120,13 +120,13 @@ def _apply_iterates_bwd(num_iterations, residuals, d_out):
     for _, p in first:
         d_outs.append(matmul(p, d_outs[-1]))
     for (y, p), z_d_out in zip(reversed(first), d_outs[-2::-1], strict=True):
-        d_p = _symmetric(matmul_t(w, z_d_out) + matmul(d_y, y))
-        y_d = matmul(y, d_p)
-        by_p = _symmetric(3.5 * y_d - matmul(y, 0.5 * y_d + 0.25 * transpose(y_d))) - 3.75 * d_p
-        d_y = _symmetric(matmul(p, d_y)) + by_p
+        d_p = matmul_t(w, z_d_out) + matmul(d_y, y)
+        y_d = matmul(y, _symmetric(d_p))
+        by_p = 3.5 * y_d - matmul(y, 0.5 * y_d + 0.25 * transpose(y_d)) - 3.75 * d_p
+        d_y = matmul(p, d_y) + by_p
         w = matmul(p, w)
     y_0 = first[0][0] if first else ys[0]  # scale a a^T
-    d_a = scale * (2 * matmul(d_y, a) + matmul_t(w, d_out))
+    d_a = scale * (2 * matmul(_symmetric(d_y), a) + matmul_t(w, d_out))
     d_scale = (y_0 * d_y).sum(axis=(-2, -1)) + (w * d_outs[0]).sum(axis=(-2, -1))
     return d_a, d_scale[:, None, None] / scale, d_w
 
