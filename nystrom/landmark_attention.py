@@ -16,11 +16,10 @@ import jax.numpy as jnp
 from nystrom.array_typing import Array, Bool, Float
 
 MASKED = -1e30  # a logit that no softmax notices, yet finite: no NaN where all are masked
-# Of what a tile holds: logits, weights and tokens. On CPU that of one head, for heads follow one
-# another there: larger tiles leave the cache, smaller ones cost more turns. Accelerators want
-# few, large steps.
-TILE_BYTES = {"cpu": 3 * 2**20}
-DEFAULT_TILE_BYTES = 2**29
+# Of a tile's logits and weights. On CPU those of one head, for heads follow one another there:
+# larger tiles leave the cache, smaller ones cost more turns. Accelerators want few, large steps.
+TILE_BYTES = {"cpu": 2**20}
+DEFAULT_TILE_BYTES = 2**28
 HEADS_PER_TURN = 8  # on CPU: of as many examples as have no more, or of one
 
 
@@ -45,7 +44,7 @@ def _to_landmarks_fwd(query, keys, values, query_mask, valid):
 
     short = keys * query.shape[-1] ** -0.5, values, _bias(valid, keys)
     tiling = _Tiling.of(query, keys)
-    _, (out,) = tiling.scan(tile, short, (), (query,), query_mask, 1)
+    _, (out,) = tiling.scan(tile, short, (), (query,), query_mask, (values,))
     return out, (query, keys, values, query_mask, valid)
 
 
@@ -70,7 +69,7 @@ def _to_landmarks_bwd(residuals, d_out):
     zeros = jnp.zeros_like(jnp.swapaxes(keys, -1, -2))
     tiling = _Tiling.of(query, keys)
     (d_keys, d_values), (d_query,) = tiling.scan(
-        tile, short, (zeros, zeros), (query, d_out), query_mask, 1
+        tile, short, (zeros, zeros), (query, d_out), query_mask, (values,)
     )
     d_keys, d_values = (jnp.swapaxes(x, -1, -2) for x in (d_keys * scale, d_values))
     return d_query, d_keys, d_values, None, None
@@ -139,7 +138,7 @@ def _from_landmarks_bwd(residuals, d_context):
         jnp.zeros_like(jnp.swapaxes(queries, -1, -2)),
         (key, value),
         key_mask,
-        2,
+        (d_context, d_context),
     )
     d_queries = jnp.swapaxes(d_queries * scale, -1, -2)
     return d_queries, d_key, d_value, None
@@ -205,8 +204,8 @@ class _Tiling(NamedTuple):
 
     @staticmethod
     def of(tokens, landmarks):
-        (num_examples, length, num_heads, depth), num_landmarks = tokens.shape, landmarks.shape[-2]
-        head_bytes = 2 * length * (num_landmarks + 2 * depth) * landmarks.dtype.itemsize
+        (num_examples, length, num_heads, _), num_landmarks = tokens.shape, landmarks.shape[-2]
+        head_bytes = 2 * length * num_landmarks * landmarks.dtype.itemsize
         platform = jax.default_backend()
         budget = TILE_BYTES.get(platform, DEFAULT_TILE_BYTES)
         if platform == "cpu":
@@ -228,12 +227,13 @@ class _Tiling(NamedTuple):
             key_mask = jnp.ones(key.shape[:2], bool)
         return tiling, key_mask
 
-    def scan(self, tile, short, carry, tokens, mask, num_outputs=0):
+    def scan(self, tile, short, carry, tokens, mask, after=()):
         """`tile` over all tiles of `tokens`, with `short` and `carry` cut by examples only.
 
         `tile(short, carry, tokens, mask)` returns the new carry and its outputs; it is given one
         head of one example: without B and H, and with zeros for padded tokens. Returns the carry,
-        and the tiles' `num_outputs` outputs, in one piece each, zeros where padded.
+        and the tiles' outputs, in one piece each, zeros where padded. `after` has an array for each
+        output, one of the last things that must be computed before the first tile.
         """
         excess = self.steps * self.length - self.total
         if excess:
@@ -263,7 +263,9 @@ class _Tiling(NamedTuple):
         if turns == 1:
             carry, outputs = _each_head(tile, short, carry, tokens, mask)
         else:
-            outputs = (tokens[0],) * num_outputs  # to be overwritten, every position
+            # Filled with one of its numbers, for XLA to allocate it when those are there. All is
+            # overwritten.
+            outputs = tuple(jnp.full_like(tokens[0], x[0, 0, 0, 0]) for x in after)
             carry, outputs = jax.lax.fori_loop(0, turns, turn, (carry, outputs))
         return carry, tuple(x[:, : self.total] for x in outputs)
 

@@ -9,7 +9,7 @@ from nystrom import landmark_attention
 from nystrom.landmark_attention import attend_from_landmarks, attend_to_landmarks
 
 B, N, H, L, D = 10, 29, 2, 3, 5
-EXAMPLE_BYTES = 2 * N * (L + 2 * D) * 4  # what a tile of one example holds of each head, on CPU
+EXAMPLE_BYTES = 2 * N * L * 4  # logits and weights of one head of an example
 # Tiles of: all examples, two examples, one, five pieces of two (30 = 5 x 6: the last is padded).
 CUTS = {"all": (B, 1), "two": (2, 1), "one": (1, 1), "pieces": (2, 0.21)}
 
