@@ -189,25 +189,25 @@ def take_turns(functions, rounds, budget=40.0):
     seconds gets no more turns.
     """
     seconds, spent = {name: [] for name in functions}, dict.fromkeys(functions, 0.0)
-    once, calls = {}, {}
+    once = {}
     for name, function in functions.items():
         function()
         start = time.perf_counter()
         function()
         once[name] = time.perf_counter() - start
-        calls[name] = int(max(1, min(50, 0.05 / once[name])))
     for _ in range(rounds):
         for name, function in functions.items():
             if spent[name] > budget:
                 continue
             if once[name] < 0.5:
                 function()
+            calls = int(max(1, min(50, 0.05 / once[name])))
             start = time.perf_counter()
-            for _ in range(calls[name]):
+            for _ in range(calls):
                 function()
             elapsed = time.perf_counter() - start
             spent[name] += elapsed
-            seconds[name].append(elapsed / calls[name])
+            seconds[name].append(elapsed / calls)
     return seconds.items()
 
 

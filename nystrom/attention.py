@@ -7,12 +7,8 @@ import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.chebyshev import apply_chebyshev_pinv, chebyshev_pinv
-from nystrom.landmark_attention import (
-    MASKED,
-    attend_from_landmarks,
-    attend_to_landmarks,
-    landmark_matrix,
-)
+from nystrom.landmark_attention import MASKED, attend_from_landmarks, attend_to_landmarks
+from nystrom.landmark_matrix import landmark_matrix
 from nystrom.landmarks import check_mask, check_tokens, segment_means
 from nystrom.pinv import apply_pinv, iterative_pinv
 

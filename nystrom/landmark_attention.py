@@ -1,10 +1,9 @@
-"""The three softmaxes of eq. 9. F and G come in tiles: no N x L array outlives its tile.
+"""The two inner attentions of eq. 9, in tiles: no N x L array outlives the tile it is made in.
 
-`attend_to_landmarks` and `attend_from_landmarks` are exact softmax attention between the N tokens
-and the L landmarks. Their backward passes recompute the softmax tile by tile (where one tile is
-all, XLA may keep it instead). What a tile computes is written for one head of one example, in
-matrices; `_Tiling.scan` maps it over heads and examples and takes the tiles in turn.
-`landmark_matrix` is A. Reverse-mode differentiation only (`custom_vjp`), and once.
+Each is exact softmax attention between the N tokens and the L landmarks. Their backward passes
+recompute the softmax tile by tile (where one tile is all, XLA may keep it instead). What a tile
+computes is written for one head of one example, in matrices; `_Tiling.scan` maps it over heads and
+examples and takes the tiles in turn. Reverse-mode differentiation only (`custom_vjp`), and once.
 """
 
 import math
@@ -145,53 +144,6 @@ def _from_landmarks_bwd(residuals, d_context):
 
 
 attend_from_landmarks.defvjp(_from_landmarks_fwd, _from_landmarks_bwd)
-
-
-@jax.custom_vjp
-def landmark_matrix(
-    queries: Float[Array, "B H L D"],
-    keys: Float[Array, "B H L D"],
-    queries_valid: Bool[Array, "B L"] | None,
-    keys_valid: Bool[Array, "B L"] | None,
-) -> Float[Array, "B H L L"]:
-    """softmax(queries keys^T / sqrt D) over the valid keys; zeros where either is not valid."""
-    return _landmark_matrix_fwd(queries, keys, queries_valid, keys_valid)[0]
-
-
-def _landmark_matrix_fwd(queries, keys, queries_valid, keys_valid):
-    num_heads, num_landmarks, depth = queries.shape[1:]
-
-    def flat(valid):
-        return jnp.repeat(valid, num_heads, axis=0)
-
-    q, k = (x.reshape(-1, num_landmarks, depth) for x in (queries, keys))
-    logits = _einsum("bld,bmd->blm", q * depth**-0.5, k)
-    if keys_valid is not None:
-        logits = jnp.where(flat(keys_valid)[:, None], logits, MASKED)
-    logits -= logits.max(axis=-1, keepdims=True)
-    # Not divided by the sum: XLA would divide anew wherever a is used, and keep the dividend.
-    a = jnp.exp(logits - jnp.log(jnp.exp(logits).sum(axis=-1, keepdims=True)))
-    if keys_valid is not None:
-        a = jnp.where(flat(keys_valid)[:, None], a, 0)
-    if queries_valid is not None:
-        a = jnp.where(flat(queries_valid)[:, :, None], a, 0)
-    return a.reshape(*queries.shape[:-1], num_landmarks), (q, k, a)
-
-
-def _landmark_matrix_bwd(residuals, d_a):
-    """Of d_logits = t - mean a, with t = a d_a and mean its row sums, only products are formed."""
-    q, k, a = residuals
-    shape = *d_a.shape[:-1], q.shape[-1]
-    scale = q.shape[-1] ** -0.5
-    t = a * d_a.reshape(a.shape)
-    mean = _einsum("blm,mo->blo", t, jnp.ones((a.shape[-1], 1), a.dtype))
-    d_q = _einsum("blm,bmd->bld", t, k) - mean * _einsum("blm,bmd->bld", a, k)
-    d_k = _einsum("bld,blm->bdm", q, t) - _einsum("bld,blm->bdm", mean * q, a)
-    d_q, d_k = (scale * x for x in (d_q, jnp.swapaxes(d_k, -1, -2)))
-    return d_q.reshape(shape), d_k.reshape(shape), None, None
-
-
-landmark_matrix.defvjp(_landmark_matrix_fwd, _landmark_matrix_bwd)
 
 
 class _Tiling(NamedTuple):

@@ -99,7 +99,7 @@ def _apply_iterates_fwd(a, scale, w, num_iterations):
         ws.append(w)
         y = 0.84375 * y - 0.6875 * u - 0.25 * matmul(u, u)
     ys.append(y)
-    ws.append(_times_p(y, w))
+    ws.append(_times_p(y, w)[0])
     return transpose(matmul(transpose(ws[-1]), z_t)), (a, scale, z_t, ys, ws)
 
 
@@ -108,7 +108,7 @@ def _apply_iterates_bwd(num_iterations, residuals, d_out):
     first_ys, last_ys = ys[: 1 - len(ws)], ys[1 - len(ws) :]
     vs = [scale * matmul(a, d_out)]  # Z_j^T d_out
     for y in first_ys:
-        vs.append(_times_p(y, vs[-1]))
+        vs.append(_times_p(y, vs[-1])[0])
     d_w, d_y = matmul(z_t, d_out), None  # not vs[-1], where rounding has grown
     for y, w in zip(last_ys[::-1], ws[-2::-1], strict=True):
         d_y, d_w, _ = _step_back(y, d_y, d_w, w)
@@ -117,36 +117,37 @@ def _apply_iterates_bwd(num_iterations, residuals, d_out):
         d_y, _, w = _step_back(y, d_y, v, w)
     d_a = scale * (2 * matmul(d_y, a) + matmul_t(w, d_out))
     d_scale = (ys[0] * d_y).sum(axis=(-2, -1)) + (w * vs[0]).sum(axis=(-2, -1))
-    return d_a, d_scale[:, None, None] / scale, d_w + 0 * d_y[:, :1, :1]
+    return d_a, d_scale[:, None, None] / scale, d_w + _late_zero(d_y)
 
 
 def _step_back(y, d_next, v, w):
     """The gradient of Y_j from d_next, that of Y_{j+1}, and from v^T P_j w; P_j v and P_j w."""
-    # XLA then begins no sooner with what it does not need sooner, and holds less at a time.
-    after = 0 if d_next is None else 0 * d_next[:, :1, :1]
+    after = 0 if d_next is None else _late_zero(d_next)
     v_3 = -0.25 * v
     v_2 = 1.75 * v + matmul(y, v_3 + after)
     v_1 = -3.75 * v + matmul(y, v_2)
-    y_w = matmul(y, w + after)
-    y2_w = matmul(y, y_w)
-    left, right = (jnp.concatenate(x, axis=-1) for x in ([v_3, v_2, v_1], [y2_w, y_w, w]))
-    by_p = matmul_t(left, right)
-    if d_next is None:
-        d_y = _symmetric(by_p)
-    else:
-        y_d = matmul(y, d_next)
-        d_u = -0.6875 * d_next - 0.5 * _symmetric(matmul(y, y_d) - 3.5 * y_d)
-        d_y = 0.84375 * d_next - 3.5 * d_u + _symmetric(2 * matmul(y, d_u) + by_p)
     p_v = 3.25 * v + matmul(y, v_1)
-    p_w = 3.25 * w - 3.75 * y_w + 1.75 * y2_w - 0.25 * matmul(y, y2_w)
+    p_w, powers = _times_p(y, w, after)
+    by_p = matmul_t(jnp.concatenate([v_3, v_2, v_1], axis=-1), powers)
+    if d_next is None:
+        return _symmetric(by_p), p_v, p_w
+    y_d = matmul(y, d_next)
+    d_u = -0.6875 * d_next - 0.5 * _symmetric(matmul(y, y_d) - 3.5 * y_d)
+    d_y = 0.84375 * d_next - 3.5 * d_u + _symmetric(2 * matmul(y, d_u) + by_p)
     return d_y, p_v, p_w
 
 
-def _times_p(y, w):
-    """P_j w."""
-    y_w = matmul(y, w)
+def _times_p(y, w, after=0):
+    """P_j w; and Y_j^2 w, Y_j w and w beside one another."""
+    y_w = matmul(y, w + after)
     y2_w = matmul(y, y_w)
-    return 3.25 * w - 3.75 * y_w + 1.75 * y2_w - 0.25 * matmul(y, y2_w)
+    p_w = 3.25 * w - 3.75 * y_w + 1.75 * y2_w - 0.25 * matmul(y, y2_w)
+    return p_w, jnp.concatenate([y2_w, y_w, w], axis=-1)
+
+
+def _late_zero(x):
+    """Zeros that XLA has only when it has x: what they are added to waits, and takes no memory."""
+    return 0 * x[:, :1, :1]
 
 
 _apply_iterates.defvjp(_apply_iterates_fwd, _apply_iterates_bwd)
