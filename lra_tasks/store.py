@@ -1,6 +1,6 @@
 """Prepared example sets on disk, and how a task plugs in.
 
-A task is a module `lra_tasks/<name>.py` listed in `lra_tasks.NAMES`. It knows where its examples
+A task is a module `lra_tasks/<name>` listed in `lra_tasks.NAMES`. It knows where its examples
 come from; everything else (preparing once, locking, opening, batches) is done here and in task.py.
 Importing it must be cheap: no tensorflow_datasets, no JAX. It defines
 

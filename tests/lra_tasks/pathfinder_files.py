@@ -5,8 +5,9 @@ import types
 
 from PIL import Image
 
-from lra_tasks import pathfinder, snakes
-from lra_tasks.snake_sprites import recipe
+from lra_tasks import pathfinder
+from lra_tasks.pathfinder import snakes
+from lra_tasks.pathfinder.snake_sprites import recipe
 
 FOLDER = "pathfinder32/curv_contour_length_14"
 NUM_EMPTY = 3

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lra_tasks
-from lra_tasks import listops, listops_release
+from lra_tasks import listops
+from lra_tasks.listops import release
 
-FOLDER, FILES = listops_release.FOLDER, listops_release.FILES
+FOLDER, FILES = release.FOLDER, release.FILES
 HEADER = b"Source\tTarget\n"
 SIZES = {"train": 12, "validation": 5, "test": 4}
 
@@ -272,7 +273,7 @@ def mutate(draw_value, content):
 def test_mutated_rows_give_whole_expressions_or_a_value_error(data):
     content = mutate(data.draw, TSV["basic_test.tsv"])
     try:
-        rows = list(listops_release.read_rows(io.BytesIO(content), "f.tsv"))
+        rows = list(release.read_rows(io.BytesIO(content), "f.tsv"))
     except ValueError as error:
         assert str(error).startswith("f.tsv, line ")
         return
@@ -290,7 +291,7 @@ def test_mutated_archives_give_rows_or_a_value_error(tmp_path_factory, data):
     mutated = mutate(data.draw, (folder / "lra_release.gz").read_bytes())
     (folder / "lra_release.gz").write_bytes(mutated)
     try:
-        rows = listops_release._read_archive(folder / "lra_release.gz")
+        rows = release._read_archive(folder / "lra_release.gz")
     except ValueError as error:
         assert "lra_release.gz" in str(error)
         return

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pathfinder_files import FOLDER, NUM_EMPTY, PICTURES, config, png, write_release
 
 import lra_tasks
-from lra_tasks import pathfinder, pathfinder_release
+from lra_tasks import pathfinder
+from lra_tasks.pathfinder import release as reader
 
 GOOD_PNG = png(PICTURES.images[0])
 GOOD_LINE = b"imgs/1 sample_0.png 0 1 1.0 14 4 2 0.5 1 1"
@@ -102,7 +103,7 @@ def break_release(folder, how):
         check = struct.pack(">I", zlib.crc32(b"IHDR" + header))
         image.write_bytes(GOOD_PNG[:16] + header + check + GOOD_PNG[33:])
     elif how == "huge file":
-        image.write_bytes(GOOD_PNG + bytes(pathfinder_release.MAX_PNG_BYTES))
+        image.write_bytes(GOOD_PNG + bytes(reader.MAX_PNG_BYTES))
     elif how == "missing PNG":
         image.unlink()
     elif how == "NumPy metadata":
@@ -188,7 +189,7 @@ def test_more_images_asked_for_than_there_are(release):
 
 
 def test_labels_that_are_not_balanced_are_refused(release, monkeypatch):
-    monkeypatch.setattr(pathfinder_release, "BALANCED_FROM", 50)
+    monkeypatch.setattr(reader, "BALANCED_FROM", 50)
     read_all(release)
     for table in (release / FOLDER / "metadata").iterdir():
         lines = [line.split() for line in table.read_text().splitlines()]
@@ -215,7 +216,7 @@ def mutations(data):
 @given(mutations(GOOD_PNG))
 def test_any_bytes_are_an_image_or_a_clean_error(data):
     try:
-        pixels = pathfinder_release.decode_png(data, 32, "imgs/1/a.png")
+        pixels = reader.decode_png(data, 32, "imgs/1/a.png")
     except ValueError as error:
         assert str(error).startswith("imgs/1/a.png: ")
     else:
@@ -239,7 +240,7 @@ def with_right_checksums(data):
 def test_any_chunks_are_an_image_or_a_clean_error(rest):
     data = with_right_checksums(GOOD_PNG[:33] + rest)
     try:
-        pixels = pathfinder_release.decode_png(data, 32, "a.png")
+        pixels = reader.decode_png(data, 32, "a.png")
     except ValueError as error:
         assert str(error).startswith("a.png: ")
     else:
@@ -250,7 +251,7 @@ def test_any_chunks_are_an_image_or_a_clean_error(rest):
 @given(mutations(GOOD_LINE + b"\n" + GOOD_LINE))
 def test_any_metadata_is_safe_paths_or_a_clean_error(data):
     try:
-        listed = list(pathfinder_release.parse_metadata(data, "metadata/1.npy"))
+        listed = list(reader.parse_metadata(data, "metadata/1.npy"))
     except ValueError as error:
         assert str(error).startswith("metadata/1.npy")
     else:
@@ -262,7 +263,5 @@ def test_any_metadata_is_safe_paths_or_a_clean_error(data):
 
 
 def test_good_bytes_are_read_exactly():
-    np.testing.assert_array_equal(
-        pathfinder_release.decode_png(GOOD_PNG, 32, ""), PICTURES.images[0]
-    )
-    assert list(pathfinder_release.parse_metadata(GOOD_LINE, "")) == [("imgs/1/sample_0.png", 1)]
+    np.testing.assert_array_equal(reader.decode_png(GOOD_PNG, 32, ""), PICTURES.images[0])
+    assert list(reader.parse_metadata(GOOD_LINE, "")) == [("imgs/1/sample_0.png", 1)]

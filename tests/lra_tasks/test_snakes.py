@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from lra_tasks import snakes
-from lra_tasks.contact_sheet import contact_sheet
-from lra_tasks.snake_sprites import CONTOUR_LENGTHS, recipe, sprites
+from lra_tasks.pathfinder import snakes
+from lra_tasks.pathfinder.contact_sheet import contact_sheet
+from lra_tasks.pathfinder.snake_sprites import CONTOUR_LENGTHS, recipe, sprites
 
 SETS = [(32, "easy"), (32, "intermediate"), (32, "hard"), (128, "hard")]
 
@@ -247,7 +247,7 @@ def test_images_depend_on_every_part_of_the_seed_and_do_not_repeat():
 
 def test_workers_need_no_large_packages():
     code = (
-        "import sys, lra_tasks.snakes; "
+        "import sys, lra_tasks.pathfinder.snakes; "
         "print({'jax', 'flax', 'tensorflow_datasets', 'scipy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

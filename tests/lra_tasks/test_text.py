@@ -10,7 +10,8 @@ import pytest
 from official_files import damage, imdb_files, read_all, serve, tar_bytes, unpack
 
 import lra_tasks
-from lra_tasks import imdb, text
+from lra_tasks import text
+from lra_tasks.text import imdb
 
 SPLITS = ("train", "validation", "test")
 

@@ -1,8 +1,9 @@
 """A sheet of Pathfinder images to look at: label 1 in the upper half, 0 in the lower.
 
 docs/ has two, made by
-    python -m lra_tasks.contact_sheet docs/pathfinder.png
-    python -m lra_tasks.contact_sheet docs/pathx.png --size=128 --per_label=4 --columns=4 --scale=2
+    python -m lra_tasks.pathfinder.contact_sheet docs/pathfinder.png
+    python -m lra_tasks.pathfinder.contact_sheet docs/pathx.png --size=128 --per_label=4 \
+        --columns=4 --scale=2
 """
 
 import argparse
@@ -10,8 +11,8 @@ import argparse
 import numpy as np
 from PIL import Image
 
-from lra_tasks import snakes
-from lra_tasks.snake_sprites import CONTOUR_LENGTHS, recipe
+from lra_tasks.pathfinder import snakes
+from lra_tasks.pathfinder.snake_sprites import CONTOUR_LENGTHS, recipe
 
 
 def contact_sheet(

@@ -1,15 +1,16 @@
 """Pathfinder: are two circles joined by a dashed contour? 32x32 grey pixels in raster order.
 
 Path-X (`pathx`) is the same at 128x128. Sources: the Long Range Arena's release
-(`pathfinder_release`), or images of our own after its procedure (`snakes`).
+(`release`), or images of our own after its procedure (`snakes`).
 """
 
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lra_tasks import pathfinder_release, snakes, synthetic
-from lra_tasks.snake_sprites import CONTOUR_LENGTHS, recipe
+from lra_tasks import synthetic
+from lra_tasks.pathfinder import release, snakes
+from lra_tasks.pathfinder.snake_sprites import CONTOUR_LENGTHS, recipe
 
 NUM_CLASSES = 2
 VOCAB_SIZE = 256
@@ -74,7 +75,7 @@ def find_files(config, source: str) -> list[Path]:
     """The release's metadata files, or its archive; nothing for the other sources."""
     if source != "release":
         return []
-    return pathfinder_release.find_files(
+    return release.find_files(
         config.data_dir, f"pathfinder{SIDES[config.name]}", _difficulty(config)
     )
 
@@ -86,8 +87,8 @@ def examples(
     side = SIDES[config.name]
     sizes = num_examples(config, source)
     if source == "release":
-        folder = f"pathfinder{side}/{pathfinder_release.FOLDERS[_difficulty(config)]}"
-        return pathfinder_release.examples(files, folder, side, sizes, config.data_seed, notes)
+        folder = f"pathfinder{side}/{release.FOLDERS[_difficulty(config)]}"
+        return release.examples(files, folder, side, sizes, config.data_seed, notes)
     # Path-X's long contours take too long for a smoke test.
     easy = source == "synthetic" and side == 128
     made = functools.partial(_generate, recipe(side, "easy" if easy else _difficulty(config)))

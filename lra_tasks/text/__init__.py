@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lra_tasks import imdb, synthetic
+from lra_tasks import synthetic
 from lra_tasks.archives import locate
+from lra_tasks.text import imdb
 
 NUM_CLASSES = 2
 VOCAB_SIZE = 257

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lra_tasks.parallel import ordered_map
-from lra_tasks.snake_sprites import DEGREES, OVERLAP, Recipe, Sprites, sprites
+from lra_tasks.pathfinder.snake_sprites import DEGREES, OVERLAP, Recipe, Sprites, sprites
 
 # Part of what a seed means:
 CHUNK = {32: 256, 128: 64}  # images made together, by one worker

@@ -81,9 +81,9 @@ def find_files(config, source: str) -> list[Path]:
     """The release's TSV files, or its archive; nothing for the other sources."""
     if source != "release":
         return []
-    from lra_tasks import listops_release
+    from lra_tasks.listops import release
 
-    return listops_release.find_files(config)
+    return release.find_files(config)
 
 
 def examples(
@@ -91,9 +91,9 @@ def examples(
 ) -> dict[str, Callable[[], Iterable[dict]]]:
     """Makers of the examples of each split."""
     if source == "release":
-        from lra_tasks import listops_release
+        from lra_tasks.listops import release
 
-        return listops_release.examples(config, files, notes)
+        return release.examples(config, files, notes)
     sizes = num_examples(config, source)
     num_workers = 0 if source == "synthetic" else None
     seen: set[bytes] = set()
