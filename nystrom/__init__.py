@@ -7,18 +7,18 @@ from nystrom.attention import (
     nystrom_factors,
     softmax_attention,
 )
+from nystrom.baselines.identity import identity_attention
+from nystrom.baselines.linear import linear_attention
+from nystrom.baselines.linformer import linformer_attention
+from nystrom.baselines.performer import orthogonal_features, performer_attention
+from nystrom.baselines.reformer import random_rotations, reformer_attention
 from nystrom.chebyshev import chebyshev_pinv
 from nystrom.convolution import depthwise_convolution
 from nystrom.encoder import Encoder, NystromSelfAttention, SelfAttention
 from nystrom.flax_adapter import attention_fn
-from nystrom.identity import identity_attention
 from nystrom.landmarks import segment_means
-from nystrom.linear import linear_attention
-from nystrom.linformer import linformer_attention
 from nystrom.models import POOLINGS, Classifier, PairClassifier
-from nystrom.performer import orthogonal_features, performer_attention
 from nystrom.pinv import iterative_pinv
-from nystrom.reformer import random_rotations, reformer_attention
 from nystrom.registry import ATTENTIONS, self_attention_maker
 
 __all__ = [

@@ -8,12 +8,12 @@ from flax import nnx
 
 from nystrom.array_typing import Array
 from nystrom.attention import nystrom_attention, softmax_attention
+from nystrom.baselines.identity import identity_attention
+from nystrom.baselines.linear import linear_attention
+from nystrom.baselines.linformer import linformer_attention
+from nystrom.baselines.performer import orthogonal_features, performer_attention
+from nystrom.baselines.reformer import random_rotations, reformer_attention
 from nystrom.encoder import SelfAttention
-from nystrom.identity import identity_attention
-from nystrom.linear import linear_attention
-from nystrom.linformer import linformer_attention
-from nystrom.performer import orthogonal_features, performer_attention
-from nystrom.reformer import random_rotations, reformer_attention
 
 ATTENTIONS = ("linear", "linformer", "none", "nystrom", "performer", "reformer", "softmax")
 

@@ -8,11 +8,11 @@ import pytest
 from contract import AttentionContract
 from inputs import jitted, mask_with, normal, random_inputs
 
-from nystrom.identity import identity_attention
-from nystrom.linear import linear_attention
-from nystrom.linformer import linformer_attention
-from nystrom.performer import orthogonal_features, performer_attention
-from nystrom.reformer import random_rotations, reformer_attention
+from nystrom.baselines.identity import identity_attention
+from nystrom.baselines.linear import linear_attention
+from nystrom.baselines.linformer import linformer_attention
+from nystrom.baselines.performer import orthogonal_features, performer_attention
+from nystrom.baselines.reformer import random_rotations, reformer_attention
 
 
 class TestNone(AttentionContract):

@@ -8,7 +8,7 @@ import numpy as np
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import check_inputs
-from nystrom.per_head import kernel_average, map_heads, matmul
+from nystrom.baselines.per_head import kernel_average, map_heads, matmul
 
 FEATURE_KERNELS = ("relu", "softmax")
 MASKED = -1e30  # an exponent that leaves nothing, yet finite

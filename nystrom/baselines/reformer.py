@@ -8,7 +8,7 @@ import numpy as np
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import check_inputs
-from nystrom.per_head import map_heads
+from nystrom.baselines.per_head import map_heads
 
 MASKED = -1e30  # the logit of a key out of reach, and of padding
 SELF = -1e5  # the logit of a token with itself: only where it has no other

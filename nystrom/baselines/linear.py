@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import check_inputs
-from nystrom.per_head import kernel_average, map_heads
+from nystrom.baselines.per_head import kernel_average, map_heads
 
 
 def linear_attention(

@@ -1,0 +1,1 @@
+"""The attentions that Nyström attention is compared with, each with its signature."""
