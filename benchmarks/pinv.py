@@ -76,7 +76,7 @@ def trained(workdir, cache_dir):
     from configs import base
     from experiment.checkpoints import Checkpoints
     from experiment.model import make_model
-    from train import make_optimizer
+    from experiment.training import make_optimizer
 
     recorded = json.loads((Path(workdir) / "config.json").read_text())
     recorded["task"]["bucket_boundaries"] = tuple(recorded["task"]["bucket_boundaries"])

@@ -105,19 +105,19 @@ def our_training(config, task):
     import jax
     from flax import nnx
 
-    import train
+    from experiment import training
     from experiment.model import make_model
 
     model = make_model(config.model, task, config.seed)
     graph, params = nnx.split(model)
-    optimizer = train.make_optimizer(config)
+    optimizer = training.make_optimizer(config)
     state = {"params": params, "opt_state": optimizer.init(params), "step": jax.numpy.int32(0)}
     state = jax.tree.map(jax.numpy.copy, state)  # given to the step, while the model is kept
     key = jax.random.key(config.seed)
 
     def step(batch):
         nonlocal state
-        state, metrics = train.train_step(
+        state, metrics = training.train_step(
             graph, optimizer, state, jax.device_put(batch), key, config.accumulate_steps
         )
         return metrics

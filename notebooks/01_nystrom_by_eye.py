@@ -41,9 +41,8 @@ from matplotlib.ticker import MaxNLocator
 
 import lra_tasks
 import nystrom
-import train
 from configs import lra_listops
-from experiment import metrics
+from experiment import metrics, training
 from experiment.model import make_model
 
 SHORT = "NOTEBOOK_SHORT" in os.environ  # tiny sizes: only a check that the notebook runs
@@ -75,16 +74,16 @@ config.update_from_flattened_dict(
 )
 task = lra_tasks.load(config.task, progress=False)
 graph, params = nnx.split(make_model(config.model, task, config.seed))
-optimizer = train.make_optimizer(config)
+optimizer = training.make_optimizer(config)
 state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
 batches = lra_tasks.Batches(task, "train", config.batch_size, seed=config.seed)
 dropout_key = jax.random.key(1)
 for step in range(config.num_train_steps):
-    state, _ = train.train_step(graph, optimizer, state, batches[step], dropout_key)
+    state, _ = training.train_step(graph, optimizer, state, batches[step], dropout_key)
 
 total = {}
 for batch in lra_tasks.Batches(task, "validation", 100):
-    total = metrics.merge(total, train.eval_step(graph, state["params"], batch))
+    total = metrics.merge(total, training.eval_step(graph, state["params"], batch))
 print(f"validation accuracy after {config.num_train_steps} steps: ", end="")
 print(f"{100 * metrics.means(total)['accuracy']:.1f} %")
 

@@ -1,0 +1,111 @@
+"""The optimiser, one training step and the evaluation of a split: what train.py's loop calls."""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import lra_tasks
+from experiment import metrics
+
+STEPS_AHEAD = 2  # steps handed to the device before an earlier one is waited for
+
+
+def make_optimizer(config) -> optax.GradientTransformation:
+    """AdamW; its rate rises linearly from 1/25 of the peak, then falls to 1/25 of 1e-4 of it."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    decay = max(config.num_train_steps - 1 - warmup, 1)
+    rate = optax.join_schedules(
+        [
+            optax.linear_schedule(peak / 25, peak, warmup),
+            optax.linear_schedule(peak, peak / 25 / 1e4, decay),
+        ],
+        [warmup],
+    )
+    return optax.adamw(
+        rate,
+        b1=config.adam_b1,
+        b2=config.adam_b2,
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+    )
+
+
+def batch_metrics(model, batch, dropout_key=None):
+    """Loss (nats) and accuracy of a batch as (sum, weight) pairs; examples of weight 0 are out."""
+    logits = model(batch["inputs"], batch["mask"], dropout_key)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    correct = logits.argmax(axis=-1) == batch["label"]
+    weight = batch["weight"]
+    total = weight.sum()
+    return {
+        "loss": (jnp.sum(loss * weight), total),
+        "accuracy": (jnp.sum(correct * weight), total),
+    }
+
+
+@functools.partial(
+    jax.jit, static_argnames=("graph", "optimizer", "accumulate_steps"), donate_argnames="state"
+)
+def train_step(graph, optimizer, state, batch, key, accumulate_steps=1):
+    """One optimiser step on the mean loss of a batch: the new state, and the batch's metrics.
+
+    The batch is taken in `accumulate_steps` parts, one after another, whose gradients add up.
+    All randomness comes from (key, state["step"]).
+    """
+
+    def summed_loss(params, part, part_key):
+        part_metrics = batch_metrics(nnx.merge(graph, params), part, part_key)
+        return part_metrics["loss"][0], part_metrics
+
+    step_key = jax.random.fold_in(key, state["step"])
+    gradient = jax.grad(summed_loss, has_aux=True)
+    if accumulate_steps == 1:
+        grads, totals = gradient(state["params"], batch, step_key)
+    else:
+        # Part i takes examples i, i + k, i + 2k, ...: a batch sharded over devices stays so.
+        parts = jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(-1, accumulate_steps, *x.shape[1:]), 0, 1), batch
+        )
+        keys = jax.random.split(step_key, accumulate_steps)
+
+        def add_part(total, part_and_key):
+            part_result = gradient(state["params"], *part_and_key)
+            return jax.tree.map(jnp.add, total, part_result), None
+
+        shapes = jax.eval_shape(
+            gradient, state["params"], jax.tree.map(lambda x: x[0], parts), keys[0]
+        )
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (grads, totals), _ = jax.lax.scan(add_part, zeros, (parts, keys))
+    weight = jnp.maximum(totals["loss"][1], 1)
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    totals["gradient_norm"] = (optax.tree.norm(grads), 1)
+    updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+    new_state = {
+        "params": optax.apply_updates(state["params"], updates),
+        "opt_state": opt_state,
+        "step": state["step"] + 1,
+    }
+    return new_state, totals
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def eval_step(graph, params, batch):
+    """Metrics of a batch without dropout."""
+    return batch_metrics(nnx.merge(graph, params), batch)
+
+
+def evaluate(graph, params, batches, put) -> dict[str, float]:
+    """Mean metrics over every example of a split, and examples per second."""
+    start = time.monotonic()
+    parts = []
+    for _, batch in lra_tasks.prefetch(batches, 0, len(batches)):
+        parts.append(eval_step(graph, params, put(batch)))
+        jax.block_until_ready(parts[-1 - STEPS_AHEAD :][0])
+    total = functools.reduce(metrics.merge, jax.device_get(parts), {})
+    seconds = time.monotonic() - start
+    return metrics.means(total) | {"examples_per_second": total["loss"][1] / seconds}
