@@ -44,19 +44,25 @@ def to_numpy(name, results):
 def plain(query, key, value, num_landmarks, shared_scale=False):
     """Eq. 9 of Xiong et al. 2021 as anyone would write it down, N a multiple of num_landmarks.
 
-    With `shared_scale` eq. 8's norms are the largest over all heads, as in nystrom-attention.
+    Products of tokens are in their dtype, what is summed, A and its inverse in float32 (or
+    float64). With `shared_scale` eq. 8's norms are the largest over all heads, as in
+    nystrom-attention.
     """
     import jax
     import jax.numpy as jnp
 
+    dtype, wide = query.dtype, jnp.promote_types(query.dtype, jnp.float32)
+    product = partial(jnp.matmul, preferred_element_type=wide)
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    query = query / np.sqrt(DEPTH).astype(query.dtype)
+    query = query / np.sqrt(DEPTH).astype(dtype)
     q_landmarks, k_landmarks = (
-        x.reshape(*x.shape[:2], num_landmarks, -1, DEPTH).mean(axis=3) for x in (query, key)
+        x.reshape(*x.shape[:2], num_landmarks, -1, DEPTH).mean(axis=3, dtype=wide)
+        for x in (query, key)
     )
-    f = jax.nn.softmax(query @ jnp.swapaxes(k_landmarks, -1, -2))
+    narrow_q, narrow_k = q_landmarks.astype(dtype), k_landmarks.astype(dtype)
+    f = jax.nn.softmax(product(query, jnp.swapaxes(narrow_k, -1, -2))).astype(dtype)
     a = jax.nn.softmax(q_landmarks @ jnp.swapaxes(k_landmarks, -1, -2))
-    g = jax.nn.softmax(q_landmarks @ jnp.swapaxes(key, -1, -2))
+    g = jax.nn.softmax(product(narrow_q, jnp.swapaxes(key, -1, -2))).astype(dtype)
     axes = None if shared_scale else (-2, -1)
     norm = a.sum(axis=-2, keepdims=True).max(axes, keepdims=True)
     norm *= a.sum(axis=-1, keepdims=True).max(axes, keepdims=True)
@@ -65,7 +71,8 @@ def plain(query, key, value, num_landmarks, shared_scale=False):
     for _ in range(6):
         az = a @ z
         z = z / 4 @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az)))
-    return jnp.swapaxes((f @ z) @ (g @ value), 1, 2)
+    out = product(f, (z @ product(g, value)).astype(dtype)).astype(dtype)
+    return jnp.swapaxes(out, 1, 2)
 
 
 def reference(inputs, num_landmarks):

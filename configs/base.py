@@ -46,7 +46,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_heads = 2
     config.model.mlp_width = 128
     config.model.head_width = 128
-    config.model.pooling = "mean"  # what is classified: mean of all tokens, or cls, one put first
+    config.model.position = "learned"  # learned (the paper's table), rotary or none
+    config.model.norm = "pre"  # pre (the authors' LRA models) or post (their language models)
+    config.model.pooling = "mean"  # what is classified: mean, max, last, cls (a token put first)
     config.model.embedding_std = 0.02  # of the normal initial embeddings
     config.model.dropout_rate = 0.1
     config.model.remat = False  # recompute each block in the backward pass: less memory

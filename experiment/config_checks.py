@@ -20,30 +20,26 @@ AT_LEAST = {
     "adam_eps": 0,
     "adam_b1": 0,
     "adam_b2": 0,
-    "model.num_landmarks": 1,
-    "model.pinv_iterations": 1,
-    "model.conv_kernel_size": 0,
     "model.num_layers": 1,
     "model.width": 1,
     "model.num_heads": 1,
     "model.mlp_width": 1,
     "model.head_width": 1,
-    "model.num_features": 1,
-    "model.projection_length": 1,
-    "model.num_hashes": 1,
-    "model.bucket_size": 1,
     "model.embedding_std": 0,
     "model.dropout_rate": 0,
 }
 BELOW_ONE = ("model.dropout_rate", "adam_b1", "adam_b2")
 FINITE = ("learning_rate", "model.embedding_std")
 CHOICES = {
-    "model.attention": nystrom.ATTENTIONS,
-    "model.pinv": nystrom.PINVS,
+    "model.attention": tuple(nystrom.ATTENTIONS),
+    "model.position": nystrom.POSITIONS,
+    "model.norm": nystrom.NORMS,
     "model.pooling": nystrom.POOLINGS,
     "model.dtype": ("float32", "bfloat16"),
-    "model.feature_kernel": ("relu", "softmax"),
 }
+for entry in nystrom.ATTENTIONS.values():
+    for option, allowed in entry.allowed.items():
+        (CHOICES if isinstance(allowed, tuple) else AT_LEAST)[f"model.{option}"] = allowed
 
 
 def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> list[str]:

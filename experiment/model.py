@@ -8,8 +8,16 @@ import lra_tasks
 import nystrom
 
 
-def make_model(config: ml_collections.ConfigDict, task: lra_tasks.Task, seed: int) -> nnx.Module:
-    """A classifier for `task`; `config` is config.model, `seed` draws the weights."""
+def make_model(
+    config: ml_collections.ConfigDict,
+    task: lra_tasks.Task,
+    seed: int,
+    axis_name: str | None = None,
+) -> nnx.Module:
+    """A classifier for `task`; `config` is config.model, `seed` draws the weights.
+
+    `axis_name` is the mesh axis over which sequences are cut, if they are.
+    """
     rngs = nnx.Rngs(seed)
     dtype = jnp.dtype(config.dtype)
     has_cls = config.pooling == "cls"  # one more token, and a place for it
@@ -19,18 +27,12 @@ def make_model(config: ml_collections.ConfigDict, task: lra_tasks.Task, seed: in
         config.width,
         config.num_heads,
         max_length=length,
-        num_landmarks=config.num_landmarks,
-        pinv=config.pinv,
-        pinv_iterations=config.pinv_iterations,
-        conv_kernel_size=config.conv_kernel_size,
-        num_features=config.num_features,
-        feature_kernel=config.feature_kernel,
-        projection_length=config.projection_length,
-        num_hashes=config.num_hashes,
-        bucket_size=config.bucket_size,
+        rotary=config.position == "rotary",
         seed=seed,
+        axis_name=axis_name,
         dtype=dtype,
         rngs=rngs,
+        **{name: config[name] for name in nystrom.ATTENTIONS[config.attention].options},
     )
     encoder = nystrom.Encoder(
         task.vocab_size + has_cls,
@@ -41,7 +43,10 @@ def make_model(config: ml_collections.ConfigDict, task: lra_tasks.Task, seed: in
         mlp_width=config.mlp_width,
         embedding_std=config.embedding_std,
         dropout_rate=config.dropout_rate,
+        position=config.position,
+        norm=config.norm,
         make_attention=make_attention,
+        axis_name=axis_name,
         remat=config.remat,
         dtype=dtype,
         rngs=rngs,
@@ -52,6 +57,7 @@ def make_model(config: ml_collections.ConfigDict, task: lra_tasks.Task, seed: in
         task.num_classes,
         width=config.width,
         head_width=config.head_width,
+        pooling=config.pooling,
         cls_token=task.vocab_size if has_cls else None,
         dtype=dtype,
         rngs=rngs,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from configs import base
 from experiment.workdir import differing_fields
+from nystrom.registry import ATTENTIONS
 
 TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
 # Accuracies in % that the paper gives (Xiong et al. 2021, arXiv 2102.03902 v3), in TASKS' order.
@@ -22,15 +23,7 @@ PAPER = {
 CHANCE = dict(zip(TASKS, (17.2, 50, 50, 10, 50, 50), strict=True))
 # Fields that only one attention reads.
 OWN_FIELDS = {
-    "model.num_landmarks": "nystrom",
-    "model.pinv": "nystrom",
-    "model.pinv_iterations": "nystrom",
-    "model.conv_kernel_size": "nystrom",
-    "model.num_features": "performer",
-    "model.feature_kernel": "performer",
-    "model.projection_length": "linformer",
-    "model.num_hashes": "reformer",
-    "model.bucket_size": "reformer",
+    f"model.{option}": name for name, entry in ATTENTIONS.items() for option in entry.options
 }
 # Fields that tell a reader most about how runs differ, the first most of all.
 TELLING = (

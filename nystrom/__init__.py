@@ -1,7 +1,6 @@
 """Nyströmformer in JAX: attention whose time and memory grow linearly with the length."""
 
 from nystrom.attention import (
-    PINVS,
     NystromFactors,
     nystrom_attention,
     nystrom_factors,
@@ -13,9 +12,10 @@ from nystrom.baselines.linformer import linformer_attention
 from nystrom.baselines.performer import orthogonal_features, performer_attention
 from nystrom.baselines.reformer import random_rotations, reformer_attention
 from nystrom.chebyshev import chebyshev_pinv
+from nystrom.checks import IMPLEMENTATIONS, PINVS
 from nystrom.convolution import depthwise_convolution
-from nystrom.encoder import Encoder, NystromSelfAttention, SelfAttention
-from nystrom.flax_adapter import attention_fn
+from nystrom.encoder import NORMS, POSITIONS, Encoder, NystromSelfAttention, SelfAttention
+from nystrom.flax_adapter import attention_fn, cross_attention_fn
 from nystrom.landmarks import segment_means
 from nystrom.models import POOLINGS, Classifier, PairClassifier
 from nystrom.pinv import iterative_pinv
@@ -23,8 +23,11 @@ from nystrom.registry import ATTENTIONS, self_attention_maker
 
 __all__ = [
     "ATTENTIONS",
+    "IMPLEMENTATIONS",
+    "NORMS",
     "PINVS",
     "POOLINGS",
+    "POSITIONS",
     "Classifier",
     "Encoder",
     "NystromFactors",
@@ -33,6 +36,7 @@ __all__ = [
     "SelfAttention",
     "attention_fn",
     "chebyshev_pinv",
+    "cross_attention_fn",
     "depthwise_convolution",
     "identity_attention",
     "iterative_pinv",

@@ -1,32 +1,145 @@
 """Nyström attention and exact softmax attention: pure functions with one signature."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float, Int
-from nystrom.chebyshev import apply_chebyshev_pinv, chebyshev_pinv
-from nystrom.landmark_attention import MASKED, attend_from_landmarks, attend_to_landmarks
-from nystrom.landmark_matrix import landmark_matrix
-from nystrom.landmarks import check_mask, check_tokens, segment_means
-from nystrom.pinv import apply_pinv, iterative_pinv
+from nystrom.chebyshev import chebyshev_pinv
+from nystrom.checks import (
+    IMPLEMENTATIONS,
+    PINVS,
+    both_masks,
+    check_choice,
+    check_count,
+    check_inputs,
+    is_empty,
+    known,
+)
+from nystrom.kernels import choose
+from nystrom.landmarks import landmark_means
+from nystrom.numerics import MASKED, common_dtype, einsum, exact_einsum, zero_padded
+from nystrom.pinv import iterative_pinv
 
-PINVS = ("iterative", "chebyshev")
+# --- the equations ------------------------------------------------------------------------
+
+
+class Options(NamedTuple):
+    """What of Nyström attention is known when it is compiled."""
+
+    num_landmarks: int
+    pinv: str
+    pinv_iterations: int
+    scale: float
+    axis_name: str | None = None
+
+
+def eq_9(query, key, value, query_mask, key_mask, options):
+    """F A^+ G value, from the right, for queries and values that are zeros where padded.
+
+    F = softmax(Q K~^T / sqrt D), A = softmax(Q~ K~^T / sqrt D), G = softmax(Q~ K^T / sqrt D).
+    """
+    scale, dtype = options.scale, query.dtype
+    q, k, q_valid, k_valid = landmarks(query, key, query_mask, key_mask, options)
+    a_pinv = invert(landmark_matrix(q, k, q_valid, k_valid, scale), options)
+    key, value = zero_padded(key, key_mask), zero_padded(value, key_mask)
+    g_value = attend(q.astype(dtype), key, value, key_mask, scale, options.axis_name)
+    solved = exact_einsum("...hlm,...mhe->...lhe", a_pinv, g_value)
+    out = attend(query, k.astype(dtype), solved.astype(dtype), k_valid, scale)
+    return out.astype(dtype)
+
+
+def landmarks(query, key, query_mask, key_mask, options):
+    """Q~ and K~ of eq. 5, *B L H D in float32, and which have a token (None: all)."""
+    q, q_valid = landmark_means(query, options.num_landmarks, query_mask, options.axis_name)
+    k, k_valid = landmark_means(key, options.num_landmarks, key_mask, options.axis_name)
+    return q, jnp.repeat(k, query.shape[-2] // key.shape[-2], axis=-2), q_valid, k_valid
+
+
+def landmark_matrix(q_landmarks, k_landmarks, q_valid, k_valid, scale):
+    """A of eq. 9, *B H L L: zeros in the rows and columns of landmarks without a token."""
+    a = softmax(q_landmarks, k_landmarks, k_valid, scale, exact_einsum)
+    return zero_rows(zero_columns(a, k_valid), q_valid)
+
+
+def invert(a, options):
+    """A^+ of each matrix."""
+    if options.pinv == "chebyshev":
+        return chebyshev_pinv(a)
+    return iterative_pinv(a, options.pinv_iterations)
+
+
+def softmax(query, key, key_mask, scale, product=einsum):
+    """softmax(scale query key^T) over the real keys (eq. 1): *B H N M in float32."""
+    weights = unnormalised(query, key, key_mask, scale, product=product)
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def attend(query, key, value, key_mask, scale, axis_name=None, is_causal=False):
+    """softmax(scale query key^T) value, *B N H E in float32; weights are not kept for gradients."""
+
+    @jax.checkpoint
+    def attended(query, key, value, key_mask):
+        weights = unnormalised(query, key, key_mask, scale, axis_name, is_causal)
+        total = jnp.swapaxes(weights.sum(axis=-1), -1, -2)[..., None]
+        *batch, _, length, key_length = weights.shape
+        weights = weights.astype(value.dtype).reshape(*batch, key.shape[-2], -1, length, key_length)
+        out = einsum("...grnm,...mge->...ngre", weights, value)
+        out = out.reshape(*total.shape[:-1], value.shape[-1])
+        if axis_name is not None:
+            total, out = jax.lax.psum((total, out), axis_name)
+        return out / total
+
+    return attended(query, key, value, key_mask)
+
+
+def unnormalised(query, key, key_mask, scale, axis_name=None, is_causal=False, product=einsum):
+    """exp(scale query key^T), each row by its largest entry, over the real keys: *B H N M."""
+    groups = key.shape[-2]
+    query = query.reshape(*query.shape[:-2], groups, -1, query.shape[-1])
+    logits = scale * product("...ngrd,...mgd->...grnm", query, key)
+    logits = logits.reshape(*logits.shape[:-4], -1, *logits.shape[-2:])
+    if key_mask is not None:
+        logits = jnp.where(key_mask[..., None, None, :], logits, MASKED)
+    if is_causal:
+        logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, MASKED)
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True, initial=MASKED))
+    if axis_name is not None:
+        largest = jax.lax.pmax(largest, axis_name)
+    return jnp.exp(logits - largest)
+
+
+def zero_rows(matrix, mask):
+    """*B H N M with zeros in the rows of padding."""
+    return matrix if mask is None else jnp.where(mask[..., None, :, None], matrix, 0)
+
+
+def zero_columns(matrix, mask):
+    """*B H N M with zeros in the columns of padding."""
+    return matrix if mask is None else jnp.where(mask[..., None, None, :], matrix, 0)
+
+
+# --- what users call ----------------------------------------------------------------------
 
 
 def nystrom_attention(
     query: Float[Array, "*B N H D"],
-    key: Float[Array, "*B M H D"],
-    value: Float[Array, "*B M H D"],
+    key: Float[Array, "*B M G D"],
+    value: Float[Array, "*B M G E"],
     *,
+    mask: Bool[Array, "*B N"] | None = None,
     query_mask: Bool[Array, "*B N"] | None = None,
     key_mask: Bool[Array, "*B M"] | None = None,
     num_landmarks: int = 64,
     pinv: str = "iterative",
     pinv_iterations: int = 6,
+    scale: float | None = None,
     is_causal: bool = False,
-) -> Float[Array, "*B N H D"]:
+    implementation: str | None = None,
+    axis_name: str | None = None,
+) -> Float[Array, "*B N H E"]:
     """Nyström approximation of softmax attention, O(N + M) in time and memory (eq. 9).
 
     F A^+ G value with F = softmax(Q K~^T / sqrt D), A = softmax(Q~ K~^T / sqrt D),
@@ -34,72 +147,110 @@ def nystrom_attention(
     and A^+ comes from `iterative_pinv` (or `chebyshev_pinv`). Multiplied from the right, so
     nothing larger than N x L is formed.
 
+    Products of tokens are in the inputs' dtype, accumulated in float32 (float64 for float64);
+    softmaxes, and all of A and its inverse, are float32 at the highest precision. Float32 is
+    multiplied in float32 unless `jax.default_matmul_precision` says otherwise.
+
     Args:
       query: *B N H D.
-      key, value: *B M H D; M need not equal N.
-      query_mask, key_mask: *B N and *B M, True for real tokens; None when all are real. A real
-        token's result is what it would be without the padding. In self-attention pass the
-        same mask as both.
-      num_landmarks: L, at least 1; more than there are real tokens is allowed.
+      key, value: *B M G D and *B M G E; M need not equal N, nor E equal D. With fewer heads than
+        the queries (G divides H), H / G heads of queries in a row share one of keys and values.
+      mask: *B N, self-attention's one padding mask, for queries and keys: True for real tokens.
+        A real token's result is what it would be without the padding.
+      query_mask, key_mask: *B N and *B M, the same apart, for cross-attention.
+      num_landmarks: L, at least 1; more than there are real tokens is allowed, and no more than
+        max(N, M) are formed.
       pinv: "iterative", the paper's eq. 7, or "chebyshev", nearly the same in half the products.
       pinv_iterations: steps of eq. 7; "chebyshev" takes three of its own.
+      scale: of the logits; None: 1 / sqrt D.
       is_causal: only False; here so that a causal model fails loudly.
+      implementation: "plain", "tiled", or None for what suits the platform that the program is
+        compiled for: the same function in other steps.
+      axis_name: inside `jax.shard_map`, the axis over which sequences are cut; arrays and masks
+        are then this device's pieces. See `sharded_attention`.
 
     Returns:
-      *B N H D in query's dtype; zeros for padded queries and where no key is real. Computed in
-      float32 at the highest matmul precision (float64 for float64).
+      *B N H E in query's dtype; zeros for padded queries and where no key is real.
 
     Raises:
       ValueError: shapes that don't fit, a mask that is not a padding mask, causal use, an unknown
-        `pinv`.
-      TypeError: arrays that are not floating-point, masks that are not boolean.
+        `pinv` or `implementation`.
+      TypeError: arrays that are not floating-point, masks that are not boolean, options that are
+        traced or of another type.
     """
     check_inputs(query, key, value, query_mask, key_mask)
-    _check_pinv(pinv)
-    query = zero_padded(query, query_mask)
-    if is_causal:
+    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    if known("is_causal", is_causal):
         raise ValueError(
             "is_causal=True: Nyström attention can't be causal, since each landmark is a mean "
-            "that mixes past and future positions. Use softmax_attention's exact form."
+            "that mixes past and future positions. softmax_attention(is_causal=True) is exact."
         )
-    batch, dtype = query.shape[:-3], query.dtype
-    (query, key, value), query_mask, key_mask = _flatten_batch(
-        promote(query, key, value), query_mask, key_mask
-    )
-    q_landmarks, q_valid = _landmarks(query, num_landmarks, query_mask)
-    k_landmarks, k_valid = _landmarks(key, num_landmarks, key_mask)
-    a = landmark_matrix(q_landmarks, k_landmarks, q_valid, k_valid)
-    context = attend_from_landmarks(q_landmarks, key, value, key_mask)
-    if pinv == "chebyshev":
-        solved = apply_chebyshev_pinv(a, context)
-    else:
-        solved = apply_pinv(a, context, pinv_iterations)
-    out = attend_to_landmarks(query, k_landmarks, solved, query_mask, k_valid)
-    return out.reshape(*batch, *out.shape[1:]).astype(dtype)
+    options = make_options(query, key, num_landmarks, pinv, pinv_iterations, scale, axis_name)
+    check_implementation(implementation, axis_name)
+    return _attention(query, key, value, query_mask, key_mask, options, implementation)
+
+
+@partial(jax.jit, static_argnums=(5, 6))
+def _attention(query, key, value, query_mask, key_mask, options, implementation):
+    from nystrom.kernels import tiled
+
+    dtype = common_dtype(query, key, value)
+    out_shape = (*query.shape[:-1], value.shape[-1])
+    if options.axis_name is None and is_empty(*out_shape, key.shape[-3]):
+        return jnp.zeros(out_shape, query.dtype)
+    arrays = (zero_padded(query, query_mask).astype(dtype), key.astype(dtype), value.astype(dtype))
+    plain, tiles = (partial(form, options=options) for form in (eq_9, tiled.nystrom))
+    if options.axis_name is not None:
+        implementation = "plain"
+    out = choose(implementation, plain, tiles, *arrays, query_mask, key_mask)
+    return zero_padded(out.astype(query.dtype), query_mask)
 
 
 def softmax_attention(
     query: Float[Array, "*B N H D"],
-    key: Float[Array, "*B M H D"],
-    value: Float[Array, "*B M H D"],
+    key: Float[Array, "*B M G D"],
+    value: Float[Array, "*B M G E"],
     *,
+    mask: Bool[Array, "*B N"] | None = None,
     query_mask: Bool[Array, "*B N"] | None = None,
     key_mask: Bool[Array, "*B M"] | None = None,
-) -> Float[Array, "*B N H D"]:
-    """Exact attention softmax(Q K^T / sqrt D) V, O(N M) in time and memory (eq. 1).
+    scale: float | None = None,
+    is_causal: bool = False,
+    implementation: str | None = None,
+) -> Float[Array, "*B N H E"]:
+    """Exact attention softmax(Q K^T / sqrt D) V, O(N M) in time (eq. 1).
 
-    Arguments, result and errors are those of `nystrom_attention`.
+    Arguments, result and errors are those of `nystrom_attention`, but that `is_causal` is
+    honoured: position n attends to positions up to n.
     """
     check_inputs(query, key, value, query_mask, key_mask)
-    batch, dtype = query.shape[:-3], query.dtype
-    (query, key, value), query_mask, key_mask = _flatten_batch(
-        promote(query, zero_padded(key, key_mask), zero_padded(value, key_mask)),
-        query_mask,
-        key_mask,
-    )
-    key, value = (jnp.swapaxes(x, -2, -3) for x in (key, value))
-    out = attend_to_landmarks(query, key, value, query_mask, key_mask)
-    return out.reshape(*batch, *out.shape[1:]).astype(dtype)
+    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    check_implementation(implementation, None)
+    is_causal = bool(known("is_causal", is_causal))
+    if is_causal and implementation == "tiled":
+        raise ValueError("implementation='tiled' has no causal form: leave it out, or 'plain'")
+    options = check_scale(scale, query), is_causal
+    return _exact(query, key, value, query_mask, key_mask, options, implementation)
+
+
+@partial(jax.jit, static_argnums=(5, 6))
+def _exact(query, key, value, query_mask, key_mask, options, implementation):
+    from nystrom.kernels import tiled
+
+    scale, is_causal = options
+    dtype = common_dtype(query, key, value)
+    out_shape = (*query.shape[:-1], value.shape[-1])
+    if is_empty(*out_shape, key.shape[-3]):
+        return jnp.zeros(out_shape, query.dtype)
+
+    def plain(query, key, value, query_mask, key_mask):
+        return attend(query, key, value, key_mask, scale, None, is_causal).astype(dtype)
+
+    key, value = zero_padded(key, key_mask), zero_padded(value, key_mask)
+    arrays = (x.astype(dtype) for x in (zero_padded(query, query_mask), key, value))
+    form = plain if is_causal else partial(tiled.exact, scale=scale)
+    out = choose(implementation, plain, form, *arrays, query_mask, key_mask)
+    return zero_padded(out.astype(query.dtype), query_mask)
 
 
 class NystromFactors(NamedTuple):
@@ -112,18 +263,21 @@ class NystromFactors(NamedTuple):
     def rows(self, positions: Int[Array, " R"]) -> Float[Array, "*B H R M"]:
         """The rows of F A^+ G that belong to the given query positions, all if asked for all."""
         f = self.f[..., jnp.asarray(positions), :]
-        return _einsum("...nl,...lm->...nm", _einsum("...nl,...lk->...nk", f, self.a_pinv), self.g)
+        f_a_pinv = exact_einsum("...nl,...lk->...nk", f, self.a_pinv)
+        return exact_einsum("...nl,...lm->...nm", f_a_pinv, self.g)
 
 
 def nystrom_factors(
     query: Float[Array, "*B N H D"],
-    key: Float[Array, "*B M H D"],
+    key: Float[Array, "*B M G D"],
     *,
+    mask: Bool[Array, "*B N"] | None = None,
     query_mask: Bool[Array, "*B N"] | None = None,
     key_mask: Bool[Array, "*B M"] | None = None,
     num_landmarks: int = 64,
     pinv: str = "iterative",
     pinv_iterations: int = 6,
+    scale: float | None = None,
 ) -> NystromFactors:
     """F, A^+ and G of `nystrom_attention`, for inspection; their N x M product is not formed.
 
@@ -131,83 +285,49 @@ def nystrom_factors(
     padded keys and what belongs to inert landmarks are zeros; float32 (float64 for float64).
     """
     check_inputs(query, key, key, query_mask, key_mask)
-    _check_pinv(pinv)
-    query = zero_padded(query, query_mask)
-    query, key = promote(query, key)
-    q_landmarks, q_valid = segment_means(query, num_landmarks, query_mask)
-    k_landmarks, k_valid = segment_means(key, num_landmarks, key_mask)
-    a = jnp.where(k_valid[..., None, None, :], _softmax(q_landmarks, k_landmarks, k_valid), 0)
-    a = _zero_rows(a, q_valid)
-    f = _zero_rows(_softmax(query, k_landmarks, k_valid), query_mask)
-    f = jnp.where(k_valid[..., None, None, :], f, 0)
-    g = _zero_rows(_softmax(q_landmarks, key, key_mask), q_valid)
-    if key_mask is not None:
-        g = jnp.where(key_mask[..., None, None, :], g, 0)
-    a_pinv = chebyshev_pinv(a) if pinv == "chebyshev" else iterative_pinv(a, pinv_iterations)
-    return NystromFactors(f, a_pinv, g)
+    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    options = make_options(query, key, num_landmarks, pinv, pinv_iterations, scale)
+    return _factors(query, key, query_mask, key_mask, options)
 
 
-def _landmarks(x, num_landmarks, mask):
-    """`segment_means` as B H L D, and which are valid, None where all are."""
-    landmarks, valid = segment_means(x, num_landmarks, mask)
-    if mask is None and num_landmarks <= x.shape[1]:
-        valid = None
-    return jnp.swapaxes(landmarks, -2, -3), valid
-
-
-def _flatten_batch(tokens, query_mask, key_mask):
-    """Arrays *B N H D, and masks, with one batch dimension."""
-    masks = (
-        None if mask is None else mask.reshape(-1, mask.shape[-1])
-        for mask in (query_mask, key_mask)
+@partial(jax.jit, static_argnums=4)
+def _factors(query, key, query_mask, key_mask, options):
+    dtype = common_dtype(query, key)
+    query, key = (
+        zero_padded(x, mask).astype(dtype) for x, mask in ((query, query_mask), (key, key_mask))
     )
-    return tuple(x.reshape(-1, *x.shape[-3:]) for x in tokens), *masks
+    q, k, q_valid, k_valid = landmarks(query, key, query_mask, key_mask, options)
+    a = landmark_matrix(q, k, q_valid, k_valid, options.scale)
+    f = softmax(query, k.astype(dtype), k_valid, options.scale)
+    g = softmax(q.astype(dtype), key, key_mask, options.scale)
+    return NystromFactors(
+        zero_rows(zero_columns(f, k_valid), query_mask),
+        invert(a, options),
+        zero_rows(zero_columns(g, key_mask), q_valid),
+    )
 
 
-def _softmax(query, key, key_mask):
-    """softmax over the real keys of query key^T / sqrt D: *B H N M."""
-    if key_mask is not None:
-        key = jnp.where(key_mask[..., None, None], key, 0)
-    logits = _einsum("...nhd,...mhd->...hnm", query * query.shape[-1] ** -0.5, key)
-    if key_mask is not None:
-        logits = jnp.where(key_mask[..., None, None, :], logits, MASKED)
-    return jax.nn.softmax(logits, axis=-1)
+def make_options(
+    query, key, num_landmarks, pinv, pinv_iterations, scale, axis_name=None
+) -> Options:
+    """The checked options of a Nyström attention."""
+    num_landmarks = check_count("num_landmarks", num_landmarks)
+    longest = query.shape[-3], key.shape[-3]
+    if axis_name is None and all(isinstance(length, int) for length in longest):
+        num_landmarks = min(num_landmarks, max(1, *longest))
+    check_choice("pinv", pinv, PINVS)
+    iterations = check_count("pinv_iterations", pinv_iterations)
+    return Options(num_landmarks, pinv, iterations, check_scale(scale, query), axis_name)
 
 
-def _einsum(spec, x, y):
-    return jnp.einsum(spec, x, y, precision="highest")
+def check_scale(scale, query) -> float:
+    """The scale of the logits, 1 / sqrt D for None."""
+    return query.shape[-1] ** -0.5 if scale is None else float(known("scale", scale))
 
 
-def _zero_rows(matrix, mask):
-    return matrix if mask is None else jnp.where(mask[..., None, :, None], matrix, 0)
-
-
-def zero_padded(x, mask):
-    """Tokens *B N H D with zeros, whatever was there, for padding."""
-    return x if mask is None else jnp.where(mask[..., None, None], x, 0)
-
-
-def promote(*arrays):
-    """Arrays in the dtype that attention computes in: float32, or float64 for float64."""
-    dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-    return tuple(array.astype(dtype) for array in arrays)
-
-
-def _check_pinv(pinv):
-    if pinv not in PINVS:
-        raise ValueError(f"pinv={pinv!r}: expected one of {', '.join(PINVS)}")
-
-
-def check_inputs(query, key, value, query_mask, key_mask):
-    """Raises unless the arrays are an attention's: the errors of `nystrom_attention`."""
-    for name, array in (("query", query), ("key", key), ("value", value)):
-        check_tokens(name, array)
-    if key.shape != value.shape:
-        raise ValueError(f"key {key.shape} and value {value.shape}: expected one shape *B M H D")
-    if query.shape[:-3] != key.shape[:-3] or query.shape[-2:] != key.shape[-2:]:
-        raise ValueError(
-            f"query {query.shape} and key {key.shape}: expected *B N H D and *B M H D with the "
-            "same batch, heads and head features"
-        )
-    check_mask("query_mask", query_mask, query)
-    check_mask("key_mask", key_mask, key)
+def check_implementation(implementation, axis_name) -> None:
+    """Raises for an unknown form, and for tiles of a sequence that is cut over devices."""
+    if implementation is not None:
+        check_choice("implementation", implementation, IMPLEMENTATIONS)
+    if axis_name is not None and implementation == "tiled":
+        raise ValueError("implementation='tiled' can't be used with axis_name: leave it out")

@@ -1,9 +1,11 @@
 """A pseudo-inverse in half the products of eq. 7: three steps with coefficients of their own."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nystrom.array_typing import Array, Float
+from nystrom.numerics import accumulator
 from nystrom.pinv import check_square, initial_scale, matmul, transpose
 
 NUM_STEPS = 3
@@ -38,7 +40,12 @@ def chebyshev_pinv(a: Float[Array, "*B L L"]) -> Float[Array, "*B L L"]:
       ValueError: a is not *B L L.
     """
     check_square(a)
-    x = a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    return _inverse(a)
+
+
+@jax.jit
+def _inverse(a):
+    x = a.astype(accumulator(a.dtype))
     z = initial_scale(x) * transpose(x)
     for step in _steps():
         z = _step(x, z, step)

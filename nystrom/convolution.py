@@ -1,107 +1,130 @@
 """Depthwise convolution over positions, the skip connection of the values (section 3.3)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float
-
-MIN_BLOCK = 64  # positions of one block-Toeplitz product, at least
+from nystrom.checks import IMPLEMENTATIONS, check_choice, check_mask, check_tokens, is_empty
+from nystrom.kernels import choose
+from nystrom.numerics import accumulator, only_trailing, to_front, zero_padded
 
 
 def depthwise_convolution(
-    value: Float[Array, "*B N H D"],
+    value: Float[Array, "*B N H E"],
     filters: Float[Array, "H K"],
     mask: Bool[Array, "*B N"] | None = None,
-) -> Float[Array, "*B N H D"]:
+    *,
+    implementation: str | None = None,
+    axis_name: str | None = None,
+) -> Float[Array, "*B N H E"]:
     """Convolves each head's values over positions with that head's filter, zeros beyond the ends.
 
     As in the authors' code the filter is not flipped and K is odd: out[n] = sum over k of
     filters[h, k] * value[n + k - K // 2]. With a mask, padding is left out as if the real tokens
-    stood alone, side by side; padded positions get zeros.
+    stood alone, side by side; padded positions get zeros. Summed in float32 (float64 for float64).
+
+    Inside `jax.shard_map`, `axis_name` is the axis over which the sequence is cut: devices then
+    exchange K // 2 tokens of either end.
 
     Raises:
-      ValueError: K is even, or filters are not H K.
+      ValueError: K is even, filters are not H K, a mask that is not *B N, an unknown form.
+      TypeError: values that are not floating-point, a mask that is not boolean.
     """
+    check_tokens("value", value)
+    check_mask("mask", mask, value)
     num_heads, taps = value.shape[-2], filters.shape[-1]
     if filters.shape != (num_heads, taps) or taps % 2 == 0:
         raise ValueError(f"filters {filters.shape}: expected ({num_heads}, K) with K odd")
-    if mask is None:
-        return _convolve(value, filters)
-    value = jnp.where(mask[..., None, None], value, 0)
-    only_trailing = jnp.all(mask[..., :-1] >= mask[..., 1:])
-    out = jax.lax.cond(only_trailing, _convolve, _convolve_between_gaps(mask), value, filters)
-    return jnp.where(mask[..., None, None], out, 0)
+    if implementation is not None:
+        check_choice("implementation", implementation, IMPLEMENTATIONS)
+    return _convolution(value, filters, mask, implementation, axis_name)
 
 
-def _convolve_between_gaps(mask):
+@partial(jax.jit, static_argnums=(3, 4))
+def _convolution(value, filters, mask, implementation, axis_name):
+    from nystrom.kernels.convolution import convolve as tiled
+
+    if axis_name is None and is_empty(*value.shape):
+        return value
+    value = zero_padded(value, mask)
+
     def convolve(value, filters):
-        to_front = jnp.argsort(~mask, axis=-1, stable=True)[..., None, None]
-        back = jnp.argsort(to_front, axis=-3)
-        out = _convolve(jnp.take_along_axis(value, to_front, axis=-3), filters)
-        return jnp.take_along_axis(out, back, axis=-3)
+        return choose(implementation, convolve_in_order, tiled, value, filters)
 
-    return convolve
+    def convolve_real(value, filters):
+        """With the real tokens moved side by side, and back."""
+        (moved,) = to_front(mask, value)
+        out = convolve(moved, filters)
+        rank = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
+        return jnp.take_along_axis(out, rank[..., None, None], axis=-3)
+
+    if axis_name is not None:
+        out = _convolve_pieces(value, filters, mask, axis_name)
+    elif mask is None:
+        out = convolve(value, filters)
+    else:
+        out = jax.lax.cond(only_trailing(mask), convolve, convolve_real, value, filters)
+    return zero_padded(out, mask)
 
 
-@jax.custom_vjp
-def _convolve(value, filters):
-    """A sum of shifted, scaled copies, one loop over memory: far faster than a grouped convolution.
+def convolve_in_order(value, filters):
+    """sum over k of filters[h, k] * value[n + k - K // 2]: shifted, scaled copies."""
+    half, length = filters.shape[-1] // 2, value.shape[-3]
+    padding = [(0, 0)] * (value.ndim - 3) + [(half, half), (0, 0), (0, 0)]
+    wide = accumulator(value.dtype)
+    x, filters = jnp.pad(value, padding), filters.astype(wide)
+    copies = (
+        filters[:, k, None] * x[..., k : k + length, :, :].astype(wide)
+        for k in range(filters.shape[-1])
+    )
+    return sum(copies).astype(value.dtype)
 
-    The gradient by the values is the same with the filter reversed.
+
+def _convolve_pieces(value, filters, mask, axis_name):
+    """The convolution of a sequence that is cut over devices, of which this is a piece.
+
+    The K // 2 real tokens before and after a piece may lie on any devices, so the first and last
+    of each are gathered: a traffic that does not grow with N.
     """
-    length, num_heads, depth = value.shape[-3:]
-    taps, half = filters.shape[-1], filters.shape[-1] // 2
-    x = value.reshape(-1, length, num_heads * depth)
-    x = jnp.pad(x, [(0, 0), (half, half), (0, 0)]).astype(_compute_dtype(value))
-    tap = jnp.repeat(filters.T, depth, axis=-1).astype(x.dtype)
-    out = sum(tap[k] * x[:, k : k + length] for k in range(taps))
-    return out.reshape(value.shape).astype(value.dtype)
+    batch = value.shape[:-3]
+    mask = jnp.ones(value.shape[:-2], bool) if mask is None else mask
+    flat = value.reshape(-1, *value.shape[-3:]), mask.reshape(-1, mask.shape[-1])
+    piece = jax.vmap(partial(_convolve_piece, axis_name=axis_name), in_axes=(0, 0, None))
+    return piece(*flat, filters).reshape(*batch, *value.shape[-3:])
 
 
-def _convolve_fwd(value, filters):
-    return _convolve(value, filters), (value, filters)
+def _convolve_piece(value, mask, filters, axis_name):
+    """`_convolve_pieces` of one example, N H E."""
+    half, length = filters.shape[-1] // 2, value.shape[0]
+    count = mask.sum()
+    (real,) = to_front(mask, value)
 
+    def window(x, start, size):
+        """x[start : start + size], zeros beyond the ends; start may be any."""
+        index = start + jnp.arange(size)
+        inside = (index >= 0) & (index < len(x))
+        x = jnp.concatenate([x, jnp.zeros_like(x, shape=(1, *x.shape[1:]))])  # for an empty piece
+        return jnp.where(inside[:, None, None], x[jnp.where(inside, index, len(x) - 1)], 0)
 
-def _convolve_bwd(residuals, d_out):
-    value, filters = residuals
-    return _convolve(d_out, filters[:, ::-1]), _filter_gradient(value, d_out, filters)
+    def beside(tokens, real_ones, from_end):
+        """Of the devices' tokens P half H E, in order, the real ones next to this piece."""
+        joined = tokens.reshape(-1, *tokens.shape[2:])
+        (joined,) = to_front(real_ones.reshape(-1), joined)
+        return window(joined, real_ones.sum() - half if from_end else 0, half)
 
-
-_convolve.defvjp(_convolve_fwd, _convolve_bwd)
-
-
-def _filter_gradient(value, d_out, filters):
-    """The correlation of values and cotangent, as a product of blocks of positions.
-
-    Were the convolution a product of blocks with a Toeplitz matrix, this would be that matrix's
-    gradient, whose diagonals belong to one tap each.
-    """
-    length, num_heads, depth = value.shape[-3:]
-    taps, half = filters.shape[-1], filters.shape[-1] // 2
-    block = max(MIN_BLOCK, half)
-
-    def add_example(total, example):
-        x, d_x = (
-            jnp.pad(y.astype(total.dtype), [(0, -length % block), (0, 0), (0, 0)])
-            .reshape(-1, block, num_heads, depth)
-            .transpose(2, 1, 0, 3)
-            for y in example
-        )
-        before = jnp.pad(x[:, block - half :, :-1], [(0, 0), (0, 0), (1, 0), (0, 0)])
-        after = jnp.pad(x[:, :half, 1:], [(0, 0), (0, 0), (0, 1), (0, 0)])
-        windows = jnp.concatenate([before, x, after], axis=1)
-        windows, d_x = (y.reshape(*y.shape[:2], -1) for y in (windows, d_x))
-        return total + jnp.einsum("hnx,hmx->hnm", d_x, windows, precision="highest"), None
-
-    start = jnp.zeros((num_heads, block, block + taps - 1), _compute_dtype(value))
-    examples = (x.reshape(-1, length, num_heads, depth) for x in (value, d_out))
-    d_toeplitz, _ = jax.lax.scan(add_example, start, tuple(examples))
-    # Row n of a Toeplitz matrix holds the filter from column n on; with rows one entry longer
-    # the same numbers hold it from column 0 on.
-    skewed = jnp.pad(d_toeplitz.reshape(num_heads, -1), [(0, 0), (0, block)])
-    d_filters = skewed.reshape(num_heads, block, -1)[..., :taps].sum(axis=1)
-    return d_filters.astype(filters.dtype)
-
-
-def _compute_dtype(x):
-    return jnp.promote_types(x.dtype, jnp.float32)
+    tails, heads = window(real, count - half, half), window(real, 0, half)
+    tails, heads, counts = jax.lax.all_gather((tails, heads, count), axis_name)
+    here, devices = jax.lax.axis_index(axis_name), jnp.arange(len(counts))[:, None]
+    slots, counts = jnp.arange(half), counts[:, None]
+    before = beside(tails, (devices < here) & (slots >= half - counts), from_end=True)
+    after = beside(heads, (devices > here) & (slots < counts), from_end=False)
+    # before, this piece's real tokens, then at once those after them
+    joined = jnp.concatenate([before, real, jnp.zeros_like(after)])
+    place = jnp.arange(len(joined))[:, None, None] - half - count
+    follow = after[jnp.clip(place[:, 0, 0], 0, max(half - 1, 0))] if half else joined
+    joined = jnp.where((place >= 0) & (place < half), follow, joined)
+    out = convolve_in_order(joined, filters)[half : half + length]
+    rank = jnp.maximum(jnp.cumsum(mask) - 1, 0)
+    return out[rank]

@@ -6,11 +6,18 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.attention import nystrom_attention
+from nystrom.checks import PINVS, check_choice, check_count, check_mask_type
 from nystrom.convolution import depthwise_convolution
-from nystrom.layers import Dense, dropout, gelu, layer_norm, repeat_over_batch, uniform_init
+from nystrom.landmarks import token_ranks
+from nystrom.layers import Dense, check_rate, dropout, gelu, layer_norm, rotate, uniform_init
+from nystrom.numerics import only_trailing
+
+POSITIONS = ("learned", "rotary", "none")
+NORMS = ("pre", "post")
 
 
 class SelfAttention(nnx.Module):
@@ -19,7 +26,9 @@ class SelfAttention(nnx.Module):
     Queries, keys and values are projections of the input; the depthwise convolution of the
     values, one filter of `conv_kernel_size` taps per head, is added to the attention's output
     before the output projection (0 taps: none). With `shared_query_key` the queries serve as
-    keys too, with one projection for both.
+    keys too, with one projection for both; with `rotary` queries and keys are turned by their
+    positions. `axis_name` is the axis over which sequences are cut inside `jax.shard_map`, for
+    an `attention` that knows it.
     """
 
     def __init__(
@@ -30,16 +39,26 @@ class SelfAttention(nnx.Module):
         attention: Callable[..., Array],
         conv_kernel_size: int = 0,
         shared_query_key: bool = False,
-        dtype: jnp.dtype = jnp.float32,
+        rotary: bool = False,
+        axis_name: str | None = None,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if num_heads < 1 or width % num_heads:
+        if num_heads < 1 or width < 1 or width % num_heads:
             raise ValueError(f"width={width} can't be split among num_heads={num_heads}")
-        if conv_kernel_size < 0 or (conv_kernel_size and conv_kernel_size % 2 == 0):
+        check_count("conv_kernel_size", conv_kernel_size, least=0)
+        if conv_kernel_size and conv_kernel_size % 2 == 0:
             raise ValueError(f"conv_kernel_size={conv_kernel_size}: expected 0 or an odd number")
+        if rotary and width // num_heads % 2:
+            raise ValueError(
+                f"rotary positions with {width // num_heads} features a head: expected an even "
+                "number (width / num_heads)"
+            )
         self.num_heads = num_heads
         self.attention = attention
         self.shared_query_key = shared_query_key
+        self.rotary = rotary
+        self.axis_name = axis_name
         self.qkv = Dense(width, (2 if shared_query_key else 3) * width, dtype=dtype, rngs=rngs)
         self.out = Dense(width, width, dtype=dtype, rngs=rngs)
         self.filters = nnx.data(None)
@@ -56,10 +75,14 @@ class SelfAttention(nnx.Module):
         query, *keys, value = jnp.split(
             qkv.reshape(*x.shape[:-1], parts * self.num_heads, -1), parts, -2
         )
+        if self.rotary:
+            rank = real_ranks(mask, x.shape[:-1], self.axis_name)
+            query, *keys = (rotate(y, rank) for y in (query, *keys))
         key = keys[0] if keys else query
-        out = self.attention(query, key, value, query_mask=mask, key_mask=mask)
+        out = self.attention(query, key, value, mask=mask)
         if self.filters is not None:
-            out = out + depthwise_convolution(value, self.filters[...].astype(value.dtype), mask)
+            filters = self.filters[...].astype(value.dtype)
+            out = out + depthwise_convolution(value, filters, mask, axis_name=self.axis_name)
         return self.out(out.reshape(x.shape))
 
 
@@ -75,27 +98,33 @@ class NystromSelfAttention(SelfAttention):
         pinv: str = "iterative",
         pinv_iterations: int = 6,
         conv_kernel_size: int = 35,
-        dtype: jnp.dtype = jnp.float32,
+        rotary: bool = False,
+        axis_name: str | None = None,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         attention = partial(
             nystrom_attention,
-            num_landmarks=num_landmarks,
+            num_landmarks=check_count("num_landmarks", num_landmarks),
             pinv=pinv,
-            pinv_iterations=pinv_iterations,
+            pinv_iterations=check_count("pinv_iterations", pinv_iterations),
+            axis_name=axis_name,
         )
+        check_choice("pinv", pinv, PINVS)
         super().__init__(
             width,
             num_heads,
             attention=attention,
             conv_kernel_size=conv_kernel_size,
+            rotary=rotary,
+            axis_name=axis_name,
             dtype=dtype,
             rngs=rngs,
         )
 
 
 class EncoderBlock(nnx.Module):
-    """A pre-norm block: x + drop(attention(norm(x))), then x + mlp(norm(x))."""
+    """x + drop(attention(norm(x))), then x + mlp(norm(x)); or norm after each sum (post-norm)."""
 
     def __init__(
         self,
@@ -103,11 +132,14 @@ class EncoderBlock(nnx.Module):
         mlp_width: int,
         self_attention: SelfAttention,
         *,
+        norm: str = "pre",
         dropout_rate: float = 0.0,
-        dtype: jnp.dtype = jnp.float32,
+        axis_name: str | None = None,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.dropout_rate = dropout_rate
+        self.is_pre = norm == "pre"
+        self.dropout = partial(dropout, rate=dropout_rate, axis_name=axis_name)
         self.attention_norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.attention = self_attention
         self.mlp_norm = layer_norm(width, dtype=dtype, rngs=rngs)
@@ -120,21 +152,37 @@ class EncoderBlock(nnx.Module):
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "*B N C"]:
-        keys = [None] * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
-        attended = self.attention(self.attention_norm(x), mask)
-        x = x + dropout(attended, self.dropout_rate, keys[0])
-        hidden = gelu(self.mlp_in(self.mlp_norm(x)))
-        hidden = self.mlp_out(dropout(hidden, self.dropout_rate, keys[1]))
-        return x + dropout(hidden, self.dropout_rate, keys[2])
+        keys = split_keys(dropout_key, 3)
+
+        def mlp(x):
+            hidden = gelu(self.mlp_in(x))
+            return self.dropout(self.mlp_out(self.dropout(hidden, key=keys[1])), key=keys[2])
+
+        def attend(x):
+            return self.dropout(self.attention(x, mask), key=keys[0])
+
+        if self.is_pre:
+            x = x + attend(self.attention_norm(x))
+            return x + mlp(self.mlp_norm(x))
+        x = self.attention_norm(x + attend(x))
+        return self.mlp_norm(x + mlp(x))
 
 
 class Encoder(nnx.Module):
-    """Token ids to hidden states: embeddings, pre-norm blocks and a final LayerNorm.
+    """Token ids to hidden states: embeddings, blocks and a final LayerNorm.
 
-    Positions count real tokens only, so that padding, wherever it stands, changes nothing. Both
-    embeddings, of tokens and of positions, start as normal numbers with std `embedding_std`.
-    `make_attention(rngs)` gives each block its self-attention module; without it the blocks
-    have `NystromSelfAttention` with its defaults.
+    Positions count real tokens only, so that padding, wherever it stands, changes nothing.
+    Embeddings start as normal numbers with std `embedding_std`. `make_attention(rngs)` gives each
+    block its self-attention module; without it the blocks have `NystromSelfAttention` with its
+    defaults. `position` is "learned" (a table, the paper's), "rotary" (queries and keys are turned;
+    `make_attention` must do so, the default does) or "none"; `norm` is "pre" (the authors' LRA
+    models) or "post" (without the final LayerNorm, as in their language models). `axis_name` is
+    the axis over which sequences are cut inside `jax.shard_map`; `make_attention` must know it too.
+
+    Token ids are not checked: those beyond the vocabulary give NaN, negative ones wrap round.
+
+    Raises:
+      ValueError: sizes, rates or names that can't be.
     """
 
     def __init__(
@@ -148,34 +196,53 @@ class Encoder(nnx.Module):
         mlp_width: int = 128,
         embedding_std: float = 0.02,
         dropout_rate: float = 0.0,
+        position: str = "learned",
+        norm: str = "pre",
         make_attention: Callable[[nnx.Rngs], SelfAttention] | None = None,
+        axis_name: str | None = None,
         remat: bool = False,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        make_attention = make_attention or (
-            lambda rngs: NystromSelfAttention(width, num_heads, dtype=dtype, rngs=rngs)
+        check_rate("dropout_rate", dropout_rate)
+        check_choice("position", position, POSITIONS)
+        check_choice("norm", norm, NORMS)
+        for name, size in (("vocab_size", vocab_size), ("max_length", max_length)):
+            check_count(name, size)
+        make_attention = make_attention or partial(
+            NystromSelfAttention,
+            width,
+            num_heads,
+            rotary=position == "rotary",
+            axis_name=axis_name,
+            dtype=dtype,
         )
         embed_init = nnx.initializers.normal(embedding_std)
-        self.dropout_rate = dropout_rate
+        self.dropout = partial(dropout, rate=dropout_rate, axis_name=axis_name)
         self.remat = remat
         self.max_length = max_length
+        self.axis_name = axis_name
         self.token_embed = nnx.Embed(
             vocab_size, width, embedding_init=embed_init, dtype=dtype, rngs=rngs
         )
-        self.position_embed = nnx.Param(embed_init(rngs.params(), (max_length, width)))
+        self.position_embed = nnx.data(None)
+        if position == "learned":
+            table = embed_init(rngs.params(), (max_length, width), jnp.float32)
+            self.position_embed = nnx.Param(table)
         self.blocks = nnx.List(
             EncoderBlock(
                 width,
                 mlp_width,
-                make_attention(rngs),
+                make_attention(rngs=rngs),
+                norm=norm,
                 dropout_rate=dropout_rate,
+                axis_name=axis_name,
                 dtype=dtype,
                 rngs=rngs,
             )
             for _ in range(num_layers)
         )
-        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.norm = nnx.data(layer_norm(width, dtype=dtype, rngs=rngs) if norm == "pre" else None)
 
     def __call__(
         self,
@@ -183,39 +250,63 @@ class Encoder(nnx.Module):
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "*B N C"]:
-        """Hidden states, zeros where padded; dropout acts only when given a key.
+        """Hidden states, zeros where padded; dropout acts only when given a key, or one an example.
 
         Raises:
-          ValueError: more positions than the position table has.
+          ValueError: more positions than `max_length`, a mask that is not *B N.
+          TypeError: tokens that are not integers, a mask that is not boolean.
         """
-        if tokens.shape[-1] > self.max_length:
-            raise ValueError(
-                f"tokens have {tokens.shape[-1]} positions, but max_length={self.max_length}"
-            )
-        num_keys = len(self.blocks) + 1
-        keys = [None] * num_keys
-        if dropout_key is not None:
-            keys = jax.random.split(dropout_key, num_keys)
+        self._check(tokens, mask)
+        *keys, embedding_key = split_keys(dropout_key, len(self.blocks) + 1)
         x = self._add_positions(self.token_embed(tokens), mask)
-        x = dropout(x, self.dropout_rate, keys[-1])
+        x = self.dropout(x, key=embedding_key)
         call = nnx.remat(EncoderBlock.__call__) if self.remat else EncoderBlock.__call__
-        for block, key in zip(self.blocks, keys, strict=False):
+        for block, key in zip(self.blocks, keys, strict=True):
             x = call(block, x, mask, key)
-        x = self.norm(x)
-        return x if mask is None else jnp.where(mask[..., None], x, 0)
+        x = x if self.norm is None else self.norm(x)
+        return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
+
+    def _check(self, tokens, mask):
+        if not hasattr(tokens, "dtype") or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            found = getattr(tokens, "dtype", type(tokens).__name__)
+            raise TypeError(f"tokens have dtype {found}: expected an array of integer ids")
+        if tokens.ndim < 1 or tokens.shape[-1] > self.max_length:
+            raise ValueError(f"tokens {tokens.shape}: expected *B N, N at most {self.max_length}")
+        if mask is not None:
+            check_mask_type("mask", mask)
+            if mask.shape != tokens.shape:
+                raise ValueError(f"mask has shape {mask.shape}, tokens {tokens.shape}: not alike")
 
     def _add_positions(self, x, mask):
+        if self.position_embed is None:
+            return x
         table = self.position_embed[...].astype(x.dtype)
-        *batch, length, _ = x.shape
 
         def in_order(x, table):
-            return x + repeat_over_batch(table[:length], batch)
+            return x + table[: x.shape[-2]]
 
         def by_rank(x, table):
-            return x + table[jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)]
+            return x + table[real_ranks(mask, x.shape[:-1], self.axis_name)]
 
+        if self.axis_name is not None:
+            return by_rank(x, table)
         if mask is None:
             return in_order(x, table)
         # The table as it stands is far cheaper, backward above all, than a lookup.
-        only_trailing = jnp.all(mask[..., :-1] >= mask[..., 1:])
-        return jax.lax.cond(only_trailing, in_order, by_rank, x, table)
+        return jax.lax.cond(only_trailing(mask), in_order, by_rank, x, table)
+
+
+def real_ranks(
+    mask: Bool[Array, "*B N"] | None, shape: tuple[int, ...], axis_name: str | None = None
+) -> Int[Array, "*B N"]:
+    """The position of every token among the real ones; padding has that of the last before it."""
+    mask = jnp.ones(shape, bool) if mask is None else mask
+    return jnp.maximum(token_ranks(mask, axis_name)[0], 0)
+
+
+def split_keys(key: Array | None, num: int) -> list[Array | None]:
+    """`num` keys from a key, or from one an example as many for each."""
+    if key is None:
+        return [None] * num
+    keys = jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(key.ravel())
+    return list(keys.reshape(num, *key.shape))

@@ -1,31 +1,69 @@
 """Nyström attention as the `attention_fn` of Flax's multi-head attention, NNX and Linen."""
 
+import contextlib
 from collections.abc import Callable
+from functools import partial
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nystrom.array_typing import Array, Bool
 from nystrom.attention import nystrom_attention
+from nystrom.checks import PINVS, check_choice, check_count, known
 
 
 def attention_fn(
     num_landmarks: int = 64,
     pinv_iterations: int = 6,
-    cross_attention: bool = False,
     pinv: str = "iterative",
+    *,
+    float_masks: bool = False,
 ) -> Callable[..., Array]:
-    """An `attention_fn` for `nnx.MultiHeadAttention` and `linen.MultiHeadDotProductAttention`.
+    """A self-attention for `nnx.MultiHeadAttention` and `linen.MultiHeadDotProductAttention`.
 
-    The result takes what either module passes: query *B N H D, key and value *B M H D, and a
-    padding mask *B 1 1 M (True or non-zero = real key), or None. Flax has no mask for the queries.
-    In self-attention the keys' mask is the queries' too, and it is taken so where N = M,
-    unless `cross_attention`; otherwise every query counts as real.
+    The result takes what either module passes: query, key and value *B N H D, and a padding mask
+    *B 1 1 N, True = real token, or None. It is the queries' mask too. Integers that are not 0 stand
+    for True. Floats are refused: an additive mask (0 and -1e9) would mean the contrary. With
+    `float_masks` they are taken as 0 and 1, and so are those that can be seen to hold nothing else.
 
-    The result raises ValueError for what would change the outcome and can't be honoured: a
-    mask over pairs of positions or heads, a bias, causal use, dropout of attention weights.
+    The result raises ValueError for what would change the outcome and can't be honoured: a mask
+    over pairs of positions or heads, a mask where lengths differ, a bias, causal use, dropout of
+    attention weights, sown weights; and TypeError for options that jit has yet to learn.
+
+    Linen passes only arguments that it finds by name: a function `(q, k, v, **options)` round the
+    result would lose the mask.
+
+    Raises:
+      ValueError, TypeError: options that `nystrom_attention` refuses.
     """
+    return _make(num_landmarks, pinv_iterations, pinv, float_masks, cross=False)
 
-    # Linen passes only keywords that it finds by name in the signature; NNX passes all.
+
+def cross_attention_fn(
+    num_landmarks: int = 64,
+    pinv_iterations: int = 6,
+    pinv: str = "iterative",
+    *,
+    float_masks: bool = False,
+) -> Callable[..., Array]:
+    """`attention_fn` for queries and keys of two sequences: the mask is that of the keys alone.
+
+    Flax has none for the queries, which all count as real.
+    """
+    return _make(num_landmarks, pinv_iterations, pinv, float_masks, cross=True)
+
+
+def _make(num_landmarks, pinv_iterations, pinv, float_masks, cross):
+    check_count("num_landmarks", num_landmarks)
+    check_count("pinv_iterations", pinv_iterations)
+    check_choice("pinv", pinv, PINVS)
+    attend = partial(
+        nystrom_attention, num_landmarks=num_landmarks, pinv=pinv, pinv_iterations=pinv_iterations
+    )
+
+    # Every name that Flax is known to send. Without effect: `broadcast_dropout`, for nothing is
+    # dropped; `dtype`, which queries have already; `force_fp32_for_softmax`, which is always so.
     def nystrom(
         query,
         key,
@@ -34,35 +72,58 @@ def attention_fn(
         mask=None,
         dropout_rng=None,
         dropout_rate=0.0,
+        broadcast_dropout=True,
         deterministic=True,
+        dtype=None,
+        precision=None,
+        module=None,
         is_causal=False,
-        **_,
+        force_fp32_for_softmax=False,
+        qk_attn_weights_einsum=None,
+        attn_weights_value_einsum=None,
     ):
-        if bias is not None:
-            raise ValueError("bias: Nyström attention can't add a bias to logits it never forms")
-        if dropout_rate > 0.0 and not deterministic:
+        _refuse_what_cannot_be(bias, module, qk_attn_weights_einsum, attn_weights_value_einsum)
+        if not known("deterministic", deterministic) and known("dropout_rate", dropout_rate) > 0:
             raise ValueError(
                 f"dropout_rate={dropout_rate}: Nyström attention has no attention weights to drop; "
                 "set dropout_rate=0 in the attention module and drop its output instead"
             )
-        key_mask = None if mask is None else _key_mask(mask, key)
-        same_length = query.shape[-3] == key.shape[-3]
-        return nystrom_attention(
-            query,
-            key,
-            value,
-            query_mask=key_mask if same_length and not cross_attention else None,
-            key_mask=key_mask,
-            num_landmarks=num_landmarks,
-            pinv=pinv,
-            pinv_iterations=pinv_iterations,
-            is_causal=is_causal,
-        )
+        if mask is not None:
+            mask = _padding_mask(mask, key, float_masks)
+            if not cross and query.shape[-3] != key.shape[-3]:
+                raise ValueError(
+                    f"query {query.shape} and key {key.shape} with a mask: attention_fn is "
+                    "self-attention, whose mask is the queries' too (and can't decode step by "
+                    "step); use nystrom.cross_attention_fn"
+                )
+        masks = {"key_mask": mask} if cross else {"mask": mask}
+        with _at(precision):
+            return attend(query, key, value, **masks, is_causal=is_causal)
 
     return nystrom
 
 
-def _key_mask(mask: Array, key: Array) -> Bool[Array, "*B M"]:
+def _refuse_what_cannot_be(bias, module, *einsums):
+    if bias is not None:
+        raise ValueError("bias: Nyström attention can't add a bias to logits it never forms")
+    if module is not None:
+        raise ValueError(
+            "sow_weights=True: Nyström attention never forms the N x M weights; "
+            "nystrom.nystrom_factors returns their factors"
+        )
+    if any(einsum is not None for einsum in einsums):
+        raise ValueError("qk_attn_weights_einsum, attn_weights_value_einsum: can't be honoured")
+
+
+def _at(precision):
+    """Flax's precision as JAX's default one."""
+    if precision is None:
+        return contextlib.nullcontext()
+    name = precision.name.lower() if isinstance(precision, jax.lax.Precision) else precision
+    return jax.default_matmul_precision(name)
+
+
+def _padding_mask(mask, key, float_masks) -> Bool[Array, "*B M"]:
     """The padding mask *B M in Flax's *B 1 1 M; any other mask is refused."""
     *batch, length = key.shape[:-2]
     if mask.ndim != len(batch) + 3 or mask.shape[-3:] != (1, 1, length):
@@ -72,4 +133,22 @@ def _key_mask(mask: Array, key: Array) -> Bool[Array, "*B M"]:
             "(causal, banded, nn.make_attention_mask) or per head can't be applied to landmarks; "
             "for padding pass is_real[:, None, None, :]."
         )
+    if not jnp.issubdtype(mask.dtype, jnp.bool_):
+        _check_numbers(mask, float_masks)
     return jnp.broadcast_to(mask[..., 0, 0, :] != 0, (*batch, length))
+
+
+def _check_numbers(mask, float_masks):
+    """Raises unless a mask of numbers is one of 0 and 1."""
+    seen = None if isinstance(mask, jax.core.Tracer) else np.asarray(mask)
+    is_float = jnp.issubdtype(mask.dtype, jnp.floating)
+    good = (
+        (not is_float or float_masks) if seen is None else bool(((seen == 0) | (seen == 1)).all())
+    )
+    if not good:
+        raise ValueError(
+            f"mask has dtype {mask.dtype}: expected bool, True for real tokens. A mask of "
+            "numbers to add to logits (0 and -1e9, say) would be taken for its contrary: pass "
+            "mask == 0 of it. For floats that are 0 and 1, pass mask != 0, or float_masks=True "
+            "to attention_fn."
+        )

@@ -1,15 +1,23 @@
 """Landmarks: means over segments of the real tokens (Xiong et al. 2021, eq. 5 and section 3.2)."""
 
-from functools import partial
+import math
 
 import jax
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float, Int
+from nystrom.checks import check_count, check_mask, check_tokens
+from nystrom.numerics import accumulator, einsum, zero_padded
+
+PIECE = 2**20  # numbers that summing segments may hold at a time, of an example: 4 MB
 
 
 def segment_means(
-    x: Float[Array, "*B N H D"], num_landmarks: int, mask: Bool[Array, "*B N"] | None = None
+    x: Float[Array, "*B N H D"],
+    num_landmarks: int,
+    mask: Bool[Array, "*B N"] | None = None,
+    *,
+    axis_name: str | None = None,
 ) -> tuple[Float[Array, "*B L H D"], Bool[Array, "*B L"]]:
     """Means of `num_landmarks` consecutive segments of the real tokens of `x`.
 
@@ -21,68 +29,91 @@ def segment_means(
       x: queries or keys, *B N H D.
       num_landmarks: L, at least 1.
       mask: *B N, True where the token is real; None when all are.
+      axis_name: inside `jax.shard_map`, the axis over which the sequence is cut: N is this
+        device's piece, the landmarks are those of the whole, the same on every device.
 
     Returns:
       The landmarks *B L H D in x's dtype, and *B L, True where a landmark has a token.
 
     Raises:
       ValueError: L < 1, fewer than three dimensions, or a mask that is not *B N.
-      TypeError: x does not hold floating-point numbers.
+      TypeError: x does not hold floating-point numbers, L is not an integer.
     """
     check_tokens("x", x)
     check_mask("mask", mask, x)
-    if num_landmarks < 1:
-        raise ValueError(f"num_landmarks={num_landmarks}: at least 1 landmark is needed")
+    num_landmarks = check_count("num_landmarks", num_landmarks)
+    landmarks, valid = _jitted_means(x, num_landmarks, mask, axis_name)
+    if valid is None:
+        valid = jnp.ones((*x.shape[:-3], num_landmarks), bool)
+    return landmarks.astype(x.dtype), valid
+
+
+def landmark_means(x, num_landmarks, mask, axis_name=None):
+    """`segment_means` in float32 (or float64); `valid` is None where every landmark has a token."""
+    length = x.shape[-3]
+    if mask is None and axis_name is None and length % num_landmarks == 0 and length >= 1:
+        segments = x.reshape(*x.shape[:-3], num_landmarks, -1, *x.shape[-2:])
+        return segments.mean(axis=-3, dtype=accumulator(x.dtype)), None
     if mask is None:
-        return _unmasked_means(x, num_landmarks)
-    segment, count = segment_of_token(mask, num_landmarks)
-    compute_dtype = jnp.promote_types(x.dtype, jnp.float32)
-    # A where, not a product: whatever the padding holds, infinities included, must not leak.
-    x_clean = jnp.where(mask[..., None, None], x, 0).astype(compute_dtype)
+        mask = jnp.ones(x.shape[:-2], bool)
+    segment, count = segment_of_token(mask, num_landmarks, axis_name)
+    total = segment_sums(x, segment, num_landmarks)
+    if axis_name is not None:
+        total = jax.lax.psum(total, axis_name)
     size = segment_sizes(count, num_landmarks)
-    total = segment_sums(x_clean.reshape(*mask.shape, -1), segment, num_landmarks)
-    landmarks = total / jnp.maximum(size, 1)[..., None]
-    return landmarks.reshape(*size.shape, *x.shape[-2:]).astype(x.dtype), size > 0
+    return total / jnp.maximum(size, 1)[..., None, None].astype(total.dtype), size > 0
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+_jitted_means = jax.jit(landmark_means, static_argnums=(1, 3))
+
+
 def segment_sums(
-    x: Float[Array, "*B N C"], segment: Int[Array, "*B N"], num_landmarks: int
-) -> Float[Array, "*B L C"]:
-    """Sums of the tokens of each segment; a token whose segment is L enters none.
+    x: Float[Array, "*B N H D"], segment: Int[Array, "*B N"], num_landmarks: int
+) -> Float[Array, "*B L H D"]:
+    """Sums of the tokens of each segment, float32 or float64; segment L enters none.
 
-    Both directions are products with the 0/1 matrix of membership, much faster on every platform
-    than scatter and gather; the backward one is written out because JAX's would transpose the
-    matrix.
+    Products with the 0/1 matrix of membership, much faster on every platform than scatter and
+    gather. Where that matrix would be large it is made piece by piece, forward and backward.
     """
-    return _segment_sums_fwd(x, segment, num_landmarks)[0]
+    *batch, length, num_heads, depth = x.shape
+    per_token = num_landmarks + num_heads * depth
 
+    def sums(x, segment):
+        x = zero_padded(x, segment < num_landmarks)
+        member = segment[..., None, :] == jnp.arange(num_landmarks)[:, None]
+        return einsum("...ln,...nhd->...lhd", member.astype(x.dtype), x)
 
-def _segment_sums_fwd(x, segment, num_landmarks):
-    member = segment[..., None, :] == jnp.arange(num_landmarks)[:, None]
-    return jnp.matmul(member.astype(x.dtype), x, precision="highest"), segment
+    if not isinstance(length, int) or length * per_token <= PIECE:
+        return sums(x, segment)
+    pieces = math.ceil(length * per_token / PIECE)
+    pieces = next((n for n in range(pieces, 2 * pieces) if length % n == 0), pieces)
 
+    def cut(x, fill):
+        """*B N ... -> pieces *B N/pieces ..."""
+        axis = len(batch)
+        widths = [(0, -length % pieces if i == axis else 0) for i in range(x.ndim)]
+        x = jnp.pad(x, widths, constant_values=fill) if length % pieces else x
+        return jnp.moveaxis(x.reshape(*batch, pieces, -1, *x.shape[axis + 1 :]), axis, 0)
 
-def _segment_sums_bwd(num_landmarks, segment, d_sums):
-    member = segment[..., :, None] == jnp.arange(num_landmarks)
-    return jnp.matmul(member.astype(d_sums.dtype), d_sums, precision="highest"), None
+    def add(total, piece):
+        return total + jax.checkpoint(sums)(*piece), None
 
-
-segment_sums.defvjp(_segment_sums_fwd, _segment_sums_bwd)
+    shape = (*batch, num_landmarks, num_heads, depth)
+    zeros = jnp.zeros_like(segment, accumulator(x.dtype), shape)
+    return jax.lax.scan(add, zeros, (cut(x, 0), cut(segment, num_landmarks)))[0]
 
 
 def segment_sizes(count: Int[Array, "*B"], num_landmarks: int) -> Int[Array, "*B L"]:
     """Tokens in each segment when `count` real tokens are shared out among L segments."""
-    quotient, remainder = jnp.divmod(count, num_landmarks)
-    return quotient[..., None] + (jnp.arange(num_landmarks) < remainder[..., None])
+    quotient, remainder = jnp.divmod(count[..., None], num_landmarks)
+    return quotient + (jnp.arange(num_landmarks) < remainder)
 
 
 def segment_of_token(
-    mask: Bool[Array, "*B N"], num_landmarks: int
+    mask: Bool[Array, "*B N"], num_landmarks: int, axis_name: str | None = None
 ) -> tuple[Int[Array, "*B N"], Int[Array, "*B"]]:
     """The segment of every token (L for padding, which no segment holds), and the real tokens."""
-    rank = jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1
-    count = mask.sum(axis=-1, dtype=jnp.int32)
+    rank, count = token_ranks(mask, axis_name)
     quotient, remainder = jnp.divmod(count[..., None], num_landmarks)
     in_long_segments = remainder * (quotient + 1)
     segment = jnp.where(
@@ -93,47 +124,18 @@ def segment_of_token(
     return jnp.where(mask, segment, num_landmarks), count
 
 
-def _unmasked_means(x, num_landmarks):
-    """The same segments where all N tokens are real: at most two reshapes."""
-    *batch, length, heads, depth = x.shape
-    quotient, remainder = divmod(length, num_landmarks)
-    split = remainder * (quotient + 1)
-    compute_dtype = jnp.promote_types(x.dtype, jnp.float32)
+def token_ranks(
+    mask: Bool[Array, "*B N"], axis_name: str | None = None
+) -> tuple[Int[Array, "*B N"], Int[Array, "*B"]]:
+    """Each real token's place among the real ones, counted from 0, and how many there are.
 
-    def means(part, size):
-        part = part.reshape(*batch, -1, size, heads, depth)
-        return part.mean(axis=-3, dtype=compute_dtype).astype(x.dtype)
-
-    parts = []
-    if remainder:
-        parts.append(means(x[..., :split, :, :], quotient + 1))
-    if quotient:
-        parts.append(means(x[..., split:, :, :], quotient))
-    else:
-        parts.append(jnp.zeros((*batch, num_landmarks - remainder, heads, depth), x.dtype))
-    landmarks = jnp.concatenate(parts, axis=-3) if len(parts) > 1 else parts[0]
-    valid = jnp.arange(num_landmarks) < length
-    return landmarks, jnp.broadcast_to(valid, (*batch, num_landmarks))
-
-
-def check_tokens(name: str, x: Array) -> None:
-    """Raises unless `x` is a floating-point array *B N H D with at least one position."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name} has dtype {x.dtype}: attention takes floating-point numbers")
-    if x.ndim < 3 or x.shape[-3] < 1:
-        raise ValueError(f"{name} has shape {x.shape}: expected *B N H D with N of at least 1")
-
-
-def check_mask(name: str, mask: Array | None, x: Array) -> None:
-    """Raises unless `mask` is None or a boolean array with the shape *B N of x's tokens."""
-    if mask is None:
-        return
-    expected = x.shape[:-2]
-    if mask.dtype != jnp.bool_:
-        raise TypeError(f"{name} has dtype {mask.dtype}: expected bool, True for real tokens")
-    if mask.shape != expected:
-        raise ValueError(
-            f"{name} has shape {mask.shape}: expected a padding mask *B N = {expected}. "
-            "A mask over pairs of positions (causal, banded) can't be honoured: landmarks are "
-            "means over many positions."
-        )
+    Inside `jax.shard_map`, `axis_name` is the axis over which the sequence is cut.
+    """
+    rank = jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1
+    count = mask.sum(axis=-1, dtype=jnp.int32)
+    if axis_name is None:
+        return rank, count
+    counts = jax.lax.all_gather(count, axis_name)
+    before = jnp.arange(len(counts)) < jax.lax.axis_index(axis_name)
+    rank += jnp.tensordot(before.astype(jnp.int32), counts, 1)[..., None]
+    return rank, jax.lax.psum(count, axis_name)

@@ -1,16 +1,17 @@
-"""The encoder's layers in the forms that compile well: dense, GELU, LayerNorm and dropout."""
+"""The encoder's layers: dense, GELU, LayerNorm, positions and dropout."""
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
-from nystrom.array_typing import Array, Float
+from nystrom.array_typing import Array, Float, Int
 
 LAYER_NORM_EPSILON = 1e-5
+ROTARY_BASE = 10_000  # Su et al. 2021, "RoFormer"
 
 
 class Dense(nnx.Linear):
@@ -21,7 +22,7 @@ class Dense(nnx.Linear):
         in_features: int,
         out_features: int,
         *,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         init = uniform_init(in_features)
@@ -45,7 +46,7 @@ def uniform_init(fan_in: int) -> Callable[..., Array]:
     return init
 
 
-def layer_norm(width: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm over features with PyTorch's epsilon, as the authors' models have it."""
     # Variance as the mean of squares about the mean: as fast here, and loses no digits.
     return nnx.LayerNorm(
@@ -53,46 +54,75 @@ def layer_norm(width: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs) ->
     )
 
 
-def repeat_over_batch(x: Float[Array, "..."], batch: tuple[int, ...]) -> Float[Array, "..."]:
-    """x broadcast to leading dimensions `batch`, as a product with ones.
-
-    Its gradient is then a product too: on CPU ten times faster than XLA's sum over the batch.
-    """
-    ones = jnp.ones((math.prod(batch), 1), x.dtype)
-    return jnp.matmul(ones, x.reshape(1, -1), precision="highest").reshape(*batch, *x.shape)
-
-
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The exact GELU, x Phi(x), by erf: half the cost of `jax.nn.gelu`'s erfc on CPU."""
     return 0.5 * x * (1 + jax.lax.erf(x * float(np.sqrt(0.5))))
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
+def rotate(x: Float[Array, "*B N H D"], rank: Int[Array, "*B N"]) -> Float[Array, "*B N H D"]:
+    """Rotary positions (Su et al. 2021, eq. 34): products then depend on distances alone.
+
+    The pair of features i and i + D/2 turns by rank / 10000^(2 i / D); D is even.
+    """
+    half = x.shape[-1] // 2
+    rate = ROTARY_BASE ** -(np.arange(half, dtype=np.float32) / half)
+    angle = rank[..., None, None].astype(jnp.float32) * rate
+    cos, sin = (f(angle).astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raises unless `rate` is a share that dropout can have."""
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise ValueError(f"{name}={rate!r}: expected a number of at least 0 and below 1")
+
+
+def dropout(
+    x: Float[Array, "*B N C"], rate: float, key: Array | None, axis_name: str | None = None
+) -> Float[Array, "*B N C"]:
     """x with a share `rate` of its elements zeroed and the rest scaled up; x without a key.
 
     An element is kept if a hash of its index and of the key is small enough. Unlike the bits of
     `jax.random`, which cost as much as a dense layer on CPU, the hash fuses with the product,
-    forward and backward, so no mask need be stored; and as a function of the index alone it
-    computes in place however x is sharded. 64 bits of key; indices repeat after 2^32 elements.
+    forward and backward, so no mask need be stored. There is one key, or one for every example
+    (*B): what is dropped of an example then depends on nothing else. `axis_name` is the axis over
+    which N is cut inside `jax.shard_map`. 64 bits of key; indices repeat after 2^32 elements.
 
     Raises:
       ValueError: rate is not in [0, 1).
     """
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout rate={rate}: expected at least 0 and below 1")
+    check_rate("dropout rate", rate)
     if key is None or rate == 0:
         return x
-    keep = hash_bits(key, x.shape) >= np.uint32(round(rate * 2**32))
-    return jnp.where(keep, x * (1 / (1 - rate)), 0)
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * x.shape[-2]
+    keep = hash_bits(key, x.shape, first) >= np.uint32(round(rate * 2**32))
+    return jnp.where(keep, x * (1 / (1 - rate)), jnp.zeros((), x.dtype))
 
 
-def hash_bits(key: Array, shape: tuple[int, ...]) -> Array:
-    """Random-looking uint32 of the given shape: index and key through two rounds of a mixer."""
-    words = jax.random.bits(key, (2,), jnp.uint32)
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis, stride in enumerate(np.cumprod((1, *shape[:0:-1]))[::-1].tolist()):
-        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride % 2**32)
+def hash_bits(key: Array, shape: tuple[int, ...], first: int | Array = 0) -> Array:
+    """Random-looking uint32 of the given shape: index and key through two rounds of a mixer.
+
+    `first` is the position at which the last axis but one begins; leading axes that keys have are
+    no part of an index.
+    """
+    words = jnp.moveaxis(jax.vmap(_words)(key.ravel()), -1, 0)
+    words = words.reshape(2, *key.shape, *(1,) * (len(shape) - key.ndim))
+    index = jnp.zeros((1,) * len(shape), jnp.uint32)
+    stride = 1
+    for axis in range(len(shape) - 1, key.ndim - 1, -1):
+        sizes = [1] * len(shape)
+        sizes[axis] = shape[axis]
+        place = jax.lax.broadcasted_iota(jnp.uint32, sizes, axis)
+        if axis == len(shape) - 2:
+            place += jnp.asarray(first, jnp.uint32)
+        index = index + place * np.uint32(stride % 2**32)
+        stride *= shape[axis]
     return _mix(_mix(index + words[0]) ^ words[1])
+
+
+def _words(key):
+    return jax.random.bits(key, (2,), jnp.uint32)
 
 
 def _mix(x):

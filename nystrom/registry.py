@@ -1,21 +1,119 @@
-"""The attentions by name, as layers of the encoder."""
+"""The attentions by name, as layers of the encoder: one entry each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array
 from nystrom.attention import nystrom_attention, softmax_attention
 from nystrom.baselines.identity import identity_attention
 from nystrom.baselines.linear import linear_attention
 from nystrom.baselines.linformer import linformer_attention
-from nystrom.baselines.performer import orthogonal_features, performer_attention
+from nystrom.baselines.performer import FEATURE_KERNELS, orthogonal_features, performer_attention
 from nystrom.baselines.reformer import random_rotations, reformer_attention
+from nystrom.checks import PINVS, check_choice, check_count
 from nystrom.encoder import SelfAttention
 
-ATTENTIONS = ("linear", "linformer", "none", "nystrom", "performer", "reformer", "softmax")
+NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+class Setting(NamedTuple):
+    """What an attention may need to know of the model it is made for."""
+
+    depth: int  # features of one head
+    num_heads: int
+    max_length: int
+    seed: int  # of constants drawn at random
+    axis_name: str | None  # of the mesh axis over which sequences are cut
+    rngs: nnx.Rngs  # initialises what layers share
+
+
+class Attention(NamedTuple):
+    """An entry of the registry.
+
+    Attributes:
+      make: (setting, **options) -> attention, a function of this package's signature.
+      options: defaults of its options; `config.model.<option>` sets them in the trainers.
+      allowed: of an option the least number, or the names that it may have.
+      layer: the names of those options that `SelfAttention` takes, and what else it is given.
+      cuts_sequences: whether it knows a sequence that is cut over devices.
+    """
+
+    make: Callable[..., Callable[..., Array]]
+    options: Mapping[str, Any] = NONE
+    allowed: Mapping[str, int | tuple[str, ...]] = NONE
+    layer: Mapping[str, Any] = NONE
+    cuts_sequences: bool = False
+
+
+def _nystrom(setting, num_landmarks, pinv, pinv_iterations):
+    return partial(
+        nystrom_attention,
+        num_landmarks=num_landmarks,
+        pinv=pinv,
+        pinv_iterations=pinv_iterations,
+        axis_name=setting.axis_name,
+    )
+
+
+def _performer(setting, num_features, feature_kernel):
+    features = orthogonal_features(num_features, setting.depth, setting.seed)
+    return partial(performer_attention, projection=features, feature_kernel=feature_kernel)
+
+
+def _reformer(setting, num_hashes, bucket_size):
+    half_buckets = max(1, setting.max_length // bucket_size)
+    rotations = random_rotations(num_hashes, setting.depth, half_buckets, setting.seed)
+    return partial(reformer_attention, rotations=rotations, bucket_size=bucket_size)
+
+
+class Linformer(nnx.Module):
+    """`linformer_attention` with its projection, at first normal(0, 0.02) as the authors' is.
+
+    It is one parameter, shared by all layers.
+    """
+
+    def __init__(self, setting: Setting, projection_length: int):
+        shape = (setting.num_heads, projection_length, setting.max_length)
+        init = nnx.initializers.normal(0.02)
+        self.projection = nnx.Param(init(setting.rngs.params(), shape, jnp.float32))
+
+    def __call__(self, query, key, value, **masks) -> Array:
+        return linformer_attention(query, key, value, projection=self.projection[...], **masks)
+
+
+# As in the authors' models only `nystrom` has the convolution of the values, and `reformer`'s
+# queries are its keys. Random features and rotations are constants that follow from the seed: they
+# are neither trained nor part of the model's state, and all layers and heads have the same.
+ATTENTIONS: dict[str, Attention] = {
+    "linear": Attention(lambda setting: linear_attention),
+    "linformer": Attention(Linformer, {"projection_length": 256}, {"projection_length": 1}),
+    "none": Attention(lambda setting: identity_attention),
+    "nystrom": Attention(
+        _nystrom,
+        {"num_landmarks": 64, "pinv": "iterative", "pinv_iterations": 6, "conv_kernel_size": 35},
+        {"num_landmarks": 1, "pinv": PINVS, "pinv_iterations": 1, "conv_kernel_size": 0},
+        layer={"conv_kernel_size": None},
+        cuts_sequences=True,
+    ),
+    "performer": Attention(
+        _performer,
+        {"num_features": 256, "feature_kernel": "relu"},
+        {"num_features": 1, "feature_kernel": FEATURE_KERNELS},
+    ),
+    "reformer": Attention(
+        _reformer,
+        {"num_hashes": 2, "bucket_size": 64},
+        {"num_hashes": 1, "bucket_size": 1},
+        layer={"shared_query_key": True},
+    ),
+    "softmax": Attention(lambda setting: softmax_attention),
+}
 
 
 def self_attention_maker(
@@ -24,93 +122,53 @@ def self_attention_maker(
     num_heads: int,
     *,
     max_length: int,
-    num_landmarks: int = 64,
-    pinv: str = "iterative",
-    pinv_iterations: int = 6,
-    conv_kernel_size: int = 35,
-    num_features: int = 256,
-    feature_kernel: str = "relu",
-    projection_length: int = 256,
-    num_hashes: int = 2,
-    bucket_size: int = 64,
+    rotary: bool = False,
     seed: int = 0,
-    dtype: jnp.dtype = jnp.float32,
+    axis_name: str | None = None,
+    dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
+    **options: Any,
 ) -> Callable[[nnx.Rngs], SelfAttention]:
     """What `Encoder` takes as `make_attention`: makes each layer's self-attention of that name.
 
-    As in the authors' models only `nystrom` has the convolution of the values, `linformer`'s
-    projection is one parameter shared by all layers, and `reformer`'s queries are its keys.
-    Random features and rotations are constants that follow from `seed`: they are neither
-    trained nor part of the model's state, and all layers and heads have the same.
-
     Args:
       name: one of `ATTENTIONS`.
-      width, num_heads, max_length, dtype: as for `Encoder`.
-      num_landmarks, pinv, pinv_iterations, conv_kernel_size: of `nystrom`.
-      num_features, feature_kernel: of `performer`.
-      projection_length: of `linformer`.
-      num_hashes, bucket_size: of `reformer`.
-      seed: of performer's features and reformer's rotations.
+      width, num_heads, max_length, axis_name, dtype: as for `Encoder`.
+      rotary: turn queries and keys by their positions.
+      seed: of constants drawn at random.
       rngs: initialises what layers share.
+      options: those of the attention, `ATTENTIONS[name].options`, with their defaults.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: an unknown name, an option's value that can't be, or sequences cut over devices
+        for an attention that knows only whole ones.
+      TypeError: an option that the attention does not have.
     """
-    options = {}
-    depth = width // num_heads
-    match name:
-        case "linear":
-            attention = linear_attention
-        case "linformer":
-            attention = Linformer(num_heads, projection_length, max_length, rngs=rngs)
-        case "none":
-            attention = identity_attention
-        case "nystrom":
-            attention = partial(
-                nystrom_attention,
-                num_landmarks=num_landmarks,
-                pinv=pinv,
-                pinv_iterations=pinv_iterations,
-            )
-            options = {"conv_kernel_size": conv_kernel_size}
-        case "performer":
-            attention = partial(
-                performer_attention,
-                projection=orthogonal_features(num_features, depth, seed),
-                feature_kernel=feature_kernel,
-            )
-        case "reformer":
-            half_buckets = max(1, max_length // bucket_size)
-            attention = partial(
-                reformer_attention,
-                rotations=random_rotations(num_hashes, depth, half_buckets, seed),
-                bucket_size=bucket_size,
-            )
-            options = {"shared_query_key": True}
-        case "softmax":
-            attention = softmax_attention
-        case _:
-            raise ValueError(f"attention={name!r}: expected one of {', '.join(ATTENTIONS)}")
-    return lambda rngs: SelfAttention(
-        width, num_heads, attention=attention, dtype=dtype, rngs=rngs, **options
-    )
-
-
-class Linformer(nnx.Module):
-    """`linformer_attention` with its projection, at first normal(0, 0.02) as the authors' is."""
-
-    def __init__(self, num_heads: int, projection_length: int, max_length: int, *, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(0.02)
-        shape = (num_heads, projection_length, max_length)
-        self.projection = nnx.Param(init(rngs.params(), shape))
-
-    def __call__(self, query, key, value, *, query_mask=None, key_mask=None) -> Array:
-        return linformer_attention(
-            query,
-            key,
-            value,
-            query_mask=query_mask,
-            key_mask=key_mask,
-            projection=self.projection[...],
+    check_choice("attention", name, tuple(ATTENTIONS))
+    entry = ATTENTIONS[name]
+    if unknown := options.keys() - entry.options.keys():
+        raise TypeError(f"attention {name!r} has no option {', '.join(sorted(unknown))}")
+    if axis_name is not None and not entry.cuts_sequences:
+        able = ", ".join(other for other, each in ATTENTIONS.items() if each.cuts_sequences)
+        raise ValueError(
+            f"attention {name!r} can't have its sequences cut over devices: {able} can"
         )
+    options = entry.options | options
+    for option, allowed in entry.allowed.items():
+        if isinstance(allowed, tuple):
+            check_choice(option, options[option], allowed)
+        else:
+            check_count(option, options[option], allowed)
+    layer = {key: options.pop(key, value) for key, value in entry.layer.items()}
+    setting = Setting(width // num_heads, num_heads, max_length, seed, axis_name, rngs)
+    attention = entry.make(setting, **options)
+    return lambda rngs: SelfAttention(
+        width,
+        num_heads,
+        attention=attention,
+        rotary=rotary,
+        axis_name=axis_name,
+        dtype=dtype,
+        rngs=rngs,
+        **layer,
+    )

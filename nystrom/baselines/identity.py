@@ -1,22 +1,28 @@
 """No attention at all: every token keeps its own value."""
 
+import jax.numpy as jnp
+
 from nystrom.array_typing import Array, Bool, Float
-from nystrom.attention import check_inputs, zero_padded
+from nystrom.checks import both_masks, check_inputs
+from nystrom.numerics import zero_padded
 
 
 def identity_attention(
     query: Float[Array, "*B N H D"],
-    key: Float[Array, "*B N H D"],
-    value: Float[Array, "*B N H D"],
+    key: Float[Array, "*B N G D"],
+    value: Float[Array, "*B N G E"],
     *,
+    mask: Bool[Array, "*B N"] | None = None,
     query_mask: Bool[Array, "*B N"] | None = None,
     key_mask: Bool[Array, "*B N"] | None = None,
-) -> Float[Array, "*B N H D"]:
+) -> Float[Array, "*B N H E"]:
     """The values as they are, zeros where padded: the ablation that tells what attention adds.
 
     Arguments and errors are those of `nystrom_attention`; the lengths must be equal.
     """
     check_inputs(query, key, value, query_mask, key_mask)
-    if query.shape != value.shape:
+    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    if query.shape[-3] != value.shape[-3]:
         raise ValueError(f"query {query.shape} and value {value.shape}: lengths must be equal")
-    return zero_padded(zero_padded(value, key_mask), query_mask).astype(query.dtype)
+    value = jnp.repeat(value, query.shape[-2] // max(value.shape[-2], 1), axis=-2)
+    return zero_padded(zero_padded(value.astype(query.dtype), key_mask), query_mask)

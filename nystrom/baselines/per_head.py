@@ -5,54 +5,64 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from nystrom.array_typing import Array, Bool, Float
-from nystrom.attention import promote, zero_padded
+from nystrom.array_typing import Array, Float
+from nystrom.checks import is_empty
+from nystrom.kernels import choose
+from nystrom.numerics import accumulator, common_dtype, zero_padded
 
 
 def map_heads(
     attend: Callable[..., Array],
-    query: Float[Array, "*B N H D"],
-    key: Float[Array, "*B M H D"],
-    value: Float[Array, "*B M H D"],
-    query_mask: Bool[Array, "*B N"] | None,
-    key_mask: Bool[Array, "*B M"] | None,
-) -> Float[Array, "*B N H D"]:
-    """attend(q ND, k MD, v MD, query_mask N, key_mask M) of every head, in query's dtype.
+    query: Array,
+    key: Array,
+    value: Array,
+    query_mask: Array | None,
+    key_mask: Array | None,
+    shared: bool = False,
+) -> Array:
+    """attend(q ND, k MD, v ME, query_mask N, key_mask M) of every head: *B N H E, query's dtype.
 
     `attend` finds padding as zeros, float32 (or float64), and masks None where all is real; what
     it returns for padded queries and where no key is real is replaced by zeros, so it must only
     be finite. On CPU heads follow one another, so that what a head needs stays in cache, and
     all products are of matrices; elsewhere they are computed at once. The backward pass
-    recomputes a head, and so keeps none of its intermediate arrays.
+    recomputes a head, and so keeps none of its intermediate arrays. Where queries and keys are
+    one, as `shared` says, `attend` gets one array, and one mask, as both.
     Inputs have passed `check_inputs`.
     """
-    *batch, length, num_heads, depth = query.shape
-    dtype = query.dtype
-    same = key is query and key_mask is query_mask
-    query = _heads_first(query, query_mask)
-    key = query if same else _heads_first(key, key_mask)
-    value = _heads_first(value, key_mask)
+    *batch, length, num_heads, _ = query.shape
+    out_shape = (*query.shape[:-1], value.shape[-1])
+    if is_empty(*out_shape, key.shape[-3]):
+        return jnp.zeros(out_shape, query.dtype)
+    wide = accumulator(common_dtype(query, key, value))
+    key, value = (jnp.repeat(x, num_heads // x.shape[-2], axis=-2) for x in (key, value))
+    heads = [
+        _heads_first(x.astype(wide), mask)
+        for x, mask in ((query, query_mask), (key, key_mask), (value, key_mask))
+    ]
     masks = _repeat_heads(query_mask, num_heads), _repeat_heads(key_mask, num_heads)
     attend = jax.checkpoint(attend, prevent_cse=False)
-    map_over = jax.lax.map if jax.default_backend() == "cpu" else _vmap
-    if same:
-        out = map_over(lambda args: attend(args[0], *args), (query, value, *masks))
-    else:
-        out = map_over(lambda args: attend(*args), (query, key, value, *masks))
-    out = jnp.swapaxes(out.reshape(*batch, num_heads, length, depth), -2, -3)
+
+    def one(q, k, v, q_mask, k_mask):
+        return attend(q, q, v, q_mask, q_mask) if shared else attend(q, k, v, q_mask, k_mask)
+
+    def at_once(*arrays):
+        return jax.vmap(one)(*arrays)
+
+    def in_turn(*arrays):
+        return jax.lax.map(lambda arrays: one(*arrays), arrays)
+
+    out = choose(None, at_once, in_turn, *heads, *masks)
+    out = jnp.swapaxes(out.reshape(*batch, num_heads, length, -1), -2, -3)
     if key_mask is not None:
         out = jnp.where(key_mask.any(axis=-1)[..., None, None, None], out, 0)
-    return zero_padded(out, query_mask).astype(dtype)
-
-
-def _vmap(function, args):
-    return jax.vmap(function)(args)
+    return zero_padded(out.astype(query.dtype), query_mask)
 
 
 def _heads_first(x, mask):
     """*B N H D -> (B H) N D, padding as zeros."""
-    (x,) = promote(zero_padded(x, mask))
-    return jnp.swapaxes(x, -2, -3).reshape(-1, x.shape[-3], x.shape[-1])
+    x = jnp.swapaxes(zero_padded(x, mask), -2, -3)
+    return x.reshape(-1, *x.shape[-2:])
 
 
 def _repeat_heads(mask, num_heads):
@@ -63,19 +73,24 @@ def _repeat_heads(mask, num_heads):
 
 
 def kernel_average(
-    query_features: Float[Array, "N F"], key_features: Float[Array, "M F"], v: Float[Array, "M D"]
-) -> Float[Array, "N D"]:
+    query_features: Float[Array, "N F"],
+    key_features: Float[Array, "M F"],
+    v: Float[Array, "M E"],
+    mean: Float[Array, " E"] | None = None,
+) -> Float[Array, "N E"]:
     """Values averaged with the weights query_features key_features^T, N x M never formed.
 
-    Zeros where all weights of a query are zero.
+    `mean`, or zeros, where all weights of a query are zero.
     """
     with_ones = jnp.concatenate([v, jnp.ones_like(v[:, :1])], axis=1)
     summary = matmul(key_features.T, with_ones)
     out = matmul(query_features, summary)
     total = out[:, -1:]
     positive = total > jnp.finfo(total.dtype).tiny
-    return jnp.where(positive, out[:, :-1] / jnp.where(positive, total, 1), 0)
+    otherwise = jnp.zeros_like(out[:, :-1]) if mean is None else mean
+    return jnp.where(positive, out[:, :-1] / jnp.where(positive, total, 1), otherwise)
 
 
-def matmul(x, y):
+def matmul(x: Array, y: Array) -> Array:
+    """x y at the highest precision."""
     return jnp.matmul(x, y, precision="highest")

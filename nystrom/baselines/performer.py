@@ -7,24 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from nystrom.array_typing import Array, Bool, Float
-from nystrom.attention import check_inputs
 from nystrom.baselines.per_head import kernel_average, map_heads, matmul
+from nystrom.checks import both_masks, check_choice, check_inputs
+from nystrom.numerics import MASKED
 
 FEATURE_KERNELS = ("relu", "softmax")
-MASKED = -1e30  # an exponent that leaves nothing, yet finite
 EPSILON = {"relu": 1e-3, "softmax": 1e-6}  # added to features, as the published code does
 
 
 def performer_attention(
     query: Float[Array, "*B N H D"],
-    key: Float[Array, "*B M H D"],
-    value: Float[Array, "*B M H D"],
+    key: Float[Array, "*B M G D"],
+    value: Float[Array, "*B M G E"],
     *,
+    mask: Bool[Array, "*B N"] | None = None,
     query_mask: Bool[Array, "*B N"] | None = None,
     key_mask: Bool[Array, "*B M"] | None = None,
     projection: Float[Array, "F D"],
     feature_kernel: str = "relu",
-) -> Float[Array, "*B N H D"]:
+) -> Float[Array, "*B N H E"]:
     """phi(Q) (phi(K)^T V) / (phi(Q) phi(K)^T 1) with F random features (its eq. 3-5).
 
     With x scaled by D^(-1/4) and w the rows of `projection`, phi(x) is relu(w x), the kernel of
@@ -32,7 +33,7 @@ def performer_attention(
     exp(q k / sqrt D): softmax attention.
 
     Args:
-      query, key, value, query_mask, key_mask: as for `nystrom_attention`.
+      query, key, value, mask, query_mask, key_mask: as for `nystrom_attention`.
       projection: F D, see `orthogonal_features`.
       feature_kernel: 'relu' or 'softmax'.
 
@@ -40,14 +41,17 @@ def performer_attention(
       ValueError: another kernel, a projection for another D, or what `nystrom_attention` refuses.
     """
     check_inputs(query, key, value, query_mask, key_mask)
-    if feature_kernel not in FEATURE_KERNELS:
-        raise ValueError(
-            f"feature_kernel={feature_kernel!r}: expected one of {', '.join(FEATURE_KERNELS)}"
-        )
+    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    check_choice("feature_kernel", feature_kernel, FEATURE_KERNELS)
     if projection.ndim != 2 or projection.shape[-1] != query.shape[-1]:
         raise ValueError(
             f"projection has shape {projection.shape}: expected F D with D = {query.shape[-1]}"
         )
+    return _attention(query, key, value, query_mask, key_mask, projection, feature_kernel)
+
+
+@partial(jax.jit, static_argnums=6)
+def _attention(query, key, value, query_mask, key_mask, projection, feature_kernel):
     features = relu_features if feature_kernel == "relu" else softmax_features
     attend = partial(_attend, features, projection)
     return map_heads(attend, query, key, value, query_mask, key_mask)

@@ -7,23 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from nystrom.array_typing import Array, Bool, Float
-from nystrom.attention import check_inputs
 from nystrom.baselines.per_head import map_heads
+from nystrom.checks import both_masks, check_count, check_inputs
+from nystrom.numerics import MASKED, exact_einsum
 
-MASKED = -1e30  # the logit of a key out of reach, and of padding
 SELF = -1e5  # the logit of a token with itself: only where it has no other
 
 
 def reformer_attention(
     query: Float[Array, "*B N H D"],
-    key: Float[Array, "*B N H D"],
-    value: Float[Array, "*B N H D"],
+    key: Float[Array, "*B N G D"],
+    value: Float[Array, "*B N G E"],
     *,
+    mask: Bool[Array, "*B N"] | None = None,
     query_mask: Bool[Array, "*B N"] | None = None,
     key_mask: Bool[Array, "*B N"] | None = None,
     rotations: Float[Array, "R D G"],
     bucket_size: int = 64,
-) -> Float[Array, "*B N H D"]:
+) -> Float[Array, "*B N H E"]:
     """LSH attention with R rounds of hashing (its section 2, eq. 4-7).
 
     Per round, tokens are hashed (x -> argmax of [x R; -x R]), sorted by bucket and position and
@@ -37,7 +38,7 @@ def reformer_attention(
     the first chunk looks at itself alone.
 
     Args:
-      query, key, value, query_mask, key_mask: as for `nystrom_attention`, with M = N.
+      query, key, value, mask, query_mask, key_mask: as for `nystrom_attention`, with M = N.
       rotations: one random matrix a round with G columns, see `random_rotations`; at least
         N // bucket_size of them.
       bucket_size: tokens in a chunk.
@@ -47,9 +48,9 @@ def reformer_attention(
         `nystrom_attention` refuses.
     """
     check_inputs(query, key, value, query_mask, key_mask)
-    if bucket_size < 1:
-        raise ValueError(f"bucket_size={bucket_size}: at least 1 is needed")
-    if query.shape != key.shape:
+    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    bucket_size = check_count("bucket_size", bucket_size)
+    if query.shape[-3] != key.shape[-3]:
         raise ValueError(
             f"query {query.shape} and key {key.shape}: LSH attention needs equal lengths"
         )
@@ -63,8 +64,15 @@ def reformer_attention(
             f"rotations have {rotations.shape[2]} columns: {query.shape[-3]} tokens in chunks of "
             f"{bucket_size} need {half_buckets}"
         )
-    attend = partial(_attend, rotations[..., :half_buckets], bucket_size)
-    return map_heads(attend, query, key, value, query_mask, key_mask)
+    shared = key is query and key_mask is query_mask
+    rotations = rotations[..., :half_buckets]
+    return _attention(query, key, value, query_mask, key_mask, rotations, bucket_size, shared)
+
+
+@partial(jax.jit, static_argnums=(6, 7))
+def _attention(query, key, value, query_mask, key_mask, rotations, bucket_size, shared):
+    attend = partial(_attend, rotations, bucket_size)
+    return map_heads(attend, query, key, value, query_mask, key_mask, shared)
 
 
 def random_rotations(num_hashes: int, depth: int, half_buckets: int, seed: int = 0) -> np.ndarray:
@@ -105,7 +113,7 @@ def _attend(rotations, bucket_size, q, k, v, query_mask, key_mask):
     q_chunks = chunks(from_all(q, q_order, q_place))
     k_windows = windows(chunks(from_all(_unit(k), k_order, k_place)))
     v_windows = windows(chunks(from_all(v, k_order, k_place)))
-    logits = _einsum("rgcd,rgwd->rgcw", q_chunks, k_windows)
+    logits = exact_einsum("rgcd,rgwd->rgcw", q_chunks, k_windows)
     logits -= jnp.log(_rounds_in_reach(q_order, q_place, k_order, k_place, chunks, windows))
     itself = chunks(q_order)[..., :, None] == windows(chunks(k_order))[..., None, :]
     logits = jnp.where(itself, SELF, logits)
@@ -113,7 +121,7 @@ def _attend(rotations, bucket_size, q, k, v, query_mask, key_mask):
     logits = jnp.where(windows(chunks(in_reach))[..., None, :], logits, MASKED)
 
     log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    out = _einsum("rgcw,rgwd->rgcd", jnp.exp(logits - log_total), v_windows)
+    out = exact_einsum("rgcw,rgwd->rgcd", jnp.exp(logits - log_total), v_windows)
     out, log_total = (
         jax.vmap(_permute)(x.reshape(x.shape[0], -1, x.shape[-1]), q_place, q_order)
         for x in (out, log_total)
@@ -173,7 +181,3 @@ _permute.defvjp(lambda x, order, place: (x[order], place), lambda place, d: (d[p
 def _unit(x):
     """Rows of unit length; zeros stay zeros."""
     return x * jax.lax.rsqrt(jnp.maximum((x**2).sum(axis=-1, keepdims=True), 1e-12))
-
-
-def _einsum(spec, x, y):
-    return jnp.einsum(spec, x, y, precision="highest")

@@ -1,9 +1,8 @@
-"""The two inner attentions of eq. 9, in tiles: no N x L array outlives the tile it is made in.
+"""Attention between many tokens and few landmarks, in tiles, forward and backward.
 
-Each is exact softmax attention between the N tokens and the L landmarks. Their backward passes
-recompute the softmax tile by tile (where one tile is all, XLA may keep it instead). What a tile
-computes is written for one head of one example, in matrices; `_Tiling.scan` maps it over heads and
-examples and takes the tiles in turn. Reverse-mode differentiation only (`custom_vjp`), and once.
+No N x L array outlives the tile it is made in; the backward passes make its softmax anew. What a
+tile computes is written for one head of one example, in float32 matrices that stay in a CPU's
+cache; `_Tiling.scan` maps it over heads and examples and takes the tiles in turn.
 """
 
 import math
@@ -13,43 +12,38 @@ import jax
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float
+from nystrom.numerics import MASKED, accumulator, exact_einsum, zero_padded
 
-MASKED = -1e30  # a logit that no softmax notices, yet finite: no NaN where all are masked
-# Of a tile's logits and weights. On CPU those of one head, for heads follow one another there:
-# larger tiles leave the cache, smaller ones cost more turns. Accelerators want few, large steps.
-TILE_BYTES = {"cpu": 2**20}
-DEFAULT_TILE_BYTES = 2**28
-HEADS_PER_TURN = 8  # on CPU: of as many examples as have no more, or of one
+TILE_BYTES = 2**20  # of a tile's logits and weights: larger ones leave the cache
+HEADS_PER_TURN = 8  # of as many examples as have no more, or of one
 
 
-@jax.custom_vjp
-def attend_to_landmarks(
+def to_short(
     query: Float[Array, "B N H D"],
     keys: Float[Array, "B H L D"],
-    values: Float[Array, "B H L D"],
+    values: Float[Array, "B H L E"],
     query_mask: Bool[Array, "B N"] | None,
     valid: Bool[Array, "B L"] | None,
-) -> Float[Array, "B N H D"]:
-    """softmax(query keys^T / sqrt D) values over the valid landmarks; zeros for padded queries."""
-    return _to_landmarks_fwd(query, keys, values, query_mask, valid)[0]
+    scale: float,
+) -> Float[Array, "B N H E"]:
+    """softmax(scale query keys^T) values over the valid keys; zeros for padded queries."""
 
-
-def _to_landmarks_fwd(query, keys, values, query_mask, valid):
     def tile(short, carry, tokens, mask):
         keys, values, bias = short
         (query,) = tokens
         weights, total = _weights(query, keys, bias)
-        return carry, (_einsum("nl,ld->nd", weights, values) / total,)
+        return carry, (exact_einsum("nl,ld->nd", weights, values) / total,)
 
-    short = keys * query.shape[-1] ** -0.5, values, _bias(valid, keys)
     tiling = _Tiling.of(query, keys)
-    _, (out,) = tiling.scan(tile, short, (), (query,), query_mask, (values,))
-    return out, (query, keys, values, query_mask, valid)
+    short = *_wide(keys * scale, values), _bias(valid, keys)
+    _, (out,) = tiling.scan(tile, short, (), (query,), query_mask, (values.shape[-1],))
+    return out
 
 
-def _to_landmarks_bwd(residuals, d_out):
-    query, keys, values, query_mask, valid = residuals
-    scale = query.shape[-1] ** -0.5
+def to_short_gradient(primals, masks, d_out, scale):
+    """Gradients of `to_short` by query, keys and values."""
+    query, keys, values = primals
+    query_mask, valid = masks
 
     def tile(short, carry, tokens, mask):
         keys, values, bias = short
@@ -57,93 +51,84 @@ def _to_landmarks_bwd(residuals, d_out):
         d_keys, d_values = carry
         weights, total = _weights(query, keys, bias)
         weights = weights / total
-        d_weights = _einsum("nd,ld->nl", d_out, values)
+        d_weights = exact_einsum("nd,ld->nl", d_out, values)
         d_logits = weights * (d_weights - (weights * d_weights).sum(axis=-1, keepdims=True))
-        d_query = _einsum("nl,ld->nd", d_logits, keys)
-        d_keys += _einsum("nd,nl->dl", query, d_logits)
-        d_values += _einsum("nd,nl->dl", d_out, weights)
+        d_query = exact_einsum("nl,ld->nd", d_logits, keys)
+        d_keys += exact_einsum("nd,nl->dl", query, d_logits)
+        d_values += exact_einsum("nd,nl->dl", d_out, weights)
         return (d_keys, d_values), (d_query,)
 
-    short = keys * scale, values, _bias(valid, keys)
-    zeros = jnp.zeros_like(jnp.swapaxes(keys, -1, -2))
     tiling = _Tiling.of(query, keys)
+    short = *_wide(keys * scale, values), _bias(valid, keys)
+    start = tuple(jnp.swapaxes(jnp.zeros_like(x), -1, -2) for x in short[:2])
+    tokens = query, d_out
     (d_keys, d_values), (d_query,) = tiling.scan(
-        tile, short, (zeros, zeros), (query, d_out), query_mask, (values,)
+        tile, short, start, tokens, query_mask, (query.shape[-1],)
     )
     d_keys, d_values = (jnp.swapaxes(x, -1, -2) for x in (d_keys * scale, d_values))
-    return d_query, d_keys, d_values, None, None
+    return d_query, d_keys.astype(keys.dtype), d_values.astype(values.dtype)
 
 
-attend_to_landmarks.defvjp(_to_landmarks_fwd, _to_landmarks_bwd)
-
-
-@jax.custom_vjp
-def attend_from_landmarks(
+def from_short(
     queries: Float[Array, "B H L D"],
     key: Float[Array, "B M H D"],
-    value: Float[Array, "B M H D"],
+    value: Float[Array, "B M H E"],
     key_mask: Bool[Array, "B M"] | None,
-) -> Float[Array, "B H L D"]:
-    """softmax(queries key^T / sqrt D) value over the real keys; zeros where there is none."""
-    return _from_landmarks_fwd(queries, key, value, key_mask)[0]
+    scale: float,
+) -> tuple[Float[Array, "B H L E"], Float[Array, "B H L 1"]]:
+    """softmax(scale queries key^T) value over the real keys, zeros where there is none, and the
+    logarithm of the softmax's denominator."""
 
-
-def _from_landmarks_fwd(queries, key, value, key_mask):
     def tile(queries, carry, tokens, mask):
         largest, total, context = carry
         key, value = tokens
-        logits = _einsum("ld,nd->ln", queries, key)
+        logits = exact_einsum("ld,nd->ln", queries, key)
         if mask is not None:
             logits = jnp.where(mask, logits, MASKED)
         previous, largest = largest, jnp.maximum(largest, logits.max(axis=-1, keepdims=True))
         weights = jnp.exp(logits - largest)
         shrink = jnp.exp(previous - largest)
         total = total * shrink + weights.sum(axis=-1, keepdims=True)
-        context = context * shrink + _einsum("ln,nd->ld", weights, value)
+        context = context * shrink + exact_einsum("ln,nd->ld", weights, value)
         return (largest, total, context), ()
 
+    (queries,) = _wide(queries * scale)
     tiling, key_mask = _Tiling.of_keys(key, queries, key_mask)
-    start = jnp.full((*queries.shape[:-1], 1), MASKED, queries.dtype)
-    carry = start, jnp.zeros_like(start), jnp.zeros_like(queries)
-    (largest, total, context), _ = tiling.scan(
-        tile, queries * key.shape[-1] ** -0.5, carry, (key, value), key_mask
-    )
-    context = context / total
-    log_total = largest + jnp.log(total)
-    return context, (queries, key, value, key_mask, context, log_total)
+    rows = queries.shape[:-1]
+    column = jnp.zeros_like(queries, shape=(*rows, 1))
+    carry = column + MASKED, column, jnp.zeros_like(queries, shape=(*rows, value.shape[-1]))
+    (largest, total, context), _ = tiling.scan(tile, queries, carry, (key, value), key_mask, ())
+    return context / total, largest + jnp.log(total)
 
 
-def _from_landmarks_bwd(residuals, d_context):
-    queries, key, value, key_mask, context, log_total = residuals
-    scale = key.shape[-1] ** -0.5
+def from_short_gradient(residuals, key_mask, d_context, scale):
+    """Gradients of `from_short` by queries, key and value."""
+    queries, key, value, context, log_total = residuals
 
     def tile(short, d_queries, tokens, mask):
         queries, d_context, log_total, mean = short
         key, value = tokens
-        weights = jnp.exp(_einsum("nd,ld->nl", key, queries) - log_total)
+        weights = jnp.exp(exact_einsum("nd,ld->nl", key, queries) - log_total)
         if mask is not None:
             weights = jnp.where(mask[:, None], weights, 0)
-        d_logits = weights * (_einsum("nd,ld->nl", value, d_context) - mean)
-        d_key = _einsum("nl,ld->nd", d_logits, queries)
-        d_value = _einsum("nl,ld->nd", weights, d_context)
-        return d_queries + _einsum("nd,nl->dl", key, d_logits), (d_key, d_value)
+        d_logits = weights * (exact_einsum("nd,ld->nl", value, d_context) - mean)
+        d_key = exact_einsum("nl,ld->nd", d_logits, queries)
+        d_value = exact_einsum("nl,ld->nd", weights, d_context)
+        return d_queries + exact_einsum("nd,nl->dl", key, d_logits), (d_key, d_value)
 
     tiling, key_mask = _Tiling.of_keys(key, queries, key_mask)
     mean = (context * d_context).sum(axis=-1, keepdims=True)
     log_total, mean = (jnp.swapaxes(x, -1, -2) for x in (log_total, mean))
+    (wide,) = _wide(queries * scale)
     d_queries, (d_key, d_value) = tiling.scan(
         tile,
-        (queries * scale, d_context, log_total, mean),
-        jnp.zeros_like(jnp.swapaxes(queries, -1, -2)),
+        (wide, d_context, log_total, mean),
+        jnp.swapaxes(jnp.zeros_like(wide), -1, -2),
         (key, value),
         key_mask,
-        (d_context, d_context),
+        (key.shape[-1], value.shape[-1]),
     )
-    d_queries = jnp.swapaxes(d_queries * scale, -1, -2)
-    return d_queries, d_key, d_value, None
-
-
-attend_from_landmarks.defvjp(_from_landmarks_fwd, _from_landmarks_bwd)
+    return jnp.swapaxes(d_queries * scale, -1, -2).astype(queries.dtype), d_key, d_value
 
 
 class _Tiling(NamedTuple):
@@ -157,16 +142,10 @@ class _Tiling(NamedTuple):
     @staticmethod
     def of(tokens, landmarks):
         (num_examples, length, num_heads, _), num_landmarks = tokens.shape, landmarks.shape[-2]
-        head_bytes = 2 * length * num_landmarks * landmarks.dtype.itemsize
-        platform = jax.default_backend()
-        budget = TILE_BYTES.get(platform, DEFAULT_TILE_BYTES)
-        if platform == "cpu":
-            at_once, steps = HEADS_PER_TURN // num_heads, math.ceil(head_bytes / budget)
-        else:
-            example_bytes = num_heads * head_bytes
-            at_once, steps = budget // example_bytes, math.ceil(example_bytes / budget)
-        batch = max(n for n in range(1, max(1, at_once) + 1) if num_examples % n == 0)
-        steps = min(length, steps)
+        head_bytes = 2 * length * num_landmarks * accumulator(landmarks.dtype).itemsize
+        at_once = max(1, HEADS_PER_TURN // num_heads)
+        batch = max(n for n in range(1, at_once + 1) if num_examples % n == 0)
+        steps = min(length, math.ceil(head_bytes / TILE_BYTES))
         if steps > 1:
             steps = next((n for n in range(steps, 2 * steps) if length % n == 0), steps)
         return _Tiling(length, batch, steps, math.ceil(length / steps))
@@ -179,13 +158,13 @@ class _Tiling(NamedTuple):
             key_mask = jnp.ones(key.shape[:2], bool)
         return tiling, key_mask
 
-    def scan(self, tile, short, carry, tokens, mask, after=()):
+    def scan(self, tile, short, carry, tokens, mask, depths):
         """`tile` over all tiles of `tokens`, with `short` and `carry` cut by examples only.
 
         `tile(short, carry, tokens, mask)` returns the new carry and its outputs; it is given one
         head of one example: without B and H, and with zeros for padded tokens. Returns the carry,
-        and the tiles' outputs, in one piece each, zeros where padded. `after` has an array for each
-        output, one of the last things that must be computed before the first tile.
+        and the tiles' outputs, in one piece each with features as `depths` says, in the tokens'
+        dtype, zeros where padded.
         """
         excess = self.steps * self.length - self.total
         if excess:
@@ -215,23 +194,20 @@ class _Tiling(NamedTuple):
         if turns == 1:
             carry, outputs = _each_head(tile, short, carry, tokens, mask)
         else:
-            # Filled with one of its numbers, for XLA to allocate it when those are there. All is
-            # overwritten.
-            outputs = tuple(jnp.full_like(tokens[0], x[0, 0, 0, 0]) for x in after)
+            shape = tokens[0].shape[:-1]
+            outputs = tuple(jnp.zeros_like(tokens[0], shape=(*shape, n)) for n in depths)
             carry, outputs = jax.lax.fori_loop(0, turns, turn, (carry, outputs))
         return carry, tuple(x[:, : self.total] for x in outputs)
 
 
 def _each_head(tile, short, carry, tokens, mask):
-    """`tile` of each head of each example: on CPU one after another, elsewhere at once.
-
-    One head's matrices stay in the CPU's cache, and their products need no common layout.
-    """
-    over = _one_by_one if jax.default_backend() == "cpu" else jax.vmap
-    tokens = tuple(_clean(x, mask) for x in tokens)
-    heads = over(tile, in_axes=(0, 0, 1, None), out_axes=(0, 1))
-    carry, outputs = over(heads, in_axes=(0, 0, 0, 0), out_axes=(0, 0))(short, carry, tokens, mask)
-    return carry, tuple(_clean(x, mask) for x in outputs)
+    """`tile` of each head of each example, one after another, written out."""
+    dtype = tokens[0].dtype
+    tokens = _wide(*(zero_padded(x, mask) for x in tokens))
+    heads = _one_by_one(tile, in_axes=(0, 0, 1, None), out_axes=(0, 1))
+    all_heads = _one_by_one(heads, in_axes=(0, 0, 0, 0), out_axes=(0, 0))
+    carry, outputs = all_heads(short, carry, tokens, mask)
+    return carry, tuple(zero_padded(x, mask).astype(dtype) for x in outputs)
 
 
 def _one_by_one(function, in_axes, out_axes):
@@ -258,7 +234,7 @@ def _one_by_one(function, in_axes, out_axes):
 
 def _weights(tokens, scaled_keys, bias):
     """exp of the logits less their largest, and its sum: the softmax before normalisation."""
-    logits = _einsum("nd,ld->nl", tokens, scaled_keys)
+    logits = exact_einsum("nd,ld->nl", tokens, scaled_keys)
     if bias is not None:
         logits += bias
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -269,14 +245,10 @@ def _bias(valid, keys):
     """What to add to logits for landmarks that are not valid to get no weight: B H L."""
     if valid is None:
         return None
-    bias = jnp.where(valid, 0, jnp.asarray(MASKED, keys.dtype))
+    bias = jnp.where(valid, 0, jnp.asarray(MASKED, accumulator(keys.dtype)))
     return jnp.broadcast_to(bias[:, None], keys.shape[:-1])
 
 
-def _clean(x, mask):
-    """Tokens B N H D with zeros, whatever was there, where padded."""
-    return x if mask is None else jnp.where(mask[:, :, None, None], x, 0)
-
-
-def _einsum(spec, x, y):
-    return jnp.einsum(spec, x, y, precision="highest")
+def _wide(*arrays):
+    """Arrays in float32, or float64."""
+    return tuple(x.astype(accumulator(x.dtype)) for x in arrays)

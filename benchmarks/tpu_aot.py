@@ -1,0 +1,151 @@
+"""What TPU programs of the attentions and training steps need, compiled ahead of time: no TPU.
+
+    pip install -r benchmarks/requirements-tpu.txt
+    python -m benchmarks.tpu_aot [--topology=v5e:2x2] [--lengths=4096,16384,65536] [--steps]
+
+For one device of the topology: peak memory beyond the arguments, bytes accessed, FLOPs and the
+estimate of the time (bytes over bandwidth, if that is more than FLOPs over speed), as XLA's compiler
+counts them, and the CPU time that compiling took. Loop bodies are counted once. Ours stands beside
+eq. 9 as one would write it (`plain` of benchmarks/attention_contenders.py, with products of
+tokens in the inputs' dtype, A and its inverse in float32) and exact attention. Float32 is compiled
+at the highest matmul precision throughout.
+"""
+
+import argparse
+import csv
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+import nystrom
+from benchmarks.attention_contenders import plain
+
+HEADS, DEPTH, LANDMARKS = 8, 64, 64
+EXACT_UP_TO = 16_384  # exact attention's N x N logits take 16 GB at 65,536
+COLUMNS = (
+    "program", "dtype", "length", "pass", "memory_mb", "accessed_mb", "gflops", "estimate_ms",
+    "compile_s",
+)  # fmt: skip
+OURS, EQ_9, EXACT = "ours", "eq. 9 in JAX", "exact, JAX"
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--topology", default="v5e:2x2")
+    parser.add_argument("--lengths", default="4096,16384,65536")
+    parser.add_argument("--steps", action="store_true", help="training steps of LRA models too")
+    parser.add_argument("--output", type=Path, default=Path("results/benchmarks/tpu_aot.csv"))
+    arguments = parser.parse_args()
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
+    place = SingleDeviceSharding(topology.devices[0])
+    rows = []
+    for length in map(int, arguments.lengths.split(",")):
+        for dtype in (jnp.float32, jnp.bfloat16):
+            for name, attention in contenders(length).items():
+                for backward in (False, True):
+                    name_of_pass = "gradient" if backward else "forward"
+                    function, arrays = program(attention, length, dtype, backward)
+                    row = [name, jnp.dtype(dtype).name, length, name_of_pass]
+                    rows.append(row + plan(function, arrays, place))
+                    show(rows[-1])
+    if arguments.steps:
+        for task in ("listops", "pathfinder"):
+            for attention in ("nystrom", "softmax"):
+                function, arrays, length = training_step(task, attention)
+                row = [f"{task} step, {attention}", "float32", length, "step"]
+                rows.append(row + plan(function, arrays, place))
+                show(rows[-1])
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.output.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow((*COLUMNS, "topology", "jax"))
+        writer.writerows([*row, arguments.topology, jax.__version__] for row in rows)
+
+
+def contenders(length):
+    """Attentions by name, functions of query, key and value B N H D."""
+    found = {
+        OURS: partial(nystrom.nystrom_attention, num_landmarks=LANDMARKS),
+        EQ_9: partial(plain, num_landmarks=LANDMARKS),
+    }
+    if length <= EXACT_UP_TO:
+        found[EXACT] = jax.nn.dot_product_attention
+    return found
+
+
+def program(attention, length, dtype, backward):
+    """A function and the shapes of its arguments."""
+    token = jax.ShapeDtypeStruct((1, length, HEADS, DEPTH), dtype)
+    if not backward:
+        return attention, [token] * 3
+
+    def gradient(query, key, value, d_out):
+        out, pull_back = jax.vjp(attention, query, key, value)
+        return out, *pull_back(d_out)
+
+    return gradient, [token] * 4
+
+
+def training_step(task_name, attention):
+    """The trainer's step on a batch of the task's recipe, its arguments, and the padded length."""
+    import importlib
+
+    from experiment import model, training
+    from flax import nnx
+
+    import lra_tasks
+
+    config = importlib.import_module(f"configs.lra_{task_name}").get_config()
+    config.model.attention = attention
+    config.task.source = "synthetic"
+    task = lra_tasks.load(config.task)
+    graph, params = nnx.split(model.make_model(config.model, task, 0))
+    optimizer = training.make_optimizer(config)
+    state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+    batch = lra_tasks.Batches(task, "train", config.batch_size, seed=0)[0]
+    width = config.task.padded_length
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), state)
+    rows = {
+        name: jax.ShapeDtypeStruct((len(x), width) if x.ndim > 1 else x.shape, x.dtype)
+        for name, x in batch.items()
+    }
+    key = jax.random.key(0)
+    step = partial(training.train_step.__wrapped__, graph, optimizer)
+    return step, [shapes, rows, jax.ShapeDtypeStruct(key.shape, key.dtype)], width
+
+
+def plan(function, arrays, place):
+    """Memory (MB), bytes accessed (MB), GFLOPs, estimated ms and CPU seconds of compiling."""
+    with jax.default_matmul_precision("highest"):
+        traced = jax.jit(function, in_shardings=place, out_shardings=place).trace(*arrays)
+        lowered = traced.lower(lowering_platforms=("tpu",))
+        start = time.process_time()
+        compiled = lowered.compile()
+        seconds = time.process_time() - start
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    return [
+        round(memory.temp_size_in_bytes / 1e6, 2),
+        round(cost["bytes accessed"] / 1e6, 1),
+        round(cost["flops"] / 1e9, 2),
+        round(1e3 * cost.get("optimal_seconds", float("nan")), 3),
+        round(seconds, 1),
+    ]
+
+
+def show(row):
+    names = "  ".join(f"{name} {value}" for name, value in zip(COLUMNS, row, strict=True))
+    print(names, flush=True)
+
+
+if __name__ == "__main__":
+    main()

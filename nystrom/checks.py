@@ -1,0 +1,114 @@
+"""What is wrong with arguments, said before anything is computed: the errors of every attention."""
+
+import operator
+
+import jax
+import jax.numpy as jnp
+
+from nystrom.array_typing import Array
+
+IMPLEMENTATIONS = ("plain", "tiled")
+PINVS = ("iterative", "chebyshev")
+
+
+def check_inputs(query, key, value, query_mask=None, key_mask=None) -> None:
+    """Raises unless the arrays are an attention's: the errors of `nystrom_attention`."""
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        check_tokens(name, array)
+    if key.shape[:-1] != value.shape[:-1]:
+        raise ValueError(
+            f"key {key.shape} and value {value.shape}: expected *B M G D and *B M G E, alike but "
+            "for the features"
+        )
+    if query.shape[:-3] != key.shape[:-3] or query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"query {query.shape} and key {key.shape}: expected *B N H D and *B M G D with the "
+            "same batch and head features"
+        )
+    heads, key_heads = query.shape[-2], key.shape[-2]
+    if heads != key_heads and (key_heads == 0 or heads % key_heads):
+        raise ValueError(
+            f"query has {heads} heads and key {key_heads}: expected as many, or a multiple of them"
+        )
+    check_mask("query_mask", query_mask, query)
+    check_mask("key_mask", key_mask, key)
+
+
+def both_masks(query, key, mask, query_mask, key_mask):
+    """The queries' and the keys' mask, where `mask` stands for both."""
+    if mask is None:
+        return query_mask, key_mask
+    if query_mask is not None or key_mask is not None:
+        raise ValueError(
+            "mask is self-attention's one mask, for queries and keys: give it alone, or else "
+            "query_mask and key_mask"
+        )
+    if query.shape[-3] != key.shape[-3]:
+        raise ValueError(
+            f"mask with query {query.shape} and key {key.shape}: their lengths differ, so this is "
+            "no self-attention; give query_mask and key_mask"
+        )
+    check_mask("mask", mask, query)
+    return mask, mask
+
+
+def check_tokens(name: str, x: Array) -> None:
+    """Raises unless `x` is a floating-point array *B N H D."""
+    if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
+        found = f"dtype {x.dtype}" if hasattr(x, "dtype") else f"type {type(x).__name__}"
+        raise TypeError(f"{name} has {found}: attention takes arrays of floating-point numbers")
+    if x.ndim < 3:
+        raise ValueError(f"{name} has shape {x.shape}: expected *B N H D")
+    if isinstance(x.shape[-1], int) and x.shape[-1] == 0 and name != "value":
+        raise ValueError(f"{name} has shape {x.shape}: each head needs at least one feature D")
+
+
+def check_mask(name: str, mask: Array | None, x: Array) -> None:
+    """Raises unless `mask` is None or a boolean array with the shape *B N of x's tokens."""
+    if mask is None:
+        return
+    check_mask_type(name, mask)
+    if mask.shape != x.shape[:-2]:
+        raise ValueError(
+            f"{name} has shape {mask.shape}: expected a padding mask *B N = {x.shape[:-2]}. "
+            "A mask over pairs of positions (causal, banded) can't be honoured: landmarks are "
+            "means over many positions."
+        )
+
+
+def check_mask_type(name: str, mask: Array) -> None:
+    """Raises unless `mask` is an array of Booleans."""
+    if getattr(mask, "dtype", None) != jnp.bool_:
+        found = f"dtype {mask.dtype}" if hasattr(mask, "dtype") else f"type {type(mask).__name__}"
+        raise TypeError(f"{name} has {found}: expected a bool array, True for real tokens")
+
+
+def check_count(name: str, value, least: int = 1) -> int:
+    """`value` as an int; raises unless it is a whole number of at least `least`."""
+    known(name, value)
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}={value!r}: expected an integer of at least {least}")
+    if operator.index(value) < least:
+        raise ValueError(f"{name}={value}: at least {least} is needed")
+    return operator.index(value)
+
+
+def check_choice(name: str, value, choices: tuple[str, ...]) -> None:
+    """Raises unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}")
+
+
+def known(name: str, value):
+    """`value`, unless it is one that jit has yet to learn."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name} is traced: it must be known when compiling. Give it as a Python value, "
+            "outside of jit or by jit's static_argnames."
+        )
+    return value
+
+
+def is_empty(*sizes) -> bool:
+    """Whether any of the sizes is known to be zero (symbolic ones are taken not to be)."""
+    return any(isinstance(size, int) and size == 0 for size in sizes)

@@ -1,0 +1,103 @@
+"""Eq. 1 and eq. 9 for a CPU: in tiles that stay in its cache, the inverse by symmetric matrices."""
+
+import jax.numpy as jnp
+
+from nystrom.attention import Options, attend, landmark_matrix, landmarks
+from nystrom.chebyshev import apply_chebyshev_pinv
+from nystrom.kernels.gradients import with_gradient
+from nystrom.kernels.symmetric_pinv import apply_pinv
+from nystrom.kernels.tiles import from_short, from_short_gradient, to_short, to_short_gradient
+from nystrom.numerics import zero_padded
+
+
+def nystrom(query, key, value, query_mask, key_mask, options: Options):
+    """`attention.eq_9`, with tiles for its two attentions between tokens and landmarks."""
+    scale, heads = options.scale, query.shape[-2]
+    q, k, q_valid, k_valid = landmarks(query, key, query_mask, key_mask, options)
+    a = landmark_matrix(q, k, q_valid, k_valid, scale)
+    g_value = _from_landmarks(_by_group(q, key.shape[-2]), key, value, key_mask, scale)
+    g_value = g_value.reshape(*g_value.shape[:-3], heads, -1, g_value.shape[-1])
+    if options.pinv == "chebyshev":
+        solved = apply_chebyshev_pinv(a, g_value)
+    else:
+        solved = apply_pinv(a, g_value, options.pinv_iterations)
+    return _to_landmarks(query, jnp.swapaxes(k, -2, -3), solved, query_mask, k_valid, scale)
+
+
+def exact(query, key, value, query_mask, key_mask, scale):
+    """`attention.attend`, with tiles of queries."""
+    *batch, length, heads, depth = query.shape
+    groups = key.shape[-2]
+    if heads != groups:  # heads that share keys become positions
+        query = query.reshape(*batch, length, groups, -1, depth)
+        query = jnp.swapaxes(query, -2, -3).reshape(*batch, -1, groups, depth)
+        if query_mask is not None:
+            query_mask = jnp.repeat(query_mask, heads // groups, axis=-1)
+    key, value = (jnp.swapaxes(x, -2, -3) for x in (key, value))
+    out = _to_landmarks(query, key, value, query_mask, key_mask, scale)
+    if heads != groups:
+        out = jnp.swapaxes(out.reshape(*batch, length, -1, groups, out.shape[-1]), -2, -3)
+    return out.reshape(*batch, length, heads, -1)
+
+
+def _by_group(landmarks, groups):
+    """Landmarks *B L H D of queries -> *B G (H/G L) D, beside the keys that they share."""
+    *batch, length, heads, depth = landmarks.shape
+    return jnp.swapaxes(landmarks, -2, -3).reshape(*batch, groups, heads // groups * length, depth)
+
+
+def _to_landmarks(query, keys, values, query_mask, valid, scale):
+    """softmax(scale query keys^T) values over the valid: *B N H D, *B H L D, *B H L E."""
+
+    def plain(primals, constants):
+        query, keys, values = primals
+        keys, values = (jnp.swapaxes(x, -2, -3) for x in (keys, values))
+        query_mask, valid = constants
+        out = attend(query, keys.astype(query.dtype), values.astype(query.dtype), valid, scale)
+        return zero_padded(out.astype(query.dtype), query_mask)
+
+    batch, constants = query.shape[:-3], (query_mask, valid)
+
+    def forward(primals, constants):
+        out = to_short(*_flat(batch, primals), *_flat(batch, constants), scale)
+        return _shaped(batch, out), primals
+
+    def backward(primals, constants, d_out):
+        flat = _flat(batch, primals), _flat(batch, constants), *_flat(batch, (d_out,))
+        return tuple(_shaped(batch, d) for d in to_short_gradient(*flat, scale))
+
+    return with_gradient(plain, forward, backward)((query, keys, values), constants)
+
+
+def _from_landmarks(queries, key, value, key_mask, scale):
+    """softmax(scale queries key^T) value over the real keys: *B G L D, *B M G D, *B M G E."""
+
+    def plain(primals, constants):
+        queries, key, value = primals
+        (key_mask,) = constants
+        queries = jnp.swapaxes(queries, -2, -3).astype(key.dtype)
+        key, value = zero_padded(key, key_mask), zero_padded(value, key_mask)
+        return jnp.swapaxes(attend(queries, key, value, key_mask, scale), -2, -3)
+
+    batch = queries.shape[:-3]
+
+    def forward(primals, constants):
+        context, log_total = from_short(*_flat(batch, primals), *_flat(batch, constants), scale)
+        context, log_total = _shaped(batch, context), _shaped(batch, log_total)
+        return context, (*primals, context, log_total)
+
+    def backward(residuals, constants, d_out):
+        flat = _flat(batch, residuals), *_flat(batch, constants), *_flat(batch, (d_out,))
+        return tuple(_shaped(batch, d) for d in from_short_gradient(*flat, scale))
+
+    return with_gradient(plain, forward, backward)((queries, key, value), (key_mask,))
+
+
+def _flat(batch, arrays):
+    """Arrays with one batch dimension instead of `batch`; None stays."""
+    return tuple(None if x is None else x.reshape(-1, *x.shape[len(batch) :]) for x in arrays)
+
+
+def _shaped(batch, x):
+    """`_flat`'s way back, of one array."""
+    return x.reshape(*batch, *x.shape[1:])

@@ -1,0 +1,66 @@
+"""What the equations share: precision, masked logits, padding as zeros."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from nystrom.array_typing import Array
+
+MASKED = -1e30  # a logit that no softmax notices, yet finite: no NaN where all are masked
+
+
+def einsum(spec: str, x: Array, y: Array) -> Array:
+    """x times y, multiplied in their dtype and accumulated in float32 (float64 for float64).
+
+    Float32 is multiplied in float32 on every platform, unless the user has asked for less with
+    `jax.default_matmul_precision`.
+    """
+    wide = accumulator(x.dtype)
+    precision = jax.config.jax_default_matmul_precision or "highest"
+    return jnp.einsum(
+        spec,
+        x,
+        y,
+        precision=precision if x.dtype == wide else None,
+        preferred_element_type=wide,
+    )
+
+
+def exact_einsum(spec: str, x: Array, y: Array) -> Array:
+    """x times y at the highest precision, whatever the user has asked for: A and its inverse."""
+    return jnp.einsum(spec, x, y, precision="highest")
+
+
+def accumulator(dtype) -> jnp.dtype:
+    """Float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def common_dtype(*arrays: Array) -> jnp.dtype:
+    """The dtype that arrays are multiplied in: their own or, where they differ, the wider."""
+    return functools.reduce(jnp.promote_types, (x.dtype for x in arrays))
+
+
+def zero_padded(x: Array, mask: Array | None) -> Array:
+    """Tokens *B N H D with zeros, whatever was there, for padding.
+
+    A where, not a product: infinities and NaN must not leak.
+    """
+    return x if mask is None else jnp.where(mask[..., None, None], x, jnp.zeros((), x.dtype))
+
+
+def only_trailing(mask: Array) -> Array:
+    """Whether all padding of all examples stands after their real tokens: one Boolean."""
+    return jnp.all(mask[..., :-1] >= mask[..., 1:])
+
+
+def to_front(mask: Array, *arrays: Array) -> tuple[Array, ...]:
+    """Tokens *B N ... in order with the real ones first."""
+    order = jnp.argsort(~mask, axis=-1, stable=True)
+
+    def move(x):
+        index = order.reshape(*order.shape, *(1,) * (x.ndim - order.ndim))
+        return jnp.take_along_axis(x, index, axis=order.ndim - 1)
+
+    return tuple(map(move, arrays))
