@@ -13,7 +13,6 @@ import json
 import math
 import os
 import shlex
-import signal
 import sys
 import textwrap
 import time
@@ -32,7 +31,7 @@ from experiment import metrics, provenance
 from experiment.checkpoints import NOT_EVALUATED, Checkpoints
 from experiment.config_checks import CHOICES, check_config, fill_accumulate_steps
 from experiment.model import make_model
-from experiment.signals import StopSignals
+from experiment.signals import StopSignals, exit_status
 from experiment.training import STEPS_AHEAD, evaluate, make_optimizer, make_schedule, train_step
 from experiment.workdir import WorkdirError, claim, default_workdir
 from lra_tasks.progress import plain_warnings
@@ -251,7 +250,7 @@ def show_result(result: dict, path: Path) -> None:
 def leave(signal_name: str):
     """Says how to go on with a run that a signal ended, and exits as the signal would have."""
     print(f"to go on: {shlex.join(sys.orig_argv)}", file=sys.stderr)
-    sys.exit(128 + signal.Signals[signal_name])
+    sys.exit(exit_status(signal_name))
 
 
 def fail(message: str):

@@ -15,6 +15,7 @@ import os
 import re
 import textwrap
 import traceback
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -71,7 +72,10 @@ def parse(argv: list[str], values: flags.FlagValues) -> list[str]:
     if problems:
         raise ArgumentError("\n".join(problems))
     try:
-        return values(argv)
+        with warnings.catch_warnings():
+            # ml_collections loads files in a way that Python 3.12 will lose.
+            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
+            return values(argv)
     except flags.IllegalFlagValueError as error:
         raise ArgumentError(_wrong_value(str(error), fields(last_config(argv)))) from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -266,14 +270,19 @@ def _files(argv):
     return found + apart
 
 
+def variants(file: str) -> tuple[str, ...]:
+    """The variants that a config file says it has."""
+    return tuple(getattr(load_module(file), "VARIANTS", ()))
+
+
 def list_files() -> str:
     """Each config file of this repository: its name, its variants, what it is."""
     lines = []
     for file in known_files():
         module = load_module(file)
-        variants = "".join(f" :{name}" for name in getattr(module, "VARIANTS", ()))
+        names = "".join(f" :{name}" for name in variants(file))
         what = (module.__doc__ or "").strip().partition("\n")[0]
-        lines.append(file + variants)
+        lines.append(file + names)
         lines += textwrap.wrap(what, WIDTH - 8, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 

@@ -10,12 +10,9 @@ import ml_collections
 from configs import reading
 from experiment.workdir import default_workdir
 
+GridError = reading.ArgumentError  # the arguments of a sweep make no runs
 FLAG = re.compile(r"--(config(?:\.\w+)*)=(.*)", re.DOTALL)
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
-
-
-class GridError(reading.ArgumentError):
-    """The arguments of a sweep make no runs; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +34,7 @@ def make_runs(arguments: list[str], runs_dir: Path) -> list[Run]:
         the whole text is one tuple, as for train.py.
 
     Raises:
-      GridError: another argument, a value given twice.
-      ArgumentError, which GridError is one of: a file, field or value that is refused.
+      GridError: another argument, a file, field or value that is refused, a value given twice.
     """
     choices = _read_arguments(arguments)
     runs = {}

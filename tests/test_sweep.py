@@ -17,9 +17,6 @@ from experiment.read_runs import read_runs
 from experiment.workdir import default_workdir
 from tests.conftest import COMPILE_FAST, ROOT, SMALL, SMALL_ONE_LENGTH
 
-# ml_collections loads config files in a way that Python 3.12 will lose.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 LISTOPS = f"--config={ROOT}/configs/lra_listops.py"
 
 
