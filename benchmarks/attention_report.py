@@ -96,8 +96,12 @@ def draw(rows, directory):
                 if points:
                     panel.loglog(*zip(*points, strict=True), marker="o", label=name, **style)
             panel.set(title=f"{num_landmarks} landmarks", xlabel="N (tokens)")
+            lengths = sorted({case[0] for case in table})
+            panel.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=30)
+            panel.minorticks_off()
+            panel.yaxis.set_major_formatter("{x:,g}")
             panel.grid(alpha=0.3)
-        panels[0][0].set_ylabel(f"{MODES[1]}, {label}")
+        panels[0][0].set_ylabel(f"{MODES[1]}, {label}", fontsize=9)
         figure.legend(
             *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6
         )

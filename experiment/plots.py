@@ -37,7 +37,8 @@ BARS = (
 def short_labels(labels: list[str]) -> list[str]:
     """Labels without what all of them say, but for the attention that each begins with."""
     parts = [label.split(", ") for label in labels]
-    common = set.intersection(*map(set, parts)) if len(labels) > 1 else set()
+    sets = [set(p) for p in parts if "unfinished" not in p]  # those name their folder alone
+    common = set.intersection(*sets) if len(sets) > 1 else set()
     return [", ".join([p[0], *(x for x in p[1:] if x not in common)]) for p in parts]
 
 
