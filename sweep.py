@@ -178,22 +178,25 @@ class Sweep:
                     time.sleep(POLL_SECONDS)
             finally:
                 self.stop_jobs(stop.received)
+        return self.end(stop.received)
+
+    def end(self, received: str) -> int:
+        """Says how the sweep ended, by a signal if `received` names one; the exit status."""
         finished = sum(map(is_finished, self.runs))
         say = f"{finished} of {len(self.runs)} runs finished"
+        if self.stopped:
+            say += f", {len(self.stopped)} stopped by other hands"
         if self.failed:
             say += f", {len(self.failed)} failed:" + "".join(
                 f"\n  {job.run.label}: {words}\n    log: {log_path(job.run)}"
                 for job, words in self.failed
             )
-        if self.stopped:
-            say += f", {len(self.stopped)} stopped"
-        if stop.received:
-            say += f"\n{stop.received}"
-        if stop.received or self.stopped:
-            say += f": the same command goes on with the rest: {shlex.join(sys.orig_argv)}"
+        if received or self.stopped:
+            command_again = shlex.join(sys.orig_argv)
+            say += f"\n{received or 'stopped'}: the same command goes on with the rest: {command_again}"
         print(say, file=sys.stderr)
-        if stop.received:
-            return exit_status(stop.received)
+        if received:
+            return exit_status(received)
         return 1 if self.failed or self.stopped else 0
 
     def begin(self, run: Run) -> None:

@@ -39,16 +39,16 @@ from lra_tasks.progress import plain_warnings
 HELP = """usage: python train.py --config=FILE[:VARIANT] [--config.FIELD=VALUE ...]
                        [--workdir=DIR]
 
-Trains and evaluates a model on a task of the Long Range Arena. The same command
-again goes on with a run that was stopped, and shows the result of a finished one.
+Trains and evaluates a model on a task of the Long Range Arena. The same
+command again goes on with a run that was stopped.
 
-  --config=FILE[:VARIANT]  any Python file with a get_config(); those there are:
+  --config=FILE[:VARIANT]  any Python file with a get_config(). There are:
 {files}
   --config.FIELD=VALUE     another value of a field, e.g. --config.seed=1 or
                            --config.model.attention=softmax
-  --workdir=DIR            the run's folder; runs/<config>,<overrides> if not given
-  --help_config            every field, its value in the --config given (else the
-                           default) and what it is
+  --workdir=DIR            the run's folder, else runs/<config>,<overrides>
+  --help_config            every field, what it is, and its value in the --config
+                           given, else the default
   --helpfull               the libraries' flags too
 """
 

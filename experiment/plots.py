@@ -157,7 +157,8 @@ def plot_curves(
         axes.set_xlabel("training step")
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_ylabel(f"{split} accuracy (%)" if accuracy else f"{split} loss (nats)")
+        which = "training" if split == "train" else split
+        axes.set_ylabel(f"{which} accuracy (%)" if accuracy else f"{which} loss (nats)")
 
     return _figure(panels, draw)
 
