@@ -192,8 +192,8 @@ class Sweep:
                 for job, words in self.failed
             )
         if received or self.stopped:
-            command_again = shlex.join(sys.orig_argv)
-            say += f"\n{received or 'stopped'}: the same command goes on with the rest: {command_again}"
+            say += f"\n{received or 'stopped'}: the same command goes on with the rest: "
+            say += shlex.join(sys.orig_argv)
         print(say, file=sys.stderr)
         if received:
             return exit_status(received)
