@@ -110,6 +110,10 @@ class Reporter:
         self.bar.set_description_str(self._status(), refresh=False)
         self.say(f"{text} took {seconds:.1f} s")
 
+    def doing(self, text: str) -> None:
+        """Says on the bar what takes time until the next step or report."""
+        self.bar.set_description_str(f"{self._status()}  {text}")
+
     def say(self, text: str) -> None:
         """Prints a line without disturbing the progress bar."""
         self.bar.write(text, file=sys.stderr)

@@ -107,6 +107,7 @@ def evaluate(graph, params, batches, put, log) -> dict[str, float]:
 
     `log` is a metrics.Reporter, which tells of compilations; their time does not count.
     """
+    log.doing("evaluating")
     start = log.seconds()
     parts = []
     for _, batch in lra_tasks.prefetch(batches, 0, len(batches)):

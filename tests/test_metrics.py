@@ -40,6 +40,7 @@ def drive(reporter):
         pass
     reporter.progress(2)
     reporter.report(2, "train", VALUES)
+    reporter.doing("evaluating")
     with reporter.compiling("evaluation", batch(256)):
         pass
     reporter.report(2, "validation", {"loss": 2.3, "accuracy": 0.25, "examples_per_second": 9.0})
@@ -78,6 +79,7 @@ def test_compilations_and_reports_are_lines_above_the_bar(tmp_path, monkeypatch)
     ]
     assert "step 2  train  loss 2.342  accuracy 0.125  lr 9.98e-05  1,321 examples/s" in shown
     assert "step 2  validation  loss 2.3  accuracy 0.25  9 examples/s" in shown
+    assert any(re.match(r"step 2/5,000  loss 2.342  \S+ left  evaluating ", x) for x in shown)
 
 
 def test_without_a_terminal_there_are_plain_lines(tmp_path, capsys):

@@ -389,7 +389,7 @@ def test_an_option_that_is_gone_and_was_off_is_named_only_where_nothing_else_tel
 
 def drawn_boxes(figure, artists):
     """Where artists lie in the figure, in pixels: a list of boxes."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     return [artist.get_window_extent() for artist in artists]
 
 
@@ -451,7 +451,7 @@ def test_speeds_on_other_lengths_have_panels_of_their_own_and_bars_the_width(tmp
     titles = [part.get_suptitle() for part in figure.subfigs]
     assert len(titles) == 3 and len({title.split(":")[0] for title in titles}) == 3
     assert any("up to 200 tokens" in title for title in titles)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     for axes in figure.axes:
         assert axes.get_window_extent().width > 0.4 * figure.bbox.width
         labels = [label for label in axes.get_xticklabels() if label.get_text()]
