@@ -93,10 +93,10 @@ def _wrong_value(message, known):
 
 def find_problems(argv: list[str]) -> list[str]:
     """What is wrong with the config's file, and with the names of the fields."""
-    files = _files(argv)
-    if not files:
-        return [f"--config=FILE is missing; there are {', '.join(known_files())}"]
     try:
+        files = _files(argv)
+        if not files:
+            return [f"--config=FILE is missing; there are {', '.join(known_files())}"]
         for file in files:
             config = load(file)
     except ArgumentError as error:
@@ -185,7 +185,7 @@ def _guard(file, run):
         words = " ".join(str(error).split())
         if words.startswith("--config="):  # made to be read: base.unknown_variant
             raise ArgumentError(words) from error
-        path = file.partition(":")[0]
+        path = os.path.abspath(file.partition(":")[0])
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         if isinstance(error, SyntaxError):
             lines, words = [error.lineno], error.msg
@@ -258,8 +258,9 @@ def _other_files(path):
 
 
 def _flags(argv):
-    """The arguments that are flags: those before a lone "--"."""
-    return argv[1 : argv.index("--")] if "--" in argv else argv[1:]
+    """The arguments that are flags, those of a --flagfile too: all before a lone "--"."""
+    given = flags.FLAGS.read_flags_from_files(list(argv[1:]), force_gnu=False)
+    return given[: given.index("--")] if "--" in given else given
 
 
 def _files(argv):
