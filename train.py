@@ -47,7 +47,7 @@ command again goes on with a run that was stopped.
   --config.FIELD=VALUE     another value of a field, e.g. --config.seed=1 or
                            --config.model.attention=softmax
   --workdir=DIR            the run's folder, else runs/<config>,<overrides>
-  --help_config            every field, what it is, and its value in the --config
+  --help_config            every field: what it is, and its value in the config
                            given, else the default
   --helpfull               the libraries' flags too
 """

@@ -234,7 +234,8 @@ def test_accumulated_steps_give_what_whole_batches_give(tmp_path, run_train):
 
 def test_a_config_of_ones_own_outside_the_repository_gives_a_result(tmp_path, run_train):
     fields = {a.split("=", 1)[0]: a.split("=", 1)[1] for a in SMALL_ONE_LENGTH}
-    fields |= {"--config.model.attention": "none"}
+    fields |= {"--config.model.attention": "none", "--config.task.source": "auto"}
+    fields |= {f"--config.task.num_{split}": "16" for split in ("train", "validation", "test")}
     del fields["--config"]
     lines = [
         f"    {name[2:]} = {value if value[0] in '0123456789(' else repr(value)}"
@@ -248,12 +249,12 @@ def test_a_config_of_ones_own_outside_the_repository_gives_a_result(tmp_path, ru
         + "\n    return config\n"
     )
     workdir = tmp_path / "run"
-    run_train(
-        f"--config={config}",
-        f"--workdir={workdir}",
-        "--config.num_train_steps=4",
-        env={"XLA_FLAGS": COMPILE_FAST},
-    )
+    arguments = [f"--config={config}", f"--workdir={workdir}", "--config.num_train_steps=4"]
+    first = run_train(*arguments, env={"XLA_FLAGS": COMPILE_FAST})
+    # That other data are used is told in a line, without a place in the code.
+    (warning,) = [line for line in first.stderr.splitlines() if "using source" in line]
+    assert warning.startswith("warning: listops: ")
+    assert "UserWarning" not in first.stderr and ".py:" not in first.stderr
     result = json.loads((workdir / "result.json").read_text())
     assert "not the recipe: num_train_steps=4 (recipe 12);" in result["why_not_comparable"]
     assert "the recipe is not LRA's: " in result["why_not_comparable"]
