@@ -4,7 +4,6 @@ import statistics
 import textwrap
 from collections.abc import Callable
 
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -20,10 +19,8 @@ TITLES = {
 }
 NOT_LRA = "not comparable to LRA"
 PANEL = (6.4, 4.2)  # inches
-MAX_SERIES = 10  # in a panel: no more can be told apart
+MAX_SERIES = 10  # in a panel: as many as there are colours, and no more can be told apart
 LABEL_WIDTH = 80  # characters of a label in a line
-# Of curves: the ten dark ones of matplotlib's default, then a light one of each.
-COLOURS = (*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2])
 LEAST_SPAN = 5  # percentage points on the axis of accuracies, lest noise look like news
 
 
@@ -105,7 +102,8 @@ def plot_speed(groups: list[Group]) -> Figure | None:
     parts = figure.subfigures(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     drawn = zip(parts, panels.items(), labels, slots, strict=True)
     for part, (((task, data), hardware), bars), names, slot in drawn:
-        part.suptitle(f"{TITLES[task]}, {data}: {hardware}", x=0.01, ha="left", fontsize=9)
+        title = ", ".join(text for text in (TITLES[task], data) if text)
+        part.suptitle(f"{title}: {hardware}", x=0.01, ha="left", fontsize=9)
         for i, (axes, (name, unit, what)) in enumerate(zip(part.subplots(1, 2), BARS, strict=True)):
             values = [median_of(runs, name) / unit for _, runs in bars]
             places = range(len(bars))
@@ -146,7 +144,7 @@ def plot_curves(
             for run in runs:
                 steps, values = run.curve(split, value)
                 values = [100 * v for v in values] if accuracy else values
-                axes.plot(steps, values, style, color=COLOURS[i], lw=1.2, label=label)
+                axes.plot(steps, values, style, color=f"C{i}", lw=1.2, label=label)
                 label = None  # one entry in the legend for all seeds
         if accuracy:
             axes.axhline(CHANCE[runs[0].task], ls=":", color="grey", lw=1, label="chance")
