@@ -28,7 +28,7 @@ def find_release(data_dir: str, folder: str, names: tuple[str, ...]) -> list[Pat
     )
     if not data_dir:
         raise ValueError(
-            f"needs {looked}: fetch it and "
+            f"needs {looked}: fetch {ARCHIVE_NAMES[0]} and "
             "set config.task.data_dir to the folder that holds it or its unpacked contents"
         )
     root = Path(data_dir)

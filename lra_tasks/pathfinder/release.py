@@ -46,7 +46,7 @@ def find_files(data_dir: str, folder: str, difficulty: str) -> list[Path]:
     )
     if not data_dir:
         raise ValueError(
-            f"needs {what}: fetch it and "
+            f"needs {what}: fetch {ARCHIVE_NAMES[0]} and "
             "set config.task.data_dir to the folder that holds it or its unpacked contents, or use "
             "config.task.source='generated'"
         )
