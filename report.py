@@ -8,7 +8,6 @@ seed are averaged. Unfinished runs are listed, and files that can't be read are 
 """
 
 import argparse
-import csv
 import math
 import statistics
 import sys
@@ -24,7 +23,18 @@ from experiment.plots import (
     plot_speed,
 )
 from experiment.read_runs import read_runs
+from experiment.records import (
+    apart_records,
+    curves_records,
+    landmarks_records,
+    lra_records,
+    skipped_records,
+    speed_records,
+    unfinished_records,
+    write_csv,
+)
 from experiment.results import PAPER, TASKS, Found, Group
+from experiment.signals import exit_status
 
 PNG = ("landmarks.png", "speed.png", "curves.png")
 MAX_DIGITS = 2  # of accuracies in %
@@ -60,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_report(found: Found, out: Path) -> None:
-    """Writes report.md, a CSV for each of its tables, and the plots."""
+    """Writes report.md, a CSV for each of its tables (as data: `experiment.records`), the plots."""
     out.mkdir(parents=True, exist_ok=True)
     pictures = {}
     figures = (
@@ -74,21 +84,32 @@ def write_report(found: Found, out: Path) -> None:
             figure.savefig(out / name, dpi=110)
             pictures[name] = f"\n\n![{name.removesuffix('.png')}]({name})"
     sections = ["# Results"]
-    for title, text, table, picture in (
-        ("Long Range Arena", LRA_TEXT, lra_table(found.groups), ""),
-        ("Not comparable to LRA", APART_TEXT, apart_table(found.groups), ""),
-        ("Accuracy against landmarks", LANDMARKS_TEXT, landmarks_table(found.groups), PNG[0]),
-        ("Speed and memory", SPEED_TEXT, speed_table(found.groups), PNG[1]),
-        ("Learning curves", CURVES_TEXT, curves_table(found), PNG[2]),
-        ("Unfinished runs", UNFINISHED_TEXT, unfinished_table(found), ""),
-        ("Skipped", "Files that could not be used.", skipped_table(found), ""),
+    groups = found.groups
+    for title, text, table, records, picture in (
+        ("Long Range Arena", LRA_TEXT, lra_table(groups), lra_records(groups), ""),
+        ("Not comparable to LRA", APART_TEXT, apart_table(groups), apart_records(groups), ""),
+        (
+            "Accuracy against landmarks",
+            LANDMARKS_TEXT,
+            landmarks_table(groups),
+            landmarks_records(groups),
+            PNG[0],
+        ),
+        ("Speed and memory", SPEED_TEXT, speed_table(groups), speed_records(groups), PNG[1]),
+        ("Learning curves", CURVES_TEXT, None, curves_records(found), PNG[2]),
+        (
+            "Unfinished runs",
+            UNFINISHED_TEXT,
+            unfinished_table(found),
+            unfinished_records(found),
+            "",
+        ),
+        ("Skipped", SKIPPED_TEXT, skipped_table(found), skipped_records(found), ""),
     ):
-        header, rows = table
         name = title.lower().replace(" ", "_") + ".csv"
-        with (out / name).open("w", newline="") as file:
-            csv.writer(file).writerows([header, *rows])
-        shown = markdown(header, rows) if title != "Learning curves" else f"Values: {name}."
-        if rows:
+        write_csv(records, out / name)
+        shown = markdown(*table) if table else f"Values: {name}."
+        if records:
             sections.append(f"## {title}\n\n{text}\n\n{shown}{pictures.get(picture, '')}")
     (out / "report.md").write_text("\n\n".join(sections) + "\n")
 
@@ -105,6 +126,7 @@ SPEED_TEXT = (
     "Medians over runs on the same hardware: training examples per second, peak memory (of the "
     "device where JAX reports it, else of the whole process), time from start to result."
 )
+SKIPPED_TEXT = "Files that could not be used."
 UNFINISHED_TEXT = "Folders with a config but no result yet; train.py goes on with them."
 CURVES_TEXT = "Validation accuracy of every run; dashed where it is unfinished."
 
@@ -196,27 +218,6 @@ def speed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def curves_table(found: Found) -> tuple[list[str], list[list[str]]]:
-    """Every point of every run's validation curve."""
-    header = ["task", "attention", "seed", "folder", "step", "validation accuracy", "loss"]
-    runs = [(group.label, run) for group in found.groups for run in group.runs]
-    runs += [(f"{run.attention} (unfinished)", run) for run in found.unfinished]
-    return header, [
-        [
-            TITLES[run.task],
-            label,
-            str(run.config["seed"]),
-            str(run.folder),
-            str(report["step"]),
-            f"{100 * report['accuracy']:.2f}" if "accuracy" in report else NONE,
-            f"{report['loss']:.4f}" if "loss" in report else NONE,
-        ]
-        for label, run in runs
-        for report in run.reports
-        if report["split"] == "validation"
-    ]
-
-
 def unfinished_table(found: Found) -> tuple[list[str], list[list[str]]]:
     """Runs without a result, and how far they are."""
     header = ["run", "task", "attention", "steps done", "of"]
@@ -256,4 +257,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(exit_status("SIGINT"))

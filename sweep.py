@@ -9,7 +9,8 @@ brackets or quotes don't separate: "--config.task.bucket_boundaries=(512,1024),(
 Each run has the workdir that train.py would give it, in --runs_dir, and its output in
 <workdir>.log. Finished runs are skipped and unfinished ones go on where they were, so the same
 command completes a sweep that was interrupted. A run that fails is reported and the rest go on.
-The exit status is 0 if every run is finished, 1 if one failed, 130 if interrupted.
+The exit status is 0 if every run is finished, 1 if one failed or was stopped by other hands, 130 or
+143 if the sweep itself was interrupted (SIGINT, SIGTERM).
 """
 
 import argparse
@@ -28,7 +29,7 @@ import tqdm
 
 from experiment.config_checks import check_config, fill_accumulate_steps
 from experiment.grid import GridError, Run, make_runs
-from experiment.signals import StopSignals
+from experiment.signals import STOPPED, StopSignals, exit_status
 from experiment.workdir import WorkdirError, check_same_config
 
 TRAIN = Path(__file__).resolve().with_name("train.py")
@@ -96,7 +97,12 @@ def find_problems(runs: list[Run]) -> list[str]:
 
 def ask_devices() -> tuple[int, str]:
     """Number and platform of a run's devices, asked in a process that frees them again."""
-    ask = [sys.executable, "-c", "import jax; print(jax.device_count(), jax.default_backend())"]
+    ask = [
+        sys.executable,
+        "-P",
+        "-c",
+        "import jax; print(jax.device_count(), jax.default_backend())",
+    ]
     answer = subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=True).stdout
     num_devices, platform = answer.split()
     return int(num_devices), platform
@@ -148,7 +154,7 @@ class Sweep:
 
     def __init__(self, runs: list[Run], missing: list[Run], num_jobs: int):
         self.runs, self.num_jobs = runs, num_jobs
-        self.waiting, self.jobs, self.failed = list(missing), [], []
+        self.waiting, self.jobs, self.failed, self.stopped = list(missing), [], [], []
         self.before = {run.workdir: steps_done(run) for run in missing}
         self.total = sum(run.config.num_train_steps for run in missing)
         self.bar = tqdm.tqdm(
@@ -172,17 +178,26 @@ class Sweep:
                     time.sleep(POLL_SECONDS)
             finally:
                 self.stop_jobs(stop.received)
+        return self.end(stop.received)
+
+    def end(self, received: str) -> int:
+        """Says how the sweep ended, by a signal if `received` names one; the exit status."""
         finished = sum(map(is_finished, self.runs))
         say = f"{finished} of {len(self.runs)} runs finished"
+        if self.stopped:
+            say += f", {len(self.stopped)} stopped by other hands"
         if self.failed:
             say += f", {len(self.failed)} failed:" + "".join(
                 f"\n  {job.run.label}: {words}\n    log: {log_path(job.run)}"
                 for job, words in self.failed
             )
-        if stop.received:
-            say += f"\n{stop.received}: the same command goes on with the rest"
+        if received or self.stopped:
+            say += f"\n{received or 'stopped'}: the same command goes on with the rest: "
+            say += shlex.join(sys.orig_argv)
         print(say, file=sys.stderr)
-        return 130 if stop.received else 1 if self.failed else 0
+        if received:
+            return exit_status(received)
+        return 1 if self.failed or self.stopped else 0
 
     def begin(self, run: Run) -> None:
         """Starts a run in a process group of its own, which the terminal's Ctrl-C can't reach."""
@@ -210,6 +225,9 @@ class Sweep:
                 time_taken = tqdm.tqdm.format_interval(time.monotonic() - job.start)
                 accuracy = f"test accuracy {result['test_accuracy']:.2%}"
                 self.say(f"{job.run.label}: finished in {time_taken}, {accuracy}")
+            elif job.process.returncode in STOPPED:
+                self.stopped.append(job.run)
+                self.say(f"{job.run.label}: stopped, {job.last_words()}")
             else:
                 words = f"exit status {job.process.returncode}: {job.last_words()}"
                 self.failed.append((job, words))
@@ -255,7 +273,8 @@ class Sweep:
 
     def counts(self) -> str:
         failed = f", {len(self.failed)} failed" if self.failed else ""
-        return f"{sum(map(is_finished, self.runs))}/{len(self.runs)} runs{failed}"
+        stopped = f", {len(self.stopped)} stopped" if self.stopped else ""
+        return f"{sum(map(is_finished, self.runs))}/{len(self.runs)} runs{failed}{stopped}"
 
     def say(self, text: str) -> None:
         """Prints a line without disturbing the bar."""
@@ -266,4 +285,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(exit_status("SIGINT"))

@@ -12,7 +12,9 @@ import functools
 import json
 import math
 import os
+import shlex
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -24,13 +26,31 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
 import lra_tasks
+from configs import base, reading
 from experiment import metrics, provenance
 from experiment.checkpoints import NOT_EVALUATED, Checkpoints
-from experiment.config_checks import check_config, fill_accumulate_steps
+from experiment.config_checks import CHOICES, check_config, fill_accumulate_steps
 from experiment.model import make_model
-from experiment.signals import StopSignals
-from experiment.training import STEPS_AHEAD, evaluate, make_optimizer, train_step
+from experiment.signals import StopSignals, exit_status
+from experiment.training import STEPS_AHEAD, evaluate, make_optimizer, make_schedule, train_step
 from experiment.workdir import WorkdirError, claim, default_workdir
+from lra_tasks.progress import plain_warnings
+
+HELP = """usage: python train.py --config=FILE[:VARIANT] [--config.FIELD=VALUE ...]
+                       [--workdir=DIR]
+
+Trains and evaluates a model on a task of the Long Range Arena. The same
+command again goes on with a run that was stopped.
+
+  --config=FILE[:VARIANT]  any Python file with a get_config(). There are:
+{files}
+  --config.FIELD=VALUE     another value of a field, e.g. --config.seed=1 or
+                           --config.model.attention=softmax
+  --workdir=DIR            the run's folder, else runs/<config>,<overrides>
+  --help_config            every field: what it is, and its value in the config
+                           given, else the default
+  --helpfull               the libraries' flags too
+"""
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config, configs/lra_<task>.py.")
@@ -41,18 +61,28 @@ class Stop(Exception):
     """The run can't go on; the message says why and what to do."""
 
 
-def train(config, workdir: Path, task: lra_tasks.Task) -> dict | None:
-    """Trains to the end and returns the result; None if a signal ended it early.
+class Stopped(Exception):
+    """A signal ended the run early; what it had is saved."""
+
+    def __init__(self, signal_name: str):
+        super().__init__(signal_name)
+        self.signal = signal_name
+
+
+def train(config, workdir: Path, task: lra_tasks.Task) -> dict:
+    """Trains to the end and returns the result.
 
     config.accumulate_steps is at least 1 here; `main` has put a number in place of 0.
 
     Raises:
       Stop: a loss or gradient was not finite, or the run began with other data.
+      Stopped: SIGINT or SIGTERM came.
     """
     # One mesh axis over all devices: batches are split along it, parameters are on each.
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     put = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data")))
     graph, params = nnx.split(make_model(config.model, task, config.seed))
+    learning_rate = make_schedule(config)
     optimizer = make_optimizer(config)
     state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
@@ -99,11 +129,12 @@ def train(config, workdir: Path, task: lra_tasks.Task) -> dict | None:
         contextlib.closing(metrics.Reporter(workdir, start_step, config.num_train_steps)) as log,
         StopSignals() as stop_signals,
     ):
-        report_step, report_time = start_step, time.monotonic()
+        report_step, report_time = start_step, log.seconds()
         for step, batch in lra_tasks.prefetch(batches, start_step, config.num_train_steps):
-            state, totals = train_step(
-                graph, optimizer, state, put(batch), dropout_key, config.accumulate_steps
-            )
+            with log.compiling("training", batch):
+                state, totals = train_step(
+                    graph, optimizer, state, put(batch), dropout_key, config.accumulate_steps
+                )
             step += 1  # steps taken so far
             waiting.append((step, totals))
             # The device is kept busy, but no further ahead of what is shown and saved.
@@ -112,32 +143,32 @@ def train(config, workdir: Path, task: lra_tasks.Task) -> dict | None:
             evaluating = step % config.eval_every == 0 or step == config.num_train_steps
             if evaluating or step % config.log_every == 0:
                 collect()
-                seconds = time.monotonic() - report_time
+                seconds = log.seconds() - report_time
                 rate = (step - report_step) * config.batch_size / seconds
-                log.report(
-                    step,
-                    "train",
-                    metrics.means(progress["since_report"]) | {"examples_per_second": rate},
-                )
+                values = metrics.means(progress["since_report"]) | {
+                    "learning_rate": float(learning_rate(step - 1)),
+                    "examples_per_second": rate,
+                }
+                log.report(step, "train", values)
                 progress["since_report"] = {}
-                report_step, report_time = step, time.monotonic()
+                report_step, report_time = step, log.seconds()
             if evaluating:
-                values = evaluate(graph, state["params"], validation, put)
+                values = evaluate(graph, state["params"], validation, put, log)
                 if not math.isfinite(values["loss"]):
                     raise Stop(f"step {step}: the validation loss is {values['loss']}")
                 log.report(step, "validation", values)
                 save(step, values["accuracy"])
-                report_time = time.monotonic()
+                report_time = log.seconds()
             elif stop_signals.received or step % (config.checkpoint_every or math.inf) == 0:
                 collect()
                 save(step)
             if stop_signals.received and step < config.num_train_steps:
                 log.say(f"{stop_signals.received}: stopped at step {step}, which is saved")
-                return None
+                raise Stopped(stop_signals.received)
 
         best_step, best_accuracy = checkpoints.best()
         best_state, _ = checkpoints.restore(best_step, state)
-        tested = evaluate(graph, best_state["params"], test, put)
+        tested = evaluate(graph, best_state["params"], test, put, log)
         log.report(config.num_train_steps, "test", tested)
     return {
         "test_accuracy": tested["accuracy"],
@@ -151,9 +182,29 @@ def train(config, workdir: Path, task: lra_tasks.Task) -> dict | None:
     }
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; overrides are --config.field=value")
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line, with help and errors that are ours; returns what is no flag."""
+    given = set(argv[1:])
+    try:
+        if given & {"--help", "-help", "-h", "--helpshort"}:
+            print(HELP.format(files=textwrap.indent(reading.list_files(), "    ")), end="")
+            sys.exit(0)
+        if given & {"--help_config", "-help_config"}:
+            config = reading.last_config(argv) or base.get_config()
+            print(reading.explain_fields(config, CHOICES))
+            sys.exit(0)
+        if "--helpfull" in given:
+            return FLAGS(argv)
+        rest = reading.parse(argv, FLAGS)
+        if rest[1:]:
+            surplus = " ".join(rest[1:])
+            raise reading.ArgumentError(f"unexpected {surplus}; overrides are --config.field=value")
+    except reading.ArgumentError as error:
+        fail(str(error))
+    return rest
+
+
+def main(_):
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax says much
     config = CONFIG.value
@@ -163,6 +214,7 @@ def main(argv):
     # Here, for config.json to say what was run.
     fill_accumulate_steps(config, jax.device_count(), jax.default_backend())
     holder = FLAGS["config"]
+    recipe = reading.load_recipe(holder.config_filename)
     workdir = Path(WORKDIR.value or default_workdir(holder.config_filename, holder.override_values))
     cache = lra_tasks.store.datasets_dir(config.cache_dir or None).parent
     jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
@@ -171,22 +223,34 @@ def main(argv):
         lock = claim(workdir, config)
         result_path = workdir / "result.json"
         if result_path.exists():
-            print(result_path.read_text())
+            show_result(json.loads(result_path.read_text()), result_path)
             print(f"{workdir} is finished; choose another --workdir to run again", file=sys.stderr)
             return
-        task = lra_tasks.load(config.task, config.cache_dir or None)
-        result = train(config, workdir, task)
-        if result is None:
-            print(f"start again with --workdir={workdir} to go on", file=sys.stderr)
-            return
-        text = json.dumps(result | provenance.describe(config, task), indent=2) + "\n"
+        with plain_warnings():
+            task = lra_tasks.load(config.task, config.cache_dir or None)
+        result = train(config, workdir, task) | provenance.describe(config, task, recipe)
         temporary = workdir / ".result.tmp"
-        temporary.write_text(text)
+        temporary.write_text(metrics.strict_json(result, indent=2) + "\n")
         os.replace(temporary, result_path)
-        print(text, end="")
+        show_result(result, result_path)
         lock.close()
+    except Stopped as stopped:
+        leave(stopped.signal)
+    except KeyboardInterrupt:
+        leave("SIGINT")
     except (WorkdirError, Stop, ValueError, OSError) as error:
         fail(str(error))
+
+
+def show_result(result: dict, path: Path) -> None:
+    """The end of a run in one line."""
+    print(f"test accuracy {result['test_accuracy']:.2%}, result in {path}")
+
+
+def leave(signal_name: str):
+    """Says how to go on with a run that a signal ended, and exits as the signal would have."""
+    print(f"to go on: {shlex.join(sys.orig_argv)}", file=sys.stderr)
+    sys.exit(exit_status(signal_name))
 
 
 def fail(message: str):
@@ -195,5 +259,4 @@ def fail(message: str):
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

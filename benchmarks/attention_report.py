@@ -61,48 +61,45 @@ def print_summary(rows):
 
 def draw(rows, directory):
     """attention_time.png and attention_memory.png: forward and backward against N, log-log."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     for what, column, label in (
         ("time", "milliseconds", "milliseconds"),
         ("memory", "extra_megabytes", "MB beyond the inputs"),
     ):
-        table = _tabulate(rows, column)
-        landmarks = sorted({case[1] for case in table})
-        figure, panels = pyplot.subplots(
-            1,
-            len(landmarks),
-            figsize=(5 * len(landmarks), 4),
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
-        )
-        for panel, num_landmarks in zip(panels[0], landmarks, strict=True):
-            for name in (*NYSTROM, *EXACT):
-                # Exact attention, measured once, has no landmarks: it belongs into each panel.
-                points = sorted(
-                    (case[0], values[name])
-                    for case, values in table.items()
-                    if name in values
-                    and case[2] == MODES[1]
-                    and (name in EXACT or case[1] == num_landmarks)
-                )
-                style = {"linestyle": "--"} if name in EXACT else {}
-                if name == OURS:
-                    style = {"linewidth": 3, "color": "black"}
-                if points:
-                    panel.loglog(*zip(*points, strict=True), marker="o", label=name, **style)
-            panel.set(title=f"{num_landmarks} landmarks", xlabel="N (tokens)")
-            panel.grid(alpha=0.3)
-        panels[0][0].set_ylabel(f"{MODES[1]}, {label}")
-        figure.legend(
-            *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6
-        )
-        figure.savefig(directory / f"attention_{what}.png", dpi=120)
-        pyplot.close(figure)
+        make_figure(rows, column, label).savefig(directory / f"attention_{what}.png", dpi=120)
+
+
+def make_figure(rows, column, label):
+    """A column of forward and backward against N: a panel for each number of landmarks."""
+    from matplotlib.figure import Figure
+
+    table = _tabulate(rows, column)
+    landmarks = sorted({case[1] for case in table})
+    lengths = sorted({case[0] for case in table})
+    figure = Figure(figsize=(5 * len(landmarks), 4), layout="constrained")
+    panels = figure.subplots(1, len(landmarks), sharey=True, squeeze=False)[0]
+    for panel, num_landmarks in zip(panels, landmarks, strict=True):
+        for name in (*NYSTROM, *EXACT):
+            # Exact attention, measured once, has no landmarks: it belongs into each panel.
+            points = sorted(
+                (case[0], values[name])
+                for case, values in table.items()
+                if name in values
+                and case[2] == MODES[1]
+                and (name in EXACT or case[1] == num_landmarks)
+            )
+            style = {"linestyle": "--"} if name in EXACT else {}
+            if name == OURS:
+                style = {"linewidth": 3, "color": "black"}
+            if points:
+                panel.loglog(*zip(*points, strict=True), marker="o", label=name, **style)
+        panel.set(title=f"{num_landmarks} landmarks", xlabel="N (tokens)")
+        panel.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=30)
+        panel.minorticks_off()
+        panel.yaxis.set_major_formatter("{x:,g}")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel(f"{MODES[1]}, {label}", fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return figure
 
 
 def _tabulate(rows, column):

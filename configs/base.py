@@ -5,6 +5,8 @@ betas 0.9/0.999, eps 1e-6 and no weight decay; a linear warm-up from 1/25 of the
 then linear decay to (1/25)/10^4 of it at the last step; two pre-norm blocks of width 64.
 """
 
+import difflib
+
 import ml_collections
 
 
@@ -14,24 +16,24 @@ def get_config() -> ml_collections.ConfigDict:
     config.name = ""  # the config file's name, set there
     config.seed = 0  # initial weights, order of examples, dropout
 
-    config.batch_size = 32
+    config.batch_size = 32  # examples in a step
     config.accumulate_steps = 0  # gradient of a batch in this many parts; 0: what suits the device
-    config.num_train_steps = 1_000
+    config.num_train_steps = 1_000  # where training ends
     config.eval_every = 100  # evaluate on validation and save a checkpoint
     config.log_every = 50  # report training metrics
     config.checkpoint_every = 0  # further checkpoints between evaluations; 0: none
 
     config.learning_rate = 1e-4  # the peak
-    config.warmup_steps = 100
-    config.adam_b1 = 0.9
-    config.adam_b2 = 0.999
-    config.adam_eps = 1e-6
-    config.weight_decay = 0.0
+    config.warmup_steps = 100  # in which the rate rises to the peak; then it falls linearly
+    config.adam_b1 = 0.9  # decay of the mean of gradients
+    config.adam_b2 = 0.999  # decay of the mean of their squares
+    config.adam_eps = 1e-6  # added to the root of that mean
+    config.weight_decay = 0.0  # AdamW's, times the rate
 
     config.cache_dir = ""  # prepared data and compiled programs; "": ~/.cache/nystrom
 
     config.model = ml_collections.ConfigDict()
-    config.model.attention = "nystrom"
+    config.model.attention = "nystrom"  # of every block
     config.model.num_landmarks = 64  # nystrom
     config.model.pinv = "iterative"  # nystrom: iterative (the paper's) or chebyshev (cheaper)
     config.model.pinv_iterations = 6  # nystrom, of the iterative one
@@ -41,21 +43,21 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.projection_length = 256  # linformer: what keys and values are projected to
     config.model.num_hashes = 2  # reformer: rounds of hashing
     config.model.bucket_size = 64  # reformer: tokens in a chunk of the sorted ones
-    config.model.num_layers = 2
-    config.model.width = 64
-    config.model.num_heads = 2
-    config.model.mlp_width = 128
-    config.model.head_width = 128
+    config.model.num_layers = 2  # blocks
+    config.model.width = 64  # features of a token
+    config.model.num_heads = 2  # a divisor of the width
+    config.model.mlp_width = 128  # hidden features of a block's MLP
+    config.model.head_width = 128  # hidden features of the classifier
     config.model.position = "learned"  # learned (the paper's table), rotary or none
     config.model.norm = "pre"  # pre (the authors' LRA models) or post (their language models)
     config.model.pooling = "mean"  # what is classified: mean, max, last, cls (a token put first)
     config.model.embedding_std = 0.02  # of the normal initial embeddings
-    config.model.dropout_rate = 0.1
+    config.model.dropout_rate = 0.1  # of embeddings and of what blocks add; below 1
     config.model.remat = False  # recompute each block in the backward pass: less memory
     config.model.dtype = "float32"  # or "bfloat16"; parameters and softmax stay float32
 
     config.task = ml_collections.ConfigDict()
-    config.task.name = ""
+    config.task.name = ""  # listops, text, retrieval, image, pathfinder or pathx
     config.task.source = "auto"  # release, generated, package, synthetic or auto: see README
     config.task.data_dir = ""  # where the official files lie
     config.task.max_length = 0  # tokens kept of a document
@@ -63,9 +65,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.task.bucket_boundaries = ()  # padded lengths, ascending; (): one, padded_length
     config.task.min_length = 0  # listops: expressions are longer than this
     config.task.difficulty = ""  # pathfinder: easy, intermediate or hard
-    config.task.num_train = 0  # examples in each split; 0: the task's own number
-    config.task.num_validation = 0
-    config.task.num_test = 0
+    config.task.num_train = 0  # examples in the split; 0: the task's own number
+    config.task.num_validation = 0  # as num_train
+    config.task.num_test = 0  # as num_train
     config.task.data_seed = 0  # seed of generated data and of seeded splits
 
     return config
@@ -74,7 +76,10 @@ def get_config() -> ml_collections.ConfigDict:
 def unknown_variant(name: str, variant: str, known: tuple[str, ...]) -> ValueError:
     """The error for `--config=configs/<name>.py:<variant>` where there is no such variant."""
     choices = ", ".join(f"configs/{name}.py:{choice}" for choice in known)
+    close = difflib.get_close_matches(variant, known, 1)
     return ValueError(
-        f"--config=configs/{name}.py:{variant}: no variant {variant!r}; use configs/{name}.py"
+        f"--config=configs/{name}.py:{variant}: no variant {variant!r}"
+        + (f"; did you mean :{close[0]}?" if close else ";")
+        + f" use configs/{name}.py"
         + (f" or {choices}" if known else " alone")
     )

@@ -15,6 +15,8 @@ Variants:
 
 from configs import base
 
+VARIANTS = ("quick", "tuned")
+
 
 def get_config(variant: str = ""):
     config = base.get_config()
@@ -45,5 +47,5 @@ def get_config(variant: str = ""):
         config.learning_rate = 1e-3
         config.model.pooling = "cls"
     elif variant:
-        raise base.unknown_variant("lra_listops", variant, ("quick", "tuned"))
+        raise base.unknown_variant("lra_listops", variant, VARIANTS)
     return config

@@ -11,6 +11,8 @@ Variants, by the dashes in a contour: :hard (14; the default, LRA's set), :inter
 
 from configs import base
 
+VARIANTS = ("hard", "intermediate", "easy")
+
 
 def get_config(variant: str = ""):
     config = base.get_config()
@@ -24,6 +26,6 @@ def get_config(variant: str = ""):
     config.task.difficulty = variant or "hard"
     config.task.max_length = 1_024
     config.task.padded_length = 1_024
-    if variant not in ("", "easy", "intermediate", "hard"):
-        raise base.unknown_variant("lra_pathfinder", variant, ("easy", "intermediate", "hard"))
+    if variant not in ("", *VARIANTS):
+        raise base.unknown_variant("lra_pathfinder", variant, VARIANTS)
     return config

@@ -3,7 +3,8 @@
     python train.py --config=configs/lra_retrieval.py --config.task.data_dir=<has the AAN TSVs>
 
 The authors' recipe: 30,000 steps of 32 pairs. The paper reports 79.56 % for Nyströmformer and
-79.35 % for softmax. The texts may not be redistributed: bring LRA's release.
+79.35 % for softmax. The texts may not be redistributed: bring LRA's release,
+https://storage.googleapis.com/long-range-arena/lra_release.gz
 """
 
 from configs import base

@@ -13,6 +13,8 @@ Variants:
 
 from configs import base
 
+VARIANTS = ("1k", "tuned")
+
 
 def get_config(variant: str = ""):
     config = base.get_config()
@@ -36,5 +38,5 @@ def get_config(variant: str = ""):
         config.eval_every = 250
         config.learning_rate = 1e-3
     elif variant:
-        raise base.unknown_variant("lra_text", variant, ("1k", "tuned"))
+        raise base.unknown_variant("lra_text", variant, VARIANTS)
     return config

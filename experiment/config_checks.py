@@ -4,6 +4,7 @@ import ml_collections
 
 import lra_tasks
 import nystrom
+from configs import base, reading
 
 # The least that a number may be.
 AT_LEAST = {
@@ -44,7 +45,9 @@ for entry in nystrom.ATTENTIONS.values():
 
 def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> list[str]:
     """Every problem of a config, each "config.<field>=<value>: what is allowed"."""
-    problems = []
+    problems = check_fields(config)
+    if problems:
+        return problems
 
     def expect(good, field, what):
         if not good:
@@ -88,6 +91,26 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         f"{num_devices} devices)",
     )
     return problems + lra_tasks.check(config.task, config.cache_dir or None)
+
+
+def check_fields(config: ml_collections.ConfigDict) -> list[str]:
+    """Fields that are not those of configs/base.py, or whose values are of another type."""
+    known, given = reading.fields(base.get_config()), reading.fields(config)
+    problems = [f"config.{f}: is missing; see configs/base.py" for f in known if f not in given]
+    for field, value in given.items():
+        if field not in known:
+            meant = reading.nearest(field, known, field.rpartition(".")[2])
+            hint = (
+                f"did you mean config.{meant}?" if meant else "configs/base.py has those there are"
+            )
+            problems.append(f"config.{field}: no such field; {hint}")
+            continue
+        kind = type(known[field])
+        # As on the command line: an integer will do for a float, and a list for a tuple.
+        kinds = {float: (float, int), tuple: (tuple, list)}.get(kind, kind)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+            problems.append(f"config.{field}={value!r}: expected {kind.__name__}")
+    return problems
 
 
 def suitable_accumulate_steps(batch_size: int, num_devices: int, platform: str) -> int:

@@ -6,17 +6,13 @@ import re
 from pathlib import Path
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
+from configs import reading
 from experiment.workdir import default_workdir
 
+GridError = reading.ArgumentError  # the arguments of a sweep make no runs
 FLAG = re.compile(r"--(config(?:\.\w+)*)=(.*)", re.DOTALL)
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
-
-
-class GridError(ValueError):
-    """The arguments of a sweep make no runs; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +34,13 @@ def make_runs(arguments: list[str], runs_dir: Path) -> list[Run]:
         the whole text is one tuple, as for train.py.
 
     Raises:
-      GridError: another argument, a field or value that the config refuses, a value given twice.
+      GridError: another argument, a file, field or value that is refused, a value given twice.
     """
     choices = _read_arguments(arguments)
     runs = {}
     for values in itertools.product(*choices.values()):
         given = tuple(f"--{name}={value}" for name, value in zip(choices, values, strict=True))
-        config, filename, overrides = read_config(given)
+        config, filename, overrides = reading.read_config(given)
         workdir = runs_dir / default_workdir(filename, overrides).name
         varied = [
             f"{name.removeprefix('config.')}={value}"
@@ -58,24 +54,6 @@ def make_runs(arguments: list[str], runs_dir: Path) -> list[Run]:
             )
         runs[workdir] = Run(given, workdir, config, " ".join(varied) or workdir.name)
     return list(runs.values())
-
-
-def read_config(arguments: tuple[str, ...]) -> tuple[ml_collections.ConfigDict, str, dict]:
-    """What train.py makes of such arguments: the config, its file's name, and the overrides.
-
-    Raises:
-      GridError: no such file, variant or field, or a value of the wrong type.
-    """
-    values = flags.FlagValues()
-    argv = ["sweep.py", *arguments]
-    config_flags.DEFINE_config_file("config", None, "The config.", values, sys_argv=argv)
-    try:
-        values(argv)
-    except (flags.Error, AttributeError, TypeError, ValueError) as error:
-        # An error of the config file comes with its traceback; the last line says what it is.
-        raise GridError(str(error).strip().splitlines()[-1]) from error
-    flag = values["config"]
-    return flag.value, flag.config_filename, flag.override_values
 
 
 def split_values(text: str) -> list[str]:
@@ -125,16 +103,17 @@ def _read_arguments(arguments):
             raise GridError(f"--{name} is given twice; put its values in one: --{name}=a,b")
         texts[name] = text
     if "config" not in texts:
-        raise GridError("--config=FILE is missing, such as --config=configs/lra_text.py")
+        raise GridError("; ".join(reading.find_problems([""])))
     files = split_values(texts.pop("config"))
-    for file in files:
-        if not Path(file.partition(":")[0]).is_file():
-            raise GridError(f"--config={file}: no such file; expected configs/lra_<task>.py")
-    config, _, _ = read_config((f"--config={files[0]}",))
+    config, *_ = [reading.load(file) for file in files]
     choices = {"config": files}
     for name, text in texts.items():
+        path = name.removeprefix("config.")
+        problem = reading.field_problem(config, path)
+        if problem:
+            raise GridError(problem)
         try:
-            choices[name] = _values_of(_default(config, name.split(".")[1:]), text)
+            choices[name] = _values_of(reading.fields(config)[path], text)
         except GridError as error:
             raise GridError(f"--{name}: {error}") from error
     return choices
@@ -148,12 +127,3 @@ def _values_of(default, text):
         quoted = re.compile(r"(['\"])(.*)\1", re.DOTALL)
         values = [match[2] if (match := quoted.fullmatch(value)) else value for value in values]
     return values
-
-
-def _default(config, path):
-    for name in path:
-        if not isinstance(config, ml_collections.ConfigDict) or name not in config:
-            known = ", ".join(config) if isinstance(config, ml_collections.ConfigDict) else "none"
-            raise GridError(f"no field {name!r}; those there are: {known}")
-        config = config[name]
-    return config

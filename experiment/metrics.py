@@ -1,5 +1,6 @@
 """Metrics as sums and weights, and where they are written."""
 
+import contextlib
 import json
 import math
 import os
@@ -30,11 +31,25 @@ def means(total: dict) -> dict[str, float]:
     return {name: s / w if w else math.nan for name, (s, w) in total.items()}
 
 
+def strict_json(value, indent: int | None = None) -> str:
+    """JSON as its standard has it: numbers that are not finite become null."""
+    return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Reporter:
     """Writes reports to `metrics.jsonl`, TensorBoard files and the screen (stderr).
 
-    Reports of steps after `start_step`, left by a run that died past its last checkpoint, are
-    dropped: the resumed run makes them again.
+    On a terminal the screen has a bar with a line above it for each report, elsewhere the lines
+    alone. Reports of steps after `start_step`, left by a run that died past its last checkpoint,
+    are dropped: the resumed run makes them again.
     """
 
     def __init__(self, workdir: Path, start_step: int, num_steps: int):
@@ -42,49 +57,121 @@ class Reporter:
         drop_reports_after(self.path, start_step)
         self.writer = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
         self.start_step, self.num_steps = start_step, num_steps
+        self.step, self.loss = start_step, None
+        self.compiled, self.compile_seconds = set(), 0.0
         self.start_time = time.monotonic()
-        # disable=None: no bar where stderr is not a terminal; plain lines are printed there.
+        # The text comes first and the bar gets what room is left, so that a narrow terminal cuts
+        # off the bar. disable=None: no bar where stderr is not a terminal.
         self.bar = tqdm.tqdm(
-            total=num_steps, initial=start_step, unit="step", disable=None, dynamic_ncols=True
+            total=num_steps,
+            initial=start_step,
+            disable=None,
+            dynamic_ncols=True,
+            bar_format="{desc}  {percentage:3.0f}% |{bar}|",
+            desc=self._status(),
         )
 
     def report(self, step: int, split: str, values: dict[str, float]) -> None:
         """Writes a line of metrics.jsonl: step, split and the values by name."""
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            file.write(strict_json({"step": step, "split": split, **values}) + "\n")
         for name, value in values.items():
             self.writer.add_scalar(f"{split}/{name}", value, step)
-        shown = "  ".join(f"{name} {value:,.4g}" for name, value in values.items())
-        if self.bar.disable:
-            left = f"  {self._time_left(step)}" if split == "train" else ""
-            print(f"step {step}/{self.num_steps}  {split}  {shown}{left}", file=sys.stderr)
-        elif split == "train":
-            self.bar.set_postfix_str(shown, refresh=False)
-        else:
-            self.say(f"step {step}  {split}  {shown}")
+        self.step = step
+        if split == "train":
+            self.loss = values["loss"]
+        left = f"{self._time_left()} left" if split == "train" else ""
+        width = None if self.bar.disable else _terminal_width()
+        self.bar.set_description_str(self._status(), refresh=False)
+        self.say(report_line(step, self.num_steps, split, values, left, width))
 
     def progress(self, step: int) -> None:
         """Moves the progress bar to `step`."""
+        self.step = step
+        self.bar.set_description_str(self._status(), refresh=False)
         self.bar.update(step - self.bar.n)
+
+    @contextlib.contextmanager
+    def compiling(self, what: str, batch: dict):
+        """Entered for a call on a batch: the first of a shape compiles, which is said and timed."""
+        shape = batch["inputs"].shape
+        if (what, shape) in self.compiled:
+            yield
+            return
+        text = f"compiling for length {shape[-1]:,} ({what})"
+        if self.bar.disable:
+            self.say(f"{text} ...")
+        self.bar.set_description_str(f"step {self.step:,}/{self.num_steps:,}  {text} ...")
+        start = time.monotonic()
+        yield
+        seconds = time.monotonic() - start
+        self.compile_seconds += seconds
+        self.compiled.add((what, shape))
+        self.bar.set_description_str(self._status(), refresh=False)
+        self.say(f"{text} took {seconds:.1f} s")
+
+    def doing(self, text: str) -> None:
+        """Says on the bar what takes time until the next step or report."""
+        self.bar.set_description_str(f"{self._status()}  {text}")
 
     def say(self, text: str) -> None:
         """Prints a line without disturbing the progress bar."""
         self.bar.write(text, file=sys.stderr)
-
-    def _time_left(self, step):
-        rate = (time.monotonic() - self.start_time) / max(step - self.start_step, 1)
-        return f"{tqdm.tqdm.format_interval(rate * (self.num_steps - step))} left"
 
     def close(self) -> None:
         """Ends the progress bar and the TensorBoard file."""
         self.bar.close()
         self.writer.close()
 
+    def seconds(self) -> float:
+        """Since the start, without what was spent on compiling."""
+        return time.monotonic() - self.start_time - self.compile_seconds
+
+    def _status(self):
+        parts = [f"step {self.step:,}/{self.num_steps:,}"]
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.4g}")
+        if self.step > self.start_step:
+            parts.append(f"{self._time_left()} left")
+        return "  ".join(parts)
+
+    def _time_left(self):
+        rate = self.seconds() / max(self.step - self.start_step, 1)
+        return tqdm.tqdm.format_interval(rate * (self.num_steps - self.step))
+
+
+# Names of metrics where room is short; what has none is shown where there is room for all.
+SHORT_NAMES = {
+    "loss": "loss {:.4g}",
+    "accuracy": "accuracy {:.4g}",
+    "learning_rate": "lr {:.3g}",
+    "examples_per_second": "{:,.4g} examples/s",
+}
+
+
+def report_line(step, num_steps, split, values, left="", width=None) -> str:
+    """A report as a line; with a width, that of a terminal whose bar has all steps and the time."""
+    if width is None:
+        shown = [f"{name} {value:,.4g}" for name, value in values.items()]
+        return "  ".join([f"step {step}/{num_steps}", split, *shown, *([left] if left else [])])
+    line = f"step {step:,}  {split}"
+    for name, form in SHORT_NAMES.items():
+        part = f"  {form.format(values[name])}" if name in values else ""
+        line += part if len(line + part) <= width else ""
+    return line
+
+
+def _terminal_width():
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
 
 def median_rate(path: Path) -> float:
     """Training examples per second: the median over the reports of a metrics.jsonl.
 
-    A median, since the first report's time holds the compilation.
+    A median, since what else a machine does now and then is no property of the run.
     """
     reports = map(json.loads, path.read_text().splitlines())
     return statistics.median(r["examples_per_second"] for r in reports if r["split"] == "train")

@@ -1,13 +1,13 @@
 """Plots of results: accuracy against landmarks, speed and memory, learning curves."""
 
 import statistics
+import textwrap
 from collections.abc import Callable
 
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiment.results import CHANCE, OWN_FIELDS, TASKS, Group, Run, key_of
+from experiment.results import CHANCE, OWN_FIELDS, TASKS, Group, Run, key_of, unfinished_label
 
 TITLES = {
     "listops": "ListOps",
@@ -19,10 +19,24 @@ TITLES = {
 }
 NOT_LRA = "not comparable to LRA"
 PANEL = (6.4, 4.2)  # inches
-BELOW = {"loc": "upper left", "bbox_to_anchor": (0, -0.28)}  # a legend under its panel
-# Of curves: the ten dark ones of matplotlib's default, then a light one of each.
-COLOURS = (*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2])
+MAX_SERIES = 10  # in a panel: as many as there are colours, and no more can be told apart
+LABEL_WIDTH = 80  # characters of a label in a line
 LEAST_SPAN = 5  # percentage points on the axis of accuracies, lest noise look like news
+
+
+# Of plot_speed: a field of results, what it is divided by, what it is called.
+BARS = (
+    ("examples_per_second", 1, "training examples/s"),
+    ("peak_memory_bytes", 2**20, "peak memory (MiB)"),
+)
+
+
+def short_labels(labels: list[str]) -> list[str]:
+    """Labels without what all of them say, but for the attention that each begins with."""
+    parts = [label.split(", ") for label in labels]
+    sets = [set(p) for p in parts if "unfinished" not in p]  # those name their folder alone
+    common = set.intersection(*sets) if len(sets) > 1 else set()
+    return [", ".join([p[0], *(x for x in p[1:] if x not in common)]) for p in parts]
 
 
 def landmark_series(groups: list[Group]) -> list[list[Group]]:
@@ -67,79 +81,84 @@ def plot_landmarks(groups: list[Group]) -> Figure | None:
         axes.set_xticks(counts, map(str, counts))
         axes.set_xlabel("number of landmarks")
         axes.set_ylabel("test accuracy (%)")
-        axes.legend(fontsize=8)
 
     return _figure(panels, draw)
 
 
 def plot_speed(groups: list[Group]) -> Figure | None:
-    """Training speed and peak memory of each group, a row of bars, by task and hardware."""
-    rows = {}
+    """Training speed and peak memory of each group, a row of bars, by task, data and hardware."""
+    panels = {}
     for group in groups:
         for hardware, runs in by_hardware(group).items():
             if any(run.result.get("examples_per_second") for run in runs):
-                rows.setdefault((group.task, hardware), []).append((group.label, runs))
-    if not rows:
+                panels.setdefault((_panel(group), hardware), []).append((group.label, runs))
+    if not panels:
         return None
-    heights = [1.0 + 0.32 * len(bars) for bars in rows.values()]
-    figure = Figure(figsize=(11, sum(heights) + 0.3), layout="constrained")
-    axes = figure.subplots(len(rows), 2, squeeze=False, height_ratios=heights)
-    for (left, right), ((task, hardware), bars) in zip(axes, rows.items(), strict=True):
-        bars = bars[::-1]
-        labels = [label for label, _ in bars]
-        for axis, name, unit in (
-            (left, "examples_per_second", 1),
-            (right, "peak_memory_bytes", 2**20),
-        ):
+    labels = [short_labels([label for label, _ in bars]) for bars in panels.values()]
+    labels = [[textwrap.fill(label, LABEL_WIDTH) for label in those] for those in labels]
+    slots = [0.28 + 0.14 * max(1 + label.count("\n") for label in those) for those in labels]
+    heights = [1.1 + slot * len(those) for slot, those in zip(slots, labels, strict=True)]
+    figure = Figure(figsize=(11, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    drawn = zip(parts, panels.items(), labels, slots, strict=True)
+    for part, (((task, data), hardware), bars), names, slot in drawn:
+        title = ", ".join(text for text in (TITLES[task], data) if text)
+        part.suptitle(f"{title}: {hardware}", x=0.01, ha="left", fontsize=9)
+        for i, (axes, (name, unit, what)) in enumerate(zip(part.subplots(1, 2), BARS, strict=True)):
             values = [median_of(runs, name) / unit for _, runs in bars]
-            drawn = axis.barh(range(len(bars)), values, 0.6, color="C0" if axis is left else "C1")
-            axis.bar_label(drawn, [f"{v:,.0f}" if v else "not recorded" for v in values], padding=3)
-            axis.set_xlim(0, 1.25 * max(*values, 1))
-            axis.set_ylim(-0.6, len(bars) - 0.4)
-            axis.xaxis.set_major_locator(MaxNLocator(5))
-            axis.xaxis.set_major_formatter("{x:,.0f}")
-            axis.set_yticks(range(len(bars)), labels if axis is left else [""] * len(bars))
-            axis.spines[["top", "right"]].set_visible(False)
-        left.set_title(f"{TITLES[task]} on {hardware}", fontsize=9, loc="left")
-        left.set_xlabel("training examples/s")
-        right.set_xlabel("peak memory (MiB)")
+            places = range(len(bars))
+            rows = axes.barh(places, values, 0.14 / slot, align="edge", color=f"C{i}")
+            axes.bar_label(rows, [f"{v:,.0f}" if v else "not recorded" for v in values], padding=3)
+            for place, label in zip(places, names, strict=True):
+                # Above its bar, which leaves the bars the whole width.
+                text, by = label if i == 0 else "", {"textcoords": "offset points"}
+                axes.annotate(text, (0, place), (2, 2), **by, fontsize=7.5, va="bottom")
+            axes.set_xlim(0, 1.25 * max(*values, 1))
+            axes.set_ylim(len(bars) - 1 + 0.2 / slot, -1)  # the first on top
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.set_yticks([])
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_xlabel(what)
     return figure
 
 
-def plot_curves(groups: list[Group], unfinished: list[Run] = ()) -> Figure | None:
-    """Validation accuracy against steps, a line a run, a panel for each task's data."""
+def plot_curves(
+    groups: list[Group], unfinished: list[Run] = (), split: str = "validation", value="accuracy"
+) -> Figure | None:
+    """Accuracy or loss against steps, a line a run, a panel for each task's data."""
     panels = {}
     for group in groups:
         panels.setdefault(_panel(group), []).append((group.label, group.runs, "-"))
     for run in unfinished:
-        label = f"{run.attention} (unfinished)"
-        panels.setdefault(_panel(run), []).append((label, [run], "--"))
+        panels.setdefault(_panel(run), []).append((unfinished_label(run), [run], "--"))
+    panels = {
+        panel: [line for line in lines if any(run.curve(split, value)[0] for run in line[1])]
+        for panel, lines in panels.items()
+    }
+    accuracy = value == "accuracy"
 
     def draw(axes, lines):
-        for i, (label, runs, style) in enumerate(lines):
+        labels = short_labels([label for label, _, _ in lines])
+        for i, ((_, runs, style), label) in enumerate(zip(lines, labels, strict=True)):
             for run in runs:
-                steps, accuracies = run.curve()
-                axes.plot(
-                    steps,
-                    [100 * a for a in accuracies],
-                    style,
-                    color=COLOURS[i % len(COLOURS)],
-                    lw=1.2,
-                    label=label,
-                )
+                steps, values = run.curve(split, value)
+                values = [100 * v for v in values] if accuracy else values
+                axes.plot(steps, values, style, color=f"C{i}", lw=1.2, label=label)
                 label = None  # one entry in the legend for all seeds
-        axes.axhline(CHANCE[runs[0].task], ls=":", color="grey", lw=1, label="chance")
-        low, high = axes.get_ylim()
-        if high - low < LEAST_SPAN:
-            middle = (low + high) / 2
-            axes.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
+        if accuracy:
+            axes.axhline(CHANCE[runs[0].task], ls=":", color="grey", lw=1, label="chance")
+            low, high = axes.get_ylim()
+            if high - low < LEAST_SPAN:
+                middle = (low + high) / 2
+                axes.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
         axes.set_xlabel("training step")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_ylabel("validation accuracy (%)")
-        axes.legend(fontsize=7, **BELOW)
+        which = "training" if split == "train" else split
+        axes.set_ylabel(f"{which} accuracy (%)" if accuracy else f"{which} loss (nats)")
 
-    has_curve = {k: v for k, v in panels.items() if any(r.curve()[0] for _, rs, _ in v for r in rs)}
-    return _figure(has_curve, draw)
+    return _figure(panels, draw)
 
 
 def by_hardware(group: Group) -> dict[str, list[Run]]:
@@ -160,22 +179,48 @@ def median_of(runs: list[Run], name: str) -> float:
 
 
 def _figure(panels: dict, draw: Callable) -> Figure | None:
-    """A grid of panels, two a row, with titles."""
-    if not panels:
+    """A grid of panels, two a row, with titles, each with its legend beneath."""
+    parts = _parts_of_a_size(panels)
+    if not parts:
         return None
-    panels = dict(sorted(panels.items(), key=lambda item: (TASKS.index(item[0][0]), item[0])))
-    columns = min(len(panels), 2)
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
-    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes, (title, content) in zip(all_axes, panels.items(), strict=False):
+    columns = min(len(parts), 2)
+    rows = -(-len(parts) // columns)
+    figure = Figure(layout="constrained")
+    # Legends have axes of their own, as high as they are: none is cut off or meets a title.
+    grid = figure.add_gridspec(2 * rows, columns)
+    legend_heights = [0.0] * rows
+    for i, (title, content) in enumerate(parts):
+        row, column = divmod(i, columns)
+        axes = figure.add_subplot(grid[2 * row, column])
         draw(axes, content)
-        axes.set_title(TITLES[title[0]] + (f"\n{title[1]}" if title[1] else ""), fontsize=10)
+        axes.set_title(title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    for axes in all_axes[len(panels) :]:
-        axes.remove()
+        below = figure.add_subplot(grid[2 * row + 1, column])
+        below.set_axis_off()
+        handles, labels = axes.get_legend_handles_labels()
+        labels = [textwrap.fill(label, LABEL_WIDTH) for label in labels]
+        below.legend(handles, labels, fontsize=7.5, loc="upper left", frameon=False)
+        height = 0.15 + 0.16 * sum(1 + label.count("\n") for label in labels)
+        legend_heights[row] = max(legend_heights[row], height)
+    heights = [height for legend in legend_heights for height in (PANEL[1] - 1, legend)]
+    grid.set_height_ratios(heights)
+    figure.set_size_inches(PANEL[0] * columns, sum(heights) + rows)
     return figure
+
+
+def _parts_of_a_size(panels):
+    """Titles and contents of panels in their order, large ones in parts, empty ones left out."""
+    parts = []
+    for (task, data), content in sorted(
+        panels.items(), key=lambda item: (TASKS.index(item[0][0]), item[0])
+    ):
+        number = -(-len(content) // MAX_SERIES)
+        for i in range(number):
+            batch = content[i * len(content) // number : (i + 1) * len(content) // number]
+            title = TITLES[task] + (f" ({i + 1} of {number})" if number > 1 else "")
+            parts.append((title + (f"\n{data}" if data else ""), batch))
+    return parts
 
 
 def _panel(item):

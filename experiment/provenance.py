@@ -1,6 +1,5 @@
 """What made a result: code, versions, hardware, and how the run departs from LRA's recipe."""
 
-import importlib
 import os
 import platform
 import resource
@@ -13,12 +12,14 @@ import jax
 import ml_collections
 
 import lra_tasks
+from configs import reading
 from experiment.workdir import differing_fields, recorded
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "tensorflow-datasets")
 
 # Fields in which runs of one recipe differ: what is compared, where things lie, how they are cut.
 FREE_FIELDS = (
+    "name",
     "seed",
     "eval_every",
     "log_every",
@@ -35,12 +36,18 @@ FREE_FIELDS = (
 )
 
 
-def describe(config, task: lra_tasks.Task) -> dict:
-    """What a result needs beside its numbers: data, recipe, code, versions and hardware."""
+def describe(config, task: lra_tasks.Task, recipe=None) -> dict:
+    """What a result needs beside its numbers: data, recipe, code, versions and hardware.
+
+    `recipe` is the config of the file that was given, without variant and overrides; None: LRA's.
+    """
     reasons = [task.why_not_comparable] if not task.comparable_to_lra else []
-    changes = recipe_changes(config)
+    changes = recipe_changes(config, recipe)
     if changes:
         reasons.append("not the recipe: " + ", ".join(changes))
+    changes = [] if recipe is None else recipe_changes(recipe)
+    if changes:
+        reasons.append("the recipe is not LRA's: " + ", ".join(changes))
     return {
         "task": task.name,
         "source": task.source,
@@ -57,12 +64,14 @@ def describe(config, task: lra_tasks.Task) -> dict:
     }
 
 
-def recipe_changes(config: ml_collections.ConfigDict) -> list[str]:
-    """How a run departs from the recipe in its config file: "learning_rate=0.001 (recipe 0.0001)".
+def recipe_changes(config: ml_collections.ConfigDict, recipe=None) -> list[str]:
+    """How a config departs from a recipe: "learning_rate=0.001 (recipe 0.0001)".
 
-    Which attention, its number of landmarks, the seed and what can't change a result are free.
+    The recipe is a config; None: that of configs/lra_<task>.py. The name, which attention, its
+    number of landmarks, the seed and what can't change a result are free.
     """
-    recipe = importlib.import_module(f"configs.{config.name}").get_config()
+    if recipe is None:
+        recipe = reading.load_recipe(reading.lra_file(config.task.name))
     different = differing_fields(recorded(recipe), recorded(config))
     return [
         f"{name}={new!r} (recipe {old!r})"

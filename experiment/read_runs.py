@@ -129,10 +129,12 @@ def _read_reports(path, skipped):
     for line in path.read_text(errors="replace").splitlines():
         try:
             report = json.loads(line)
-            numbers = [value for name, value in report.items() if name != "split"]
-            if not all(type(value) in (int, float) for value in numbers):
+            numbers = {name: value for name, value in report.items() if name != "split"}
+            if not all(type(value) in (int, float, type(None)) for value in numbers.values()):
                 raise ValueError
-            reports.append(report | {"step": int(report["step"]), "split": str(report["split"])})
+            # A number that was none stands as null, and as NaN in older files.
+            numbers = {k: v for k, v in numbers.items() if v is not None and math.isfinite(v)}
+            reports.append(numbers | {"step": int(numbers["step"]), "split": str(report["split"])})
         except (ValueError, KeyError, AttributeError, OverflowError):
             bad += 1
     if bad:

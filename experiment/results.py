@@ -144,6 +144,11 @@ def key_of(config: dict, without: tuple[str, ...] = ()) -> str:
     return json.dumps(kept, sort_keys=True)
 
 
+def unfinished_label(run: Run) -> str:
+    """What a run without a result is called: the attention, and the folder, that has the rest."""
+    return f"{run.attention}, unfinished, in {run.folder.name}"
+
+
 def label_apart(groups: list[Group]) -> list[Group]:
     """The groups with labels that tell them apart: the attention and a few fields that vary.
 
@@ -181,17 +186,29 @@ def _distinct_labels(groups, among, taken):
 
 
 def _telling_fields(groups, varying) -> set[str]:
-    """A few of the varying fields that tell groups of one attention apart."""
+    """A few of the varying fields that tell groups of one attention apart.
+
+    First of all options that are gone: whoever sees such a run wants to know of them.
+    """
     rows = [(group.attention, fields_of(group.config)) for group in groups]
+    defaults = fields_of(base.get_config().to_dict())
 
     def num_kinds(names):
-        return len({(a, *(str(fields.get(name)) for name in names)) for a, fields in rows})
+        return len({(a, *(str(_telling(name, f, defaults)) for name in names)) for a, f in rows})
 
     telling = set()
-    for name in (*TELLING, *sorted(varying)):
+    gone = sorted(name for name in varying if name not in defaults)
+    for name in (*gone, *TELLING, *sorted(varying)):
         if name in varying and num_kinds([*telling, name]) > num_kinds(telling):
             telling.add(name)
     return telling
+
+
+def _telling(name, fields, defaults):
+    """A field's value; None where it is the default, or where the option is gone and was off."""
+    value = fields.get(name)
+    off = value == defaults[name] if name in defaults else not value
+    return None if off else value
 
 
 def _label(group, named, detail):
@@ -201,7 +218,9 @@ def _label(group, named, detail):
         f"{name.rpartition('.')[2]}={fields.get(name, 'absent')}"
         for name in sorted(named | always)
         if detail or OWN_FIELDS.get(name, group.attention) == group.attention
-        if name in always or fields.get(name) != defaults.get(name)
+        if name in always
+        or _telling(name, fields, defaults) is not None
+        or (detail and name in fields and name not in defaults)
     ]
     if detail >= 2:
         shown.append(f"{group.first['source']} data {group.first['fingerprint'][:8]}")

@@ -2,6 +2,15 @@
 
 import signal
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Exit statuses of a program of ours that one of them ended: once it had saved, or at once.
+STOPPED = tuple(s for number in SIGNALS for s in (128 + number, -number))
+
+
+def exit_status(signal_name: str) -> int:
+    """What a shell says of a program that a signal ended: 130 for SIGINT, 143 for SIGTERM."""
+    return 128 + signal.Signals[signal_name]
+
 
 class StopSignals:
     """While entered, the first SIGINT or SIGTERM is noted in `received` (its name, else "").
@@ -9,13 +18,11 @@ class StopSignals:
     A second one ends the process in its usual way, at once.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
     def __init__(self):
         self.received = ""
 
     def __enter__(self):
-        self._previous = {s: signal.signal(s, self._note) for s in self.SIGNALS}
+        self._previous = {s: signal.signal(s, self._note) for s in SIGNALS}
         return self
 
     def __exit__(self, *_):
@@ -24,5 +31,5 @@ class StopSignals:
 
     def _note(self, number, frame):
         self.received = signal.Signals(number).name
-        for s in self.SIGNALS:
+        for s in SIGNALS:
             signal.signal(s, self._previous[s])

@@ -1,7 +1,6 @@
 """The optimiser, one training step and the evaluation of a split: what train.py's loop calls."""
 
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +13,23 @@ from experiment import metrics
 STEPS_AHEAD = 2  # steps handed to the device before an earlier one is waited for
 
 
-def make_optimizer(config) -> optax.GradientTransformation:
-    """AdamW; its rate rises linearly from 1/25 of the peak, then falls to 1/25 of 1e-4 of it."""
+def make_schedule(config) -> optax.Schedule:
+    """The rate of the step after so many: rises from 1/25 of the peak, falls to 1/25 of 1e-4."""
     peak, warmup = config.learning_rate, config.warmup_steps
     decay = max(config.num_train_steps - 1 - warmup, 1)
-    rate = optax.join_schedules(
+    return optax.join_schedules(
         [
             optax.linear_schedule(peak / 25, peak, warmup),
             optax.linear_schedule(peak, peak / 25 / 1e4, decay),
         ],
         [warmup],
     )
+
+
+def make_optimizer(config) -> optax.GradientTransformation:
+    """AdamW at the rates of `make_schedule`."""
     return optax.adamw(
-        rate,
+        make_schedule(config),
         b1=config.adam_b1,
         b2=config.adam_b2,
         eps=config.adam_eps,
@@ -99,13 +102,18 @@ def eval_step(graph, params, batch):
     return batch_metrics(nnx.merge(graph, params), batch)
 
 
-def evaluate(graph, params, batches, put) -> dict[str, float]:
-    """Mean metrics over every example of a split, and examples per second."""
-    start = time.monotonic()
+def evaluate(graph, params, batches, put, log) -> dict[str, float]:
+    """Mean metrics over every example of a split, and examples per second.
+
+    `log` is a metrics.Reporter, which tells of compilations; their time does not count.
+    """
+    log.doing("evaluating")
+    start = log.seconds()
     parts = []
     for _, batch in lra_tasks.prefetch(batches, 0, len(batches)):
-        parts.append(eval_step(graph, params, put(batch)))
+        with log.compiling("evaluation", batch):
+            parts.append(eval_step(graph, params, put(batch)))
         jax.block_until_ready(parts[-1 - STEPS_AHEAD :][0])
     total = functools.reduce(metrics.merge, jax.device_get(parts), {})
-    seconds = time.monotonic() - start
+    seconds = log.seconds() - start
     return metrics.means(total) | {"examples_per_second": total["loss"][1] / seconds}

@@ -1,21 +1,21 @@
 """Prepares a task's data ahead of training, and shows what was made.
 
-python -m lra_tasks.prepare listops
+python -m lra_tasks.prepare listops:quick --config.task.num_train=1000
 python -m lra_tasks.prepare image --data_dir=~/lra_release --preview_dir=preview
 """
 
 import argparse
 import contextlib
-import importlib
+import difflib
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 import lra_tasks
+from lra_tasks.progress import plain_warnings
 
 NUM_SHOWN = 3
 SHOWN_CHARACTERS = 300
@@ -23,12 +23,11 @@ SHOWN_CHARACTERS = 300
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, 1 after an error in config or data."""
-    flags = _parser().parse_args(arguments)
+    reading = _own_reading()
+    flags, overrides = _parser(reading).parse_known_args(arguments)
     try:
-        config, cache_dir = _task_config(flags)
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            warnings.showwarning = _show_warning
+        config, cache_dir = _task_config(flags, overrides, reading)
+        with plain_warnings():
             directory = lra_tasks.prepare_set(config, cache_dir)
         task = lra_tasks.open_set(config, directory)
         _report(task, directory)
@@ -36,35 +35,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command begins anew", file=sys.stderr)
+        return 130
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _own_reading():
+    """`configs.reading` of this repository, whatever `configs` the current folder may have."""
+    root = str(Path(__file__).resolve().parent.parent)
+    if sys.path[0] != root:
+        sys.path.insert(0, root)
+    from configs import reading
+
+    return reading
+
+
+def _parser(reading) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lra_tasks.prepare",
-        description="Prepares a Long Range Arena task's data and shows what was made.",
+        usage="%(prog)s TASK[:VARIANT] [--config.FIELD=VALUE ...] [options]",
+        description="Prepares a Long Range Arena task's data and shows what was made. Fields are "
+        "changed as for train.py, e.g. --config.task.num_train=1000.",
+        allow_abbrev=False,
     )
-    parser.add_argument("task", choices=lra_tasks.NAMES)
+    variants = {name: reading.variants(reading.lra_file(name)) for name in lra_tasks.NAMES}
+    known = ", ".join(name + "".join(f" :{v}" for v in variants[name]) for name in variants)
+    parser.add_argument(
+        "task",
+        type=_task_or_file,
+        metavar="TASK[:VARIANT]",
+        help=f"a config file, or a task and its variant: {known}",
+    )
     parser.add_argument("--data_dir", help="where the official files lie: archive or folder")
     parser.add_argument("--source", choices=("auto", *lra_tasks.SOURCES))
-    parser.add_argument("--variant", default="", help="of the config, as after its colon: small")
+    parser.add_argument("--variant", default="", help="the same as after the colon")
     parser.add_argument("--cache_dir", help="where sets are kept; default ~/.cache/nystrom")
     parser.add_argument("--preview_dir", help="where pictures shown are written, as PNG files")
     return parser
 
 
-def _task_config(flags: argparse.Namespace):
-    """`config.task` of configs/lra_<task>.py with the flags' changes, and the cache_dir."""
-    module = importlib.import_module(f"configs.lra_{flags.task}")
-    config = module.get_config(flags.variant) if flags.variant else module.get_config()
+def _task_or_file(text: str) -> str:
+    """The argument, if it begins with a task's name or a config file's."""
+    name = text.partition(":")[0]
+    if name in lra_tasks.NAMES or name.endswith(".py"):
+        return text
+    close = difflib.get_close_matches(name, lra_tasks.NAMES, 1)
+    meant = f"did you mean {close[0]}? There" if close else "there"
+    raise argparse.ArgumentTypeError(
+        f"no task {name!r}; {meant} are {', '.join(lra_tasks.NAMES)}; or give a config file"
+    )
+
+
+def _task_config(flags: argparse.Namespace, overrides: list[str], reading):
+    """`config.task` of a task's config or a config file, with the changes, and the cache_dir."""
+    name, colon, variant = flags.task.partition(":")
+    if flags.variant and variant not in ("", flags.variant):
+        raise ValueError(f"{flags.task} and --variant={flags.variant} differ; give one of them")
+    variant = variant or flags.variant
+    file = reading.lra_file(name) if name in lra_tasks.NAMES else name
+    file += f":{variant}" if variant or colon else ""
+    config, _, _ = reading.read_config([f"--config={file}", *overrides])
     for field in ("data_dir", "source"):
         if getattr(flags, field) is not None:
             setattr(config.task, field, getattr(flags, field))
     return config.task, flags.cache_dir or config.cache_dir
-
-
-def _show_warning(message, *_, **__) -> None:
-    print(f"warning: {message}", file=sys.stderr)  # its place in this program says nothing to users
 
 
 def _report(task: lra_tasks.Task, directory: Path) -> None:

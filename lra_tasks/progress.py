@@ -1,18 +1,37 @@
 """Progress of long preparations: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 
 import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
+DESCRIPTION_WIDTH = 30  # leaves room for the numbers on a terminal of 80 columns
 
 
 def say(message: str, enabled: bool = True) -> None:
     """Writes one line to stderr, clear of any bar on it."""
     if enabled:
         tqdm.tqdm.write(message, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """While entered, warnings for users are one line each, without a place in our code."""
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        if issubclass(category, UserWarning):
+            say(f"warning: {message}")
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        usual, warnings.showwarning = warnings.showwarning, show
+        yield
 
 
 def track(
@@ -27,7 +46,9 @@ def track(
         yield from items
         return
     if sys.stderr.isatty():
-        with tqdm.tqdm(items, desc=description, total=total, unit=f" {unit}") as bar:
+        kept = DESCRIPTION_WIDTH  # of the end, which has what is being made
+        short = description if len(description) <= kept else "..." + description[3 - kept :]
+        with tqdm.tqdm(items, desc=short, total=total, unit=f" {unit}") as bar:
             yield from bar
         return
     start = last = time.monotonic()

@@ -7,6 +7,7 @@ from typing import BinaryIO
 from lra_tasks.archives import iter_members
 
 ARCHIVE_NAMES = ("lra_release.gz", "lra_release.tar.gz", "lra_release.tgz", "lra_release.tar")
+ARCHIVE_LINK = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
 # The archive unpacks to lra_release/<folder>; some copies nest that once more.
 NESTING = ("", "lra_release", "lra_release/lra_release")
 MAX_LINE = 1 << 24
@@ -23,11 +24,11 @@ def find_release(data_dir: str, folder: str, names: tuple[str, ...]) -> list[Pat
     """
     looked = (
         f"the {folder} files of the Long Range Arena release ({', '.join(names)}), or the archive "
-        f"{ARCHIVE_NAMES[0]}"
+        f"{ARCHIVE_NAMES[0]} ({ARCHIVE_LINK})"
     )
     if not data_dir:
         raise ValueError(
-            f"needs {looked}: fetch lra_release.gz from the Long Range Arena's project page and "
+            f"needs {looked}: fetch {ARCHIVE_NAMES[0]} and "
             "set config.task.data_dir to the folder that holds it or its unpacked contents"
         )
     root = Path(data_dir)

@@ -120,10 +120,14 @@ def series(values, mode, name, unit):
 
 
 def exponent(lengths, values):
-    """The slope of a line through the points of the three largest lengths, both in logarithms."""
-    if len(lengths) < 2:
-        return float("nan")
-    return np.polyfit(np.log(lengths[-3:]), np.log(values[-3:]), 1)[0]
+    """The slope of a line through the points of the three largest lengths, both in logarithms.
+
+    None where the values do not grow all along: what falls and rises is no power of N.
+    """
+    lengths, values = np.log(lengths[-3:]), np.log(values[-3:])
+    if len(values) < 2 or np.any(np.diff(values) <= 0):
+        return None
+    return np.polyfit(lengths, values, 1)[0]
 
 
 def draw(values, unit, label):
@@ -134,7 +138,8 @@ def draw(values, unit, label):
             if len(x):
                 style = {"nystrom": "o-", "softmax": "s-", FLAX: "^-"}.get(name, ".--")
                 width = 2.2 if name in ("nystrom", "softmax") else 1.2
-                text = name if name == "none" else f"{name}: N^{exponent(x, y):.2f}"
+                power = None if name == "none" else exponent(x, y)
+                text = name if power is None else f"{name}: N^{power:.2f}"
                 axis.plot(x, y, style, lw=width, color=f"C{i}", label=text)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
@@ -154,7 +159,8 @@ def table(values, unit, digits):
         for name in NAMES:
             cells = [values.get((mode, name, n)) for n in LENGTHS]
             row = "".join(f"{'–' if c is None else f'{c / unit:.{digits}f}':>10}" for c in cells)
-            print(f"  {name:20}{row}{exponent(*series(values, mode, name, unit)):10.2f}")
+            power = exponent(*series(values, mode, name, unit))
+            print(f"  {name:20}{row}{'–' if power is None else f'{power:.2f}':>10}")
 
 
 draw(times, 1e-3, "processor time (ms)" if ON_CPU else "time (ms)")
@@ -185,7 +191,7 @@ draw(memory, 2**20, "temporary buffers of the compiled program (MiB)")
 # Temporary buffers of the compiled program, by XLA's account; what needs none at all has no point.
 # Flax's softmax, which holds the N × N matrix, is the steep line. Our softmax goes through the
 # queries in tiles and keeps no such matrix: exact attention need not be quadratic in memory, only
-# in time. Exponents say little of lines that bend. In MiB:
+# in time. What does not grow all along has no exponent. In MiB:
 
 # %%
 table(memory, 2**20, 2)

@@ -26,7 +26,6 @@ from pathlib import Path
 
 sys.path.insert(0, "..")  # the repository's root, for report.py
 
-import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 
 import report
@@ -75,7 +74,8 @@ show(report.apart_table(found.groups), "There are no such runs in the folder.")
 # ## Learning curves
 #
 # Accuracy on held-out validation data as training goes on, a line for each run, runs of one group
-# in one colour; dashed where a run is unfinished, dotted what the labels' shares alone give.
+# in one colour; dashed where a run is unfinished, dotted what the labels' shares alone give. What
+# all runs of a panel have in common is not in its legend.
 
 # %%
 show_plot(
@@ -88,32 +88,10 @@ show_plot(
 # a flat start is the loss of a model that knows only how often each label occurs.
 
 # %%
-tasks = list(dict.fromkeys(run.task for run in (*finished, *found.unfinished)))
-labels = {run.folder: group.label for group in found.groups for run in group.runs}
-if tasks:
-    figure, all_axes = plt.subplots(
-        len(tasks), 1, figsize=(7.5, 3.6 * len(tasks)), layout="constrained", squeeze=False
-    )
-    for axis, task in zip(all_axes[:, 0], tasks, strict=True):
-        known = {}
-        for run in (*finished, *found.unfinished):
-            steps, losses = run.curve("train", "loss")
-            if run.task == task and steps:
-                label = labels.get(run.folder, f"{run.attention} (unfinished)")
-                first = label not in known
-                colour = known.setdefault(label, plots.COLOURS[len(known) % len(plots.COLOURS)])
-                style = "-" if run.result else "--"
-                shown = label if first else None
-                axis.plot(steps, losses, style, color=colour, lw=1.2, label=shown)
-        axis.set_title(plots.TITLES[task], fontsize=10)
-        axis.set_xlabel("training step")
-        axis.xaxis.set_major_formatter("{x:,.0f}")
-        axis.set_ylabel("training loss (nats)")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.3)
-        if known:
-            axis.legend(fontsize=7, **plots.BELOW)
-    plt.show()
+show_plot(
+    plots.plot_curves(found.groups, found.unfinished, "train", "loss"),
+    "There are no reports on training data in the folder yet.",
+)
 
 # %% [markdown]
 # ## Accuracy against the number of landmarks
@@ -135,8 +113,8 @@ if rows:
 # %% [markdown]
 # ## Speed and memory
 #
-# Training examples per second and peak memory, medians over runs on the same hardware. Compare
-# bars of one hardware only.
+# Training examples per second and peak memory, medians over runs on the same hardware, a row of
+# panels for each hardware and length of the inputs.
 
 # %%
 show_plot(plots.plot_speed(found.groups), "No run in the folder has recorded its speed.")

@@ -1,9 +1,11 @@
 """Notebooks run in their short mode; the stored ones are whole and in step with their sources."""
 
+import ast
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT
@@ -46,3 +48,14 @@ def test_stored_notebooks_are_in_step_with_their_sources(name):
         for notebook in (json.loads(made.stdout), stored(name))
     ]
     assert cells[0] == cells[1], "run: python notebooks/run.py"
+
+
+def test_what_falls_and_rises_has_no_exponent():
+    source = (ROOT / "notebooks" / "02_scaling.py").read_text()
+    found = [x for x in ast.parse(source).body if getattr(x, "name", "") == "exponent"]
+    names = {"np": np}
+    exec(compile(ast.Module(found, []), "02_scaling.py", "exec"), names)
+    lengths = np.array([1024, 2048, 4096, 8192])
+    assert names["exponent"](lengths, lengths**2.0) == pytest.approx(2)
+    assert names["exponent"](lengths, np.array([1.17, 2.30, 1.34, 1.34])) is None
+    assert names["exponent"](lengths[:1], lengths[:1]) is None

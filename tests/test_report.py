@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import itertools
 import json
 import statistics
 
@@ -10,18 +11,37 @@ import pytest
 from PIL import Image
 
 import report
+from benchmarks import attention_report
 from configs import base
-from experiment.plots import NOT_LRA, by_hardware, plot_curves
+from experiment.plots import (
+    MAX_SERIES,
+    NOT_LRA,
+    by_hardware,
+    plot_curves,
+    plot_landmarks,
+    plot_speed,
+    short_labels,
+)
 from experiment.read_runs import read_runs
 from experiment.results import fields_of
+from tests.conftest import ROOT
 from tests.written_runs import changed, write_run
 
 
 def rows_of(table, runs):
     """Rows of one of report.py's tables of the runs in a folder, as dicts."""
     found = read_runs([runs])
-    takes_all = table in (report.unfinished_table, report.curves_table, report.skipped_table)
+    takes_all = table in (report.unfinished_table, report.skipped_table)
     header, rows = table(found if takes_all else found.groups)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def data_of(runs, out, name):
+    """A CSV of a report as strict readers see it: a dict a row, as many cells as columns."""
+    make_report(runs, out)
+    with (out / f"{name}.csv").open(newline="") as file:
+        header, *rows = csv.reader(file, strict=True)
+    assert len(set(header)) == len(header) and all(header)
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
@@ -230,7 +250,8 @@ def test_curves_of_unfinished_runs_are_apart_from_comparable_ones(tmp_path):
     labels = {}
     for axes in figure.axes:
         apart = NOT_LRA in axes.get_title()
-        labels[apart] = [text.get_text() for text in axes.get_legend().get_texts()]
+        if axes.lines:
+            labels[apart] = axes.get_legend_handles_labels()[1]
     assert any("unfinished" in label for label in labels[True])
     assert not any("unfinished" in label for label in labels[False])
 
@@ -273,14 +294,8 @@ def test_plots_are_drawn_and_those_of_an_earlier_report_go(tmp_path):
         assert f"]({name})" in text
         picture = np.asarray(Image.open(out / name))
         assert picture.shape[0] > 200 and picture.std() > 5
-    with (out / "learning_curves.csv").open(newline="") as file:
-        points = list(csv.DictReader(file))
-    assert [point["validation accuracy"] for point in points] == [
-        "60.00",
-        "63.20",
-        "60.00",
-        "66.40",
-    ]
+    points = data_of(tmp_path / "runs", out, "learning_curves")
+    assert [float(point["accuracy"]) for point in points] == [60, 63.2, 60, 66.4]
 
     write_run(tmp_path / "one", "only")
     text = make_report(tmp_path / "one", out)
@@ -293,3 +308,171 @@ def test_folders_without_runs_are_refused(tmp_path, capsys):
     assert report.main([str(tmp_path), f"--out={tmp_path / 'out'}"]) == 1
     assert "no run of train.py in there" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_csvs_have_numbers_in_columns_of_their_own(tmp_path):
+    apart = {"comparable_to_lra": False, "why_not_comparable": 'a, "b"\nc'}
+    for seed, value in enumerate([0.61, 0.64, 0.655]):
+        write_run(tmp_path / "runs", f"lra-{seed}", value, seed=seed)
+    config = changed(model__num_landmarks=32)
+    write_run(tmp_path / "runs", "few", 0.5, config, examples_per_second=None)
+    write_run(tmp_path / "runs", "apart", 0.4, task="image", **apart)
+    begun = write_run(tmp_path / "runs", "begun", reports=[(1500, 0.5)], seed=7)
+    (begun / "result.json").unlink()
+    read = lambda name: data_of(tmp_path / "runs", tmp_path / "out", name)  # noqa: E731
+    rows = read("long_range_arena")
+    few, three = [row for row in rows if row["from"] == "ours"]
+    assert (float(three["mean"]), int(three["num_seeds"])) == (pytest.approx(63.5), 3)
+    assert float(three["std"]) == pytest.approx(100 * np.std([0.61, 0.64, 0.655], ddof=1), abs=1e-4)
+    assert (few["mean"], few["std"], few["num_seeds"]) == ("50.0", "", "1")
+    assert [float(row["mean"]) for row in rows if row["attention"] == "softmax"][:2] == [
+        37.1,
+        65.02,
+    ]
+    (row,) = read("not_comparable_to_lra")
+    assert (row["mean"], row["steps"]) == ("40.0", "35000")
+    assert row["why_not_comparable"] == apart["why_not_comparable"]
+    assert [int(row["landmarks"]) for row in read("accuracy_against_landmarks")] == [32, 64]
+    speed = {row["attention"]: row for row in read("speed_and_memory")}
+    assert speed["nystrom, num_landmarks=32"]["examples_per_second"] == ""
+    assert float(speed["nystrom, num_landmarks=64"]["peak_memory_bytes"]) == 2**30
+    (row,) = read("unfinished_runs")
+    assert (int(row["steps_done"]), int(row["steps"])) == (1500, 20000)
+
+
+def test_numbers_that_are_none_are_empty_cells(tmp_path):
+    folder = write_run(tmp_path / "runs", "a", reports=[(500, 0.6), (1000, float("nan"))])
+    text = (folder / "metrics.jsonl").read_text()
+    assert "NaN" in text  # as files of earlier versions have it
+    null = '{"step": 1500, "split": "validation", "accuracy": null, "loss": Infinity}\n'
+    (folder / "metrics.jsonl").write_text(text + null)
+    points = data_of(tmp_path / "runs", tmp_path / "out", "learning_curves")
+    assert [(p["step"], p["accuracy"], p["loss"]) for p in points] == [
+        ("500", "60.0", "1.0"),
+        ("1000", "", "1.0"),
+        ("1500", "", ""),
+    ]
+    for path in (tmp_path / "out").glob("*.csv"):
+        assert not {"nan", "inf"} & set(path.read_text().lower().replace("\n", ",").split(","))
+    assert not read_runs([tmp_path / "runs"]).skipped
+
+
+def with_gone_option(runs, name, value, config, **result):
+    """A run of a time when there was an option `model.bias_std`."""
+    path = write_run(runs, name, 0.5, config, **result) / "result.json"
+    saved = json.loads(path.read_text())
+    saved["config"]["model"]["bias_std"] = value
+    path.write_text(json.dumps(saved))
+
+
+def test_runs_with_an_option_that_is_gone_are_labelled_by_it(tmp_path):
+    write_run(tmp_path, "plain", 0.5, changed(learning_rate=3e-3))
+    other = changed(learning_rate=3e-3, adam_b2=0.98, adam_eps=1e-8)
+    with_gone_option(tmp_path, "wide-0", 3.0, other)
+    with_gone_option(tmp_path, "wide-1", 3.0, other, seed=1)
+    labels = {group.runs[0].folder.name: group.label for group in read_runs([tmp_path]).groups}
+    assert labels == {
+        "plain": "nystrom, num_landmarks=64",
+        "wide-0": "nystrom, bias_std=3.0, num_landmarks=64",
+    }
+
+
+def test_an_option_that_is_gone_and_was_off_is_named_only_where_nothing_else_tells(tmp_path):
+    write_run(tmp_path, "without", 0.5)
+    with_gone_option(tmp_path, "off", 0.0, changed())
+    with_gone_option(tmp_path, "slow", 0.0, changed(learning_rate=1e-5))
+    labels = {group.runs[0].folder.name: group.label for group in read_runs([tmp_path]).groups}
+    assert "bias_std" not in labels["slow"] and "learning_rate=1e-05" in labels["slow"]
+    assert "bias_std=0.0" in labels["off"]
+    assert len(set(labels.values())) == 3
+
+
+def drawn_boxes(figure, artists):
+    """Where artists lie in the figure, in pixels: a list of boxes."""
+    figure.draw_without_rendering()
+    return [artist.get_window_extent() for artist in artists]
+
+
+def many_runs(runs):
+    """More runs of one task than fit a panel, in two sizes of the data, and another task."""
+    long = "mlp_width"
+    for width in range(12):
+        config = changed(**{f"model__{long}": 100 + width, "learning_rate": 0.00012345 + width})
+        write_run(runs, f"wide-{width}", 0.6, config, reports=[(500, 0.6), (1000, 0.6)])
+    for landmarks in (8, 16):
+        config = changed("listops", model__num_landmarks=landmarks)
+        config.task.max_length = 200
+        write_run(runs, f"short-{landmarks}", 0.3, config, reports=[(500, 0.2), (1000, 0.3)],
+                  examples_per_second=5_000.0)  # fmt: skip
+    write_run(runs, "listops", 0.3, task="listops", reports=[(500, 0.2), (1000, 0.3)])
+
+
+@pytest.mark.parametrize("plot", [plot_curves, plot_landmarks])
+def test_legends_lie_within_the_figure_and_touch_nothing(plot, tmp_path):
+    many_runs(tmp_path)
+    figure = plot(read_runs([tmp_path]).groups)
+    legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    panels = [axes for axes in figure.axes if axes.lines]
+    assert len(legends) == len(panels)
+    texts = [*(axes.title for axes in panels), *(axes.xaxis.label for axes in panels)]
+    boxes = drawn_boxes(figure, [*legends, *texts])
+    for i, box in enumerate(boxes[: len(legends)]):
+        assert box.x0 >= 0 and box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for j, other in enumerate(boxes) if j != i)
+        assert not any(box.overlaps(axes.get_window_extent()) for axes in panels)
+
+
+def test_no_panel_has_more_curves_than_can_be_told_apart(tmp_path):
+    many_runs(tmp_path)
+    figure = plot_curves(read_runs([tmp_path]).groups)
+    counts = {a.get_title(): len(a.lines) - 1 for a in figure.axes if a.lines}  # and chance
+    assert max(counts.values()) <= MAX_SERIES and sum(counts.values()) == 15
+    assert [title.split("\n")[0] for title in counts if title.startswith("Text")] == [
+        "Text (1 of 2)",
+        "Text (2 of 2)",
+    ]
+
+
+def test_losses_are_drawn_from_the_reports_of_training(tmp_path):
+    folder = write_run(tmp_path, "a", reports=[(500, 0.6)])
+    lines = [{"step": step, "split": "train", "loss": 2.0 - step / 100} for step in (10, 20)]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    figure = plot_curves(read_runs([tmp_path]).groups, split="train", value="loss")
+    (line,) = figure.axes[0].lines
+    assert line.get_ydata().tolist() == [1.9, 1.8]
+    assert figure.axes[0].get_ylabel() == "training loss (nats)"
+
+
+def test_speeds_on_other_lengths_have_panels_of_their_own_and_bars_the_width(tmp_path):
+    many_runs(tmp_path)
+    figure = plot_speed(read_runs([tmp_path]).groups)
+    titles = [part.get_suptitle() for part in figure.subfigs]
+    assert len(titles) == 3 and len({title.split(":")[0] for title in titles}) == 3
+    assert any("up to 200 tokens" in title for title in titles)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.get_window_extent().width > 0.4 * figure.bbox.width
+        labels = [label for label in axes.get_xticklabels() if label.get_text()]
+        boxes = sorted(drawn_boxes(figure, labels), key=lambda box: box.x0)
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
+def test_labels_of_a_panel_leave_out_what_all_say():
+    labels = ["nystrom, rate=1, num_landmarks=16", "nystrom, rate=1, num_landmarks=32"]
+    assert short_labels(labels) == ["nystrom, num_landmarks=16", "nystrom, num_landmarks=32"]
+    assert short_labels(labels[:1]) == labels[:1]
+    unfinished = "softmax, unfinished, in folder"
+    assert short_labels([*labels, unfinished])[1:] == ["nystrom, num_landmarks=32", unfinished]
+
+
+def test_benchmark_plots_tick_the_lengths_that_were_measured(tmp_path):
+    with (ROOT / "results" / "benchmarks" / "attention.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = attention_report.make_figure(rows, "milliseconds", "milliseconds")
+    for axes in figure.axes:
+        shown = [label.get_text() for label in axes.get_xticklabels(which="both")]
+        assert [text for text in shown if text] == [
+            f"{length:,}" for length in sorted({int(row["length"]) for row in rows})
+        ]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,10 +16,8 @@ from hypothesis import strategies as st
 from experiment.grid import GridError, make_runs, split_values
 from experiment.read_runs import read_runs
 from experiment.workdir import default_workdir
+from sweep import Job, Sweep, log_path
 from tests.conftest import COMPILE_FAST, ROOT, SMALL, SMALL_ONE_LENGTH
-
-# ml_collections loads config files in a way that Python 3.12 will lose.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 LISTOPS = f"--config={ROOT}/configs/lra_listops.py"
 
@@ -147,6 +146,33 @@ def test_a_dry_run_prints_commands_that_a_shell_reads_back(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [
+        ("exit 143", "stopped, no output"),
+        ("exit 130", "stopped, no output"),
+        ("kill -TERM $$", "stopped, no output"),
+        ("exit 1", "FAILED, exit status 1: no output"),
+        ("kill -KILL $$", "FAILED, exit status -9: no output"),
+    ],
+)
+def test_runs_that_others_stopped_are_not_failures(ending, expected, tmp_path, capsys):
+    (run,) = make_runs([LISTOPS], tmp_path)
+    log_path(run).write_bytes(b"")
+    whole = Sweep([run], [], 1)
+    whole.jobs = [Job(run, subprocess.Popen(["sh", "-c", ending]), 0, time.monotonic())]
+    while whole.jobs:
+        whole.reap()
+        time.sleep(0.01)
+    assert whole.end("") == 1
+    assert f"lra_listops: {expected}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_sweep_that_is_interrupted_says_so_to_the_shell(name, status, tmp_path):
+    assert Sweep(make_runs([LISTOPS], tmp_path), [], 1).end(name) == status
+
+
 def test_an_interrupted_sweep_started_again_completes_what_is_missing(tmp_path):
     # accumulate_steps as most users leave it: train.py records what it then stands for.
     left_alone = [a for a in SMALL_ONE_LENGTH if "accumulate_steps" not in a]
@@ -176,7 +202,8 @@ def test_an_interrupted_sweep_started_again_completes_what_is_missing(tmp_path):
             os.killpg(process.pid, signal.SIGINT)
     assert process.returncode == 130
     assert "seed=0: FAILED, exit status 1" in err and "notes.txt" in err
-    assert "SIGINT: the same command goes on with the rest" in err
+    command = shlex.join([sys.executable, "sweep.py", *arguments])
+    assert f"SIGINT: the same command goes on with the rest: {command}" in err
     assert "Traceback" not in err
     log = first.with_name(first.name + ".log").read_text()
     assert "SIGINT: stopped at step" in log or (first / "result.json").exists()

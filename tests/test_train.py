@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import time
 
 import jax
@@ -10,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiment.checkpoints import Checkpoints
-from tests.conftest import COMPILE_FAST, SMALL, SMALL_ONE_LENGTH, start_train
+from tests.conftest import COMPILE_FAST, ROOT, SMALL, SMALL_ONE_LENGTH, start_train
 
 
 def reports(workdir):
@@ -65,13 +66,13 @@ def assert_same_run(workdir, whole):
 
 
 def test_a_run_leaves_what_the_readme_says(whole_run):
-    workdir, out, _ = whole_run
+    workdir, out, err = whole_run
     assert {"config.json", "metrics.jsonl", "checkpoints", "result.json"} <= {
         path.name for path in workdir.iterdir()
     }
     assert list(workdir.glob("events.out.tfevents.*"))
     result = json.loads((workdir / "result.json").read_text())
-    assert result == json.loads(out)
+    assert out == f"test accuracy {result['test_accuracy']:.2%}, result in {workdir}/result.json\n"
     assert result["source"] == "synthetic"
     assert result["comparable_to_lra"] is False
     assert "synthetic" in result["why_not_comparable"]
@@ -90,6 +91,14 @@ def test_a_run_leaves_what_the_readme_says(whole_run):
     }
     assert steps == {"train": [2, 4, 6, 8, 10, 12], "validation": [4, 8, 12], "test": [12]}
     assert all({"loss", "accuracy", "examples_per_second"} <= set(line) for line in lines)
+    rates = [line["learning_rate"] for line in lines if line["split"] == "train"]
+    # Warm-up takes two steps from 1/25 of the peak, 0.003: step 2 is half way.
+    assert rates[0] == pytest.approx(0.003 * (1 / 25 + 1) / 2)
+    assert rates[1:] == sorted(rates[1:], reverse=True) and rates[-1] < 1e-6
+    for what in ("training", "evaluation"):
+        for length in (32, 64):
+            assert err.count(f"compiling for length {length} ({what}) ...") == 1
+            assert err.count(f"compiling for length {length} ({what}) took ") == 1
 
 
 def test_the_test_split_is_scored_with_the_best_checkpoint(whole_run):
@@ -119,7 +128,7 @@ def test_killed_at_a_random_step_and_resumed_it_is_the_same_run(whole_run, tmp_p
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_goes_on_later(number, whole_run, tmp_path, run_train):
+def test_a_signal_saves_and_the_command_it_prints_goes_on(number, whole_run, tmp_path):
     whole, _, _ = whole_run
     workdir = tmp_path / "stopped"
     # Slow enough to be caught between reports: the partial report must survive the restart too.
@@ -130,23 +139,28 @@ def test_a_signal_saves_and_the_run_goes_on_later(number, whole_run, tmp_path, r
         time.sleep(0.005)
     process.send_signal(number)
     _, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
     assert "Traceback" not in err
-    if not (workdir / "result.json").exists():
+    if (workdir / "result.json").exists():
+        assert process.returncode == 0
+    else:
+        assert process.returncode == 128 + number, err
         assert "stopped at step" in err
-        assert f"--workdir={workdir}" in err
-    run_train(*SMALL, f"--workdir={workdir}")
+        (advice,) = [line for line in err.splitlines() if line.startswith("to go on: ")]
+        command = advice.removeprefix("to go on: ")  # for a shell, wherever its words need quotes
+        assert "'--config.task.bucket_boundaries=(32,64)'" in command
+        subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, check=True)
     assert_same_run(workdir, whole)
 
 
 def test_a_finished_run_is_not_repeated(whole_run, tmp_path, run_train):
     workdir, out, _ = whole_run
     before = reports(workdir)
+    config = json.loads((workdir / "config.json").read_text())
     # The cache's place is the machine's: it is not recorded, so another one is no other config.
     again = run_train(*SMALL, f"--workdir={workdir}", f"--config.cache_dir={tmp_path}")
-    assert json.loads(again.stdout) == json.loads(out)
-    assert "cache_dir" not in json.loads(out)["config"]
-    assert "cache_dir" not in json.loads((workdir / "config.json").read_text())
+    assert again.stdout == out
+    assert "cache_dir" not in json.loads((workdir / "result.json").read_text())["config"]
+    assert "cache_dir" not in config
     assert "is finished" in again.stderr
     assert reports(workdir) == before
 
@@ -216,3 +230,31 @@ def test_accumulated_steps_give_what_whole_batches_give(tmp_path, run_train):
     whole, parts = found
     assert [x[:2] for x in parts] == [x[:2] for x in whole]
     np.testing.assert_allclose([x[2] for x in parts], [x[2] for x in whole], rtol=1e-4)
+
+
+def test_a_config_of_ones_own_outside_the_repository_gives_a_result(tmp_path, run_train):
+    fields = {a.split("=", 1)[0]: a.split("=", 1)[1] for a in SMALL_ONE_LENGTH}
+    fields |= {"--config.model.attention": "none", "--config.task.source": "auto"}
+    fields |= {f"--config.task.num_{split}": "16" for split in ("train", "validation", "test")}
+    del fields["--config"]
+    lines = [
+        f"    {name[2:]} = {value if value[0] in '0123456789(' else repr(value)}"
+        for name, value in fields.items()
+    ]
+    config = tmp_path / "mine.py"
+    config.write_text(
+        "from configs import base, lra_listops\n\n\ndef get_config():\n"
+        "    config = lra_listops.get_config()\n    config.name = 'mine'\n"
+        + "\n".join(lines)
+        + "\n    return config\n"
+    )
+    workdir = tmp_path / "run"
+    arguments = [f"--config={config}", f"--workdir={workdir}", "--config.num_train_steps=4"]
+    first = run_train(*arguments, env={"XLA_FLAGS": COMPILE_FAST})
+    # That other data are used is told in a line, without a place in the code.
+    (warning,) = [line for line in first.stderr.splitlines() if "using source" in line]
+    assert warning.startswith("warning: listops: ")
+    assert "UserWarning" not in first.stderr and ".py:" not in first.stderr
+    result = json.loads((workdir / "result.json").read_text())
+    assert "not the recipe: num_train_steps=4 (recipe 12);" in result["why_not_comparable"]
+    assert "the recipe is not LRA's: " in result["why_not_comparable"]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lra_tasks.release import ARCHIVE_NAMES, NESTING, stream_archive
+from lra_tasks.release import ARCHIVE_LINK, ARCHIVE_NAMES, NESTING, stream_archive
 from lra_tasks.task import seeded_permutation
 
 FOLDERS = {
@@ -42,11 +42,11 @@ def find_files(data_dir: str, folder: str, difficulty: str) -> list[Path]:
     """
     what = (
         f"{folder}/{FOLDERS[difficulty]} of the Long Range Arena's release (with imgs/ and "
-        f"metadata/), or the archive {ARCHIVE_NAMES[0]}"
+        f"metadata/), or the archive {ARCHIVE_NAMES[0]} ({ARCHIVE_LINK})"
     )
     if not data_dir:
         raise ValueError(
-            f"needs {what}: fetch {ARCHIVE_NAMES[0]} from the Long Range Arena's project page and "
+            f"needs {what}: fetch {ARCHIVE_NAMES[0]} and "
             "set config.task.data_dir to the folder that holds it or its unpacked contents, or use "
             "config.task.source='generated'"
         )

@@ -46,11 +46,75 @@ def test_an_unknown_variant_is_an_error_without_traceback(tmp_path, capsys):
     assert "no variant 'huge'" in capsys.readouterr().err
 
 
+def test_help_names_the_variants_that_there_are(capsys):
+    with pytest.raises(SystemExit):
+        prepare.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "listops :quick :tuned" in shown and "text :1k :tuned" in shown
+    assert "small" not in shown and "--config.FIELD=VALUE" in shown
+
+
+SIZES = [f"--config.task.num_{split}=4" for split in ("train", "validation", "test")]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["listops:quick"],
+        ["listops", "--variant=quick"],
+        [f"{ROOT}/configs/lra_listops.py:quick"],
+    ],
+)
+def test_variants_and_overrides_are_train_pys(given, tmp_path, capsys):
+    arguments = [*given, *SIZES, "--source=generated", f"--cache_dir={tmp_path}"]
+    assert prepare.main([*arguments, "--config.task.data_seed=5"]) == 0
+    shown = capsys.readouterr().out
+    assert "train        4 examples" in shown
+    assert "listops-generated-4-4-4-over20-under200-seed5" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["listops:quik"], "no variant 'quik'; did you mean :quick?"),
+        (["listops:quick", "--variant=tuned"], "listops:quick and --variant=tuned differ"),
+        (["listops", "--config.task.num_trian=3"], "did you mean --config.task.num_train?"),
+        (["listops", "--surce=release"], "surce"),
+        (["nothing.py"], "--config=nothing.py: no such file"),
+        (["retrieval"], "https://storage.googleapis.com/long-range-arena/lra_release.gz"),
+        (
+            ["pathfinder", "--source=release"],
+            "https://storage.googleapis.com/long-range-arena/lra_release.gz",
+        ),
+    ],
+)
+def test_what_is_refused_is_one_line(arguments, expected, tmp_path, capsys):
+    assert prepare.main([*arguments, f"--cache_dir={tmp_path}"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and expected in err and len(err.splitlines()) == 1
+
+
+def test_configs_in_the_current_folder_are_not_ours(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").write_text("raise ImportError('a foreign package')")
+    arguments = ["listops:quick", *SIZES, "--source=synthetic", f"--cache_dir={tmp_path}/cache"]
+    result = subprocess.run(
+        [sys.executable, "-m", "lra_tasks.prepare", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # found as an installed package is
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "train        4 examples" in result.stdout
+
+
 def test_warnings_are_one_plain_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(listops, "FULL_SIZES", {"train": 4, "validation": 2, "test": 2})
     assert prepare.main(["listops", f"--cache_dir={tmp_path}"]) == 0
     captured = capsys.readouterr()
     errors = [line for line in captured.err.splitlines() if line.startswith("warning: ")]
+    assert ".py" not in captured.err and "UserWarning" not in captured.err
     assert len(errors) == 1 and "using source 'generated'" in errors[0]
     assert "train        4 examples" in captured.out
 

@@ -1,0 +1,122 @@
+"""What a run shows and writes: the bar at any width, the lines above it, strict JSON."""
+
+import contextlib
+import fcntl
+import json
+import math
+import pty
+import re
+import struct
+import sys
+import termios
+import time
+
+import numpy as np
+import pytest
+
+from experiment.metrics import Reporter, report_line, strict_json
+
+VALUES = {
+    "loss": 2.34159,
+    "accuracy": 0.125,
+    "gradient_norm": 0.51,
+    "learning_rate": 9.98e-05,
+    "examples_per_second": 1321.4,
+}
+
+
+def batch(length):
+    return {"inputs": np.zeros((8, length), np.int32)}
+
+
+def drive(reporter):
+    """Two steps, the second of another length, a report of each split."""
+    with reporter.compiling("training", batch(256)):
+        pass
+    reporter.progress(1)
+    with reporter.compiling("training", batch(512)):
+        pass
+    with reporter.compiling("training", batch(256)):
+        pass
+    reporter.progress(2)
+    reporter.report(2, "train", VALUES)
+    reporter.doing("evaluating")
+    with reporter.compiling("evaluation", batch(256)):
+        pass
+    reporter.report(2, "validation", {"loss": 2.3, "accuracy": 0.25, "examples_per_second": 9.0})
+    reporter.close()
+
+
+def screen(workdir, columns, monkeypatch):
+    """What appears on a terminal of so many columns: the texts between line ends."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with open(slave, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        drive(Reporter(workdir, 0, 5_000))
+    parts = []
+    with open(master, "rb", buffering=0) as file, contextlib.suppress(OSError):
+        while part := file.read(10_000):
+            parts.append(part)
+    return [line.rstrip() for line in re.split(r"[\r\n]+", b"".join(parts).decode())]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_step_loss_and_time_left_come_first_at_any_width(columns, tmp_path, monkeypatch):
+    shown = screen(tmp_path, columns, monkeypatch)
+    assert any(re.match(r"step 2/5,000  loss 2\.342  \d+:\d\d(:\d\d)? left", x) for x in shown)
+    assert max(map(len, shown)) <= max(columns, 80)
+
+
+def test_compilations_and_reports_are_lines_above_the_bar(tmp_path, monkeypatch):
+    shown = screen(tmp_path, 80, monkeypatch)
+    assert any(x.startswith("step 0/5,000  compiling for length 256 (training) ...") for x in shown)
+    took = [x for x in shown if " took " in x]
+    assert [re.sub(r"\d+\.\d s", "T s", x) for x in took] == [
+        "compiling for length 256 (training) took T s",
+        "compiling for length 512 (training) took T s",
+        "compiling for length 256 (evaluation) took T s",
+    ]
+    assert "step 2  train  loss 2.342  accuracy 0.125  lr 9.98e-05  1,321 examples/s" in shown
+    assert "step 2  validation  loss 2.3  accuracy 0.25  9 examples/s" in shown
+    assert any(re.match(r"step 2/5,000  loss 2.342  \S+ left  evaluating ", x) for x in shown)
+
+
+def test_without_a_terminal_there_are_plain_lines(tmp_path, capsys):
+    drive(Reporter(tmp_path, 0, 5_000))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "compiling for length 256 (training) ..."
+    assert re.fullmatch(r"compiling for length 256 \(training\) took \d+\.\d s", lines[1])
+    (train,) = [line for line in lines if "  train  " in line]
+    assert train.startswith("step 2/5000  train  loss 2.342  accuracy 0.125  gradient_norm 0.51")
+    assert "learning_rate 9.98e-05" in train and train.endswith(" left")
+    assert not any("\r" in line for line in lines)
+
+
+def test_time_spent_on_compiling_is_not_training(tmp_path, capsys):
+    reporter = Reporter(tmp_path, 0, 10)
+    before = reporter.seconds()
+    with reporter.compiling("training", batch(64)):
+        time.sleep(0.2)
+    assert reporter.seconds() - before < 0.15
+    reporter.close()
+
+
+def test_a_line_for_a_narrow_terminal_begins_with_what_matters():
+    line = report_line(2, 5_000, "train", VALUES, width=40)
+    assert line.startswith("step 2  train  loss 2.342") and len(line) <= 40
+
+
+def test_json_has_no_nan(tmp_path, capsys):
+    values = {"a": math.nan, "b": [1.5, math.inf], "c": {"d": -math.inf, "e": 3}, "f": True}
+    assert json.loads(strict_json(values), parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [1.5, None],
+        "c": {"d": None, "e": 3},
+        "f": True,
+    }
+    reporter = Reporter(tmp_path, 0, 10)
+    reporter.report(1, "validation", {"loss": math.nan, "accuracy": 0.5})
+    reporter.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["loss"] is None

@@ -1,0 +1,186 @@
+"""Config files anywhere, overrides and help: what is wrong is one line, with what there is."""
+
+import inspect
+import textwrap
+
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import train
+from configs import base, reading
+from experiment import provenance
+from experiment.config_checks import check_config
+from tests.conftest import ROOT
+
+TEXT = "--config=configs/lra_text.py"
+ALL_FILES = "there are configs/lra_image.py, configs/lra_listops.py"
+
+
+@pytest.fixture(autouse=True)
+def in_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def write(folder, source, name="mine.py"):
+    path = folder / name
+    path.write_text(textwrap.dedent(source))
+    return path
+
+
+MINE = """
+    from configs import base, lra_text
+
+    VARIANTS = ("short",)
+
+    def get_config(variant=""):
+        config = lra_text.get_config()
+        config.name = "mine"
+        config.learning_rate = 5e-4
+        if variant == "short":
+            config.num_train_steps = 9_000
+        elif variant:
+            raise base.unknown_variant("mine", variant, VARIANTS)
+        return config
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ((), ("--config=FILE is missing", ALL_FILES)),
+        (("--config=configs/nope.py",), ("--config=configs/nope.py: no such file", ALL_FILES)),
+        (
+            ("--config=configs/lra_txt.py",),
+            ("did you mean configs/lra_text.py? There are con",),
+        ),
+        (("--config=lra_text",), ("did you mean configs/lra_text.py?",)),
+        (("--config", "configs/lra_txt.py"), ("did you mean configs/lra_text.py?",)),
+        (("--config=configs",), ("--config=configs: is a folder", ALL_FILES)),
+        (("--config=README.md",), ("--config=README.md: not a Python file",)),
+        ((TEXT + ":tuend",), ("no variant 'tuend'", "did you mean :tuned?", "lra_text.py:1k")),
+        (("--config=configs/lra_image.py:x",), ("no variant 'x'", "lra_image.py alone")),
+        (
+            (TEXT, "--config.model.atention=softmax"),
+            ("no field 'atention'", "did you mean --config.model.attention?", "num_landmarks"),
+        ),
+        (
+            (TEXT, "--config.num_landmarks=32"),
+            ("no field 'num_landmarks'", "did you mean --config.model.num_landmarks?"),
+        ),
+        ((TEXT, "--config.xyzzy=1"), ("no field 'xyzzy'; config has ", "batch_size")),
+        ((TEXT, "--noconfig.model.remta"), ("did you mean --config.model.remat?",)),
+        ((TEXT, "--config.seed.x=1"), ("no field 'x': config.seed has no fields",)),
+        ((TEXT, "--config.model=5"), ("--config.model: has fields, give one: attention",)),
+        ((TEXT, "--config.seed=one"), ("--config.seed=one: expected an integer",)),
+        ((TEXT, "--config.learning_rate=fast"), ("learning_rate=fast: expected a number",)),
+        ((TEXT, "--config.model.remat=maybe"), ("model.remat=maybe: expected True or False",)),
+        ((TEXT, "--config.seed"), ("Missing value for flag --config.seed",)),
+        (("--config.seed=1", TEXT), ("--config.seed=1", "before a value for --config")),
+        ((TEXT, "--wrokdir=x"), ("wrokdir", "workdir")),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(arguments, parts):
+    argv = ["train.py", *arguments]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", values, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "", values)
+    with pytest.raises(reading.ArgumentError) as error:
+        reading.parse(argv, values)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    for part in parts:
+        assert part in message
+
+
+def test_several_wrong_fields_are_each_told():
+    problems = reading.find_problems(["", TEXT, "--config.sed=1", "--config.model.widht=2"])
+    assert [p.partition(":")[0] for p in problems] == ["--config.sed", "--config.model.widht"]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("def get_config(:\n", "SyntaxError: invalid syntax"),
+        ("\n\nimport no_such_package\n", "mine.py, line 3: ModuleNotFoundError"),
+        ("def get_config():\n    return 1 / 0\n", "mine.py, line 2: ZeroDivisionError"),
+        ("x = 1\n", "has no function get_config()"),
+        ("def get_config():\n    pass\n", "returned NoneType"),
+        ("def get_config(variant):\n    pass\n", "mine.py:VARIANT"),
+    ],
+)
+def test_a_config_file_that_fails_is_named_with_the_line(source, expected, tmp_path):
+    path = write(tmp_path, source)
+    with pytest.raises(reading.ArgumentError) as error:
+        reading.read_config([f"--config={path}"])
+    message = str(error.value)
+    assert message.startswith(f"--config={path}: ") and expected in message
+    assert len(message.splitlines()) == 1
+
+
+def test_files_beside_the_one_that_is_not_there_are_named(tmp_path):
+    path = write(tmp_path, MINE)
+    (problem,) = reading.find_problems(["", f"--config={tmp_path}/mime.py"])
+    assert f"did you mean {path}? There are {path}" in problem
+
+
+def test_a_config_anywhere_is_compared_with_its_own_recipe_and_with_lras(tmp_path):
+    path = write(tmp_path, MINE)
+    config, filename, overrides = reading.read_config(
+        [f"--config={path}:short", "--config.batch_size=8", "--config.seed=3"]
+    )
+    assert filename == f"{path}:short" and overrides == {"batch_size": 8, "seed": 3}
+    assert check_config(config) == []
+    recipe = reading.load_recipe(filename)
+    assert provenance.recipe_changes(config, recipe) == [
+        "batch_size=8 (recipe 32)",
+        "num_train_steps=9000 (recipe 20000)",
+    ]
+    assert provenance.recipe_changes(recipe) == ["learning_rate=0.0005 (recipe 0.0001)"]
+
+
+def test_fields_of_a_config_are_those_of_base():
+    fields = reading.load("configs/lra_text.py").to_dict()
+    fields |= {"batch_size": "32", "seed": True, "weight_decay": 0}
+    fields["model"]["num_landmark"] = 32
+    fields["task"]["bucket_boundaries"] = [4_096]
+    del fields["warmup_steps"]
+    assert sorted(check_config(ConfigDict(fields))) == [
+        "config.batch_size='32': expected int",
+        "config.model.num_landmark: no such field; did you mean config.model.num_landmarks?",
+        "config.seed=True: expected int",
+        "config.warmup_steps: is missing; see configs/base.py",
+    ]
+
+
+def test_help_is_short_and_names_every_config_and_variant(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.parse_flags(["train.py", "--help"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert max(map(len, out.splitlines())) <= 80 and len(out.splitlines()) < 40
+    for file in (ROOT / "configs").glob("lra_*.py"):
+        variants = "".join(f" :{name}" for name in reading.variants(str(file)))
+        assert f"configs/{file.name}{variants}\n" in out
+    for option in ("--config.FIELD=VALUE", "--workdir=DIR", "--help_config"):
+        assert option in out
+
+
+def test_variants_for_help_are_those_that_the_files_take():
+    for file in reading.known_files():
+        for variant in reading.variants(file):
+            assert reading.load(f"{file}:{variant}").name
+        taken = inspect.getsource(reading.load_module(file)).count('variant == "')
+        assert taken in (0, len(reading.variants(file)))
+
+
+def test_help_config_explains_every_field_with_the_values_of_a_config(capsys):
+    with pytest.raises(SystemExit):
+        train.parse_flags(["train.py", TEXT + ":tuned", "--help_config"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in reading.fields(base.get_config()):
+        (at,) = [i for i, x in enumerate(lines) if x.startswith(f"--config.{name}=")]
+        assert lines[at + 1].startswith("    "), f"{name} has no comment"
+    assert "--config.num_train_steps=2000" in lines
+    assert "one of iterative, chebyshev" in " ".join(line.strip() for line in lines)
