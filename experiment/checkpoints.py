@@ -4,6 +4,7 @@ A step's folder holds `state`, written by orbax, and `record`, JSON: step, valid
 progress, the best step so far, and digests. What was not saved so is never used.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -41,6 +42,7 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self.say = say
         self.records, self.broken = {}, {}  # by step: records of whole steps; what ails the others
+        self._quiet = contextlib.ExitStack()
         for folder in self.directory.glob("[0-9]*"):
             if folder.name.isdecimal() and folder.name == str(int(folder.name)):
                 try:
@@ -53,13 +55,13 @@ class Checkpoints:
         """What writes and deletes steps. Made when first needed: broken steps would stop it."""
         self._set_broken_aside()
         try:
-            with orbax_quiet():
-                return ocp.CheckpointManager(
-                    self.directory,
-                    options=ocp.CheckpointManagerOptions(
-                        preservation_policy=_Kept(self), cleanup_tmp_directories=True
-                    ),
-                )
+            self._quiet.enter_context(orbax_quiet())  # until closed: it writes in the background
+            return ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=_Kept(self), cleanup_tmp_directories=True
+                ),
+            )
         except OSError as error:
             raise CheckpointError(f"{self.directory}: can't write there ({error})") from error
 
@@ -135,12 +137,11 @@ class Checkpoints:
             )
         for step in self.broken.keys() & self.records.keys():
             del self.records[step]
+        if found:
+            best = self.records[found[0]]["best_step"]
+            if best not in (None, found[0]):
+                self.restore(best, like)
         self._set_broken_aside()
-        if found is None:
-            return None
-        best = self.records[found[0]]["best_step"]
-        if best is not None and best != found[0]:
-            self.restore(best, like)
         return found
 
     def restore(self, step: int, like) -> tuple[dict, dict]:
@@ -163,9 +164,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being written."""
-        if "manager" in self.__dict__:
-            self._wait()
-            self.manager.close()
+        with self._quiet:
+            if "manager" in self.__dict__:
+                self._wait()
+                self.manager.close()
 
     def _read_state(self, step, like):
         record = self.records[step]

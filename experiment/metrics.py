@@ -91,13 +91,17 @@ def median_rate(path: Path) -> float:
 
 
 def drop_reports_after(path: Path, step: int) -> None:
-    """Keeps the whole lines of a metrics.jsonl up to `step`; the last may have been cut off."""
+    """Keeps the whole lines of a metrics.jsonl up to `step`; the last may have been cut off.
+
+    None of the test split: it is scored at the end, again if that was reached but not recorded.
+    """
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+            report = json.loads(line)
+            if line.endswith("\n") and report["step"] <= step and report["split"] != "test":
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue

@@ -1,12 +1,14 @@
 """Ctrl-C and SIGTERM as a request to save and stop."""
 
 import signal
+import threading
 
 
 class StopSignals:
     """While entered, the first SIGINT or SIGTERM is noted in `received` (its name, else "").
 
-    A second one ends the process in its usual way, at once.
+    A second one ends the process in its usual way, at once. Python handles signals in the main
+    thread alone, so in another one nothing is noted.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -15,7 +17,8 @@ class StopSignals:
         self.received = ""
 
     def __enter__(self):
-        self._previous = {s: signal.signal(s, self._note) for s in self.SIGNALS}
+        main = threading.current_thread() is threading.main_thread()
+        self._previous = {s: signal.signal(s, self._note) for s in self.SIGNALS if main}
         return self
 
     def __exit__(self, *_):

@@ -50,7 +50,9 @@ On disk, below `<cache_dir>/datasets`:
     lra/<task>-<source>-<set_name>[-<key of the official files>]/<VERSION>/
         lra-<split>.array_record-...   the examples, and tensorflow-datasets' own JSON files
         lengths-<split>.npy            int32 [num_examples, num_documents]
-        set.json                       sizes, fingerprint, notes
+        sums-<split>.npy               uint32 [num_examples], crc32 of each record, compared when
+                                       the record is read: opening must not read gigabytes
+        set.json                       sizes, fingerprint, notes, sha256 of all the other files
     preparing/<set>/                   being written; renamed into place when whole
     preparing/<set>.lock               held (flock) by the process that writes it
 """
@@ -62,6 +64,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -69,7 +72,7 @@ from types import ModuleType
 import numpy as np
 
 from lra_tasks import progress
-from lra_tasks.task import Split
+from lra_tasks.task import Split, foreign_ids
 
 SPLITS = ("train", "validation", "test")
 
@@ -101,13 +104,14 @@ def prepare(root: Path, name: str, module: ModuleType, config, source: str, file
     """Prepares a set unless it is there, safely against other processes; returns its directory.
 
     Whatever ends the preparation early (an exception, Ctrl-C, kill -9) leaves nothing that counts
-    as a set: it is written in a sibling and renamed when whole.
+    as a set: it is written in a sibling and renamed when whole. OSError if the cache can't be
+    written.
     """
     target = root / "lra" / name / module.VERSION
     remove_stale(root)
     if (target / "set.json").is_file():
         return target
-    with lock(root / "preparing" / f"{name}.lock", show):
+    with _naming_cache_dir(root), lock(root / "preparing" / f"{name}.lock", show):
         if (target / "set.json").is_file():  # another process made it meanwhile
             return target
         progress.say(f"preparing {name} in {root}", show)
@@ -141,29 +145,41 @@ def open_splits(directory: Path, num_documents: int) -> tuple[dict[str, Split], 
     splits = {}
     for split in SPLITS:
         try:
-            examples = StoredExamples(builder, split)
+            sums = directory / f"sums-{split}.npy"
+            sums = np.load(sums, allow_pickle=False) if "digest" in description else None
+            examples = StoredExamples(builder, split, sums)
             lengths = np.load(directory / f"lengths-{split}.npy", allow_pickle=False)
         except Exception as error:  # array_record raises bare RuntimeErrors and more
-            raise ValueError(_damaged(directory, f"{split}: {error}")) from error
+            raise ValueError(damaged(directory, f"{split}: {error}")) from error
         expected = description["num_examples"][split]
         if len(examples) != expected or lengths.shape != (expected, num_documents):
             problem = f"{split} has {len(examples)} examples and lengths {lengths.shape}"
-            raise ValueError(_damaged(directory, f"{problem}, expected {expected}"))
+            raise ValueError(damaged(directory, f"{problem}, expected {expected}"))
         splits[split] = Split(examples=examples, lengths=lengths)
     return splits, description
 
 
 def _read_description(directory: Path) -> dict:
-    """Contents of set.json, after a check that the set's files have the sizes it lists."""
+    """Contents of set.json, after a check that the set's files are as it lists them.
+
+    Sizes of all, and contents but for the examples'; sets of older versions list sizes alone.
+    """
     try:
         description = json.loads((directory / "set.json").read_text())
         sizes = description["file_sizes"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(_damaged(directory, f"set.json: {error!r}")) from error
+        contents = {}
+        if description.keys() & {"digest", "file_digests"}:
+            contents = description["file_digests"]
+            if description["digest"] != _digest_of(description):
+                raise ValueError("not as it was written")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(damaged(directory, f"set.json: {error!r}")) from error
     for name, size in sizes.items():
         actual = (directory / name).stat().st_size if (directory / name).is_file() else "no"
         if actual != size:
-            raise ValueError(_damaged(directory, f"{name} has {actual} bytes, expected {size}"))
+            raise ValueError(damaged(directory, f"{name} has {actual} bytes, expected {size}"))
+        if name in contents and sha256_of_file(directory / name) != contents[name]:
+            raise ValueError(damaged(directory, f"{name} is not as it was written"))
     return description
 
 
@@ -200,7 +216,7 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
             digests[split] = hashlib.sha256()
             rows = lengths[split] = []
             for row in progress.track(make(), f"{name} {split}", totals.get(split), show):
-                rows.append(_measure(row, module.NUM_DOCUMENTS, split, len(rows), digests[split]))
+                rows.append(_measure(row, module, split, len(rows), digests[split]))
                 yield row
 
         return examples
@@ -221,11 +237,13 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
         if not lengths[split]:
             raise ValueError(f"{name}: no examples for the {split} split; files read: {files}")
         np.save(directory / f"lengths-{split}.npy", np.array(lengths[split], np.int32))
+        np.save(directory / f"sums-{split}.npy", np.array(builder.record_sums[split], np.uint32))
     if len(files) == 1 and files[0].is_file():
         fingerprint = sha256_of_file(files[0], show)
     else:
         joined = "".join(f"{split} {digests[split].hexdigest()}\n" for split in SPLITS)
         fingerprint = hashlib.sha256(joined.encode()).hexdigest()
+    written = sorted(directory.iterdir())
     description = {
         "name": name,
         "source": source,
@@ -233,17 +251,27 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
         "fingerprint": fingerprint,
         "fingerprint_of": files[0].name if len(files) == 1 and files[0].is_file() else "examples",
         "notes": notes,
-        "file_sizes": {path.name: path.stat().st_size for path in sorted(directory.iterdir())},
+        "file_sizes": {path.name: path.stat().st_size for path in written},
+        "file_digests": {
+            path.name: sha256_of_file(path) for path in written if "array_record" not in path.name
+        },
     }
+    description["digest"] = _digest_of(description)
     (directory / "set.json").write_text(json.dumps(description, indent=2) + "\n")
     for path in directory.iterdir():
         _sync(path)
     return directory
 
 
-def _measure(example: dict, num_documents: int, split: str, index: int, digest) -> list[int]:
+def _digest_of(description: dict) -> str:
+    """sha256, hex, of a set.json's contents without its own digest."""
+    rest = {name: value for name, value in description.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _measure(example: dict, module: ModuleType, split: str, index: int, digest) -> list[int]:
     """Adds an example to the digest and returns the lengths of its documents."""
-    names = ("inputs", "inputs2")[:num_documents]
+    names = ("inputs", "inputs2")[: module.NUM_DOCUMENTS]
     sizes = []
     for name in names:
         document = example[name]
@@ -252,11 +280,48 @@ def _measure(example: dict, num_documents: int, split: str, index: int, digest) 
                 f"{split} example {index}: {name} is {document.dtype}{list(document.shape)}, "
                 "expected a non-empty uint8 vector"
             )
+        if problem := foreign_ids(document, module.VOCAB_SIZE - module.ID_OFFSET):
+            raise ValueError(f"{split} example {index}: {name} has {problem}")
         digest.update(len(document).to_bytes(8, "little"))
         digest.update(document.tobytes())
         sizes.append(len(document))
-    digest.update(int(example["label"]).to_bytes(8, "little", signed=True))
+    label = int(example["label"])
+    if not 0 <= label < module.NUM_CLASSES:
+        expected = f"0 to {module.NUM_CLASSES - 1}"
+        raise ValueError(f"{split} example {index}: label {label}, expected {expected}")
+    digest.update(label.to_bytes(8, "little", signed=True))
     return sizes
+
+
+@contextlib.contextmanager
+def _naming_cache_dir(root: Path) -> Iterator[None]:
+    """Says of an OSError in writing below `root` which setting chose that place."""
+    try:
+        yield
+    except OSError as error:
+        names = [name for name in (error.filename, error.filename2) if name]
+        if not (names or error.errno) or not all(is_below(name, root) for name in names):
+            raise  # from a file that is read
+        raise type(error)(
+            f"config.cache_dir={str(root.parent)!r}: can't write there ({error}); make room, or "
+            "set it to a folder that can be written"
+        ) from error
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be written in a folder, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def is_below(path: str | os.PathLike, folder: Path) -> bool:
+    """Whether a path leads into a folder, or to what it lies in."""
+    path = Path(path).absolute()
+    return path.is_relative_to(folder.absolute()) or folder.absolute().is_relative_to(path)
 
 
 def _files_key(files: list[Path]) -> str:
@@ -293,7 +358,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _damaged(directory: Path, problem: str) -> str:
+def damaged(directory: Path, problem: str) -> str:
     return (
         f"the prepared set in {directory} is damaged ({problem}). Delete that folder; it is "
         "prepared again at the next start."
