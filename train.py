@@ -29,7 +29,7 @@ from experiment.checkpoints import NOT_EVALUATED, Checkpoints
 from experiment.config_checks import check_config, choose_accumulate_steps
 from experiment.model import make_model
 from experiment.signals import StopSignals
-from experiment.training import STEPS_AHEAD, evaluate, make_optimizer, train_step
+from experiment.training import STEPS_AHEAD, evaluate, make_optimizer, not_finite, train_step
 from experiment.workdir import (
     WorkdirError,
     claim,
@@ -99,14 +99,8 @@ def train(config, workdir: str | Path, task: lra_tasks.Task) -> dict | None:
     def collect():
         """Fetches the waiting metrics and stops the run if one is not finite."""
         for step, totals in jax.device_get(waiting):
-            if not all(math.isfinite(total) for total, _ in totals.values()):
-                found = ", ".join(f"{k} {v}" for k, v in metrics.means(totals).items())
-                saved = checkpoints.latest_step()
-                kept = f"The checkpoint of step {saved} is kept" if saved else "None was saved"
-                raise Stop(
-                    f"step {step}: not finite: {found}. {kept}. A lower config.learning_rate "
-                    f"(now {config.learning_rate}) or longer config.warmup_steps may help."
-                )
+            if problem := not_finite(step, totals, checkpoints.latest_step(), config):
+                raise Stop(problem)
             progress["since_report"] = metrics.merge(progress["since_report"], totals)
         waiting.clear()
 

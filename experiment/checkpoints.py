@@ -274,7 +274,7 @@ def _read_record(folder):
             if record["digest"] != _record_digest(record):
                 raise Damaged("its record is not as it was saved")
         else:  # of a version without digests, or half of it is gone
-            found = _read_json(folder / "metrics")
+            found = _read_json(folder / "metrics", filename="metrics")
             record = {name: found[name] for name in ("step", "accuracy")}
             record |= {"progress": _read_json(folder / "progress")}
             record |= {"layout": None, "state": None, "best_step": None}
@@ -287,8 +287,8 @@ def _read_record(folder):
     return record
 
 
-def _read_json(folder):
-    return ocp.JsonCheckpointHandler().restore(folder)
+def _read_json(folder, **name):
+    return ocp.JsonCheckpointHandler(**name).restore(folder)
 
 
 def _record_digest(record):

@@ -1,6 +1,7 @@
 """The optimiser, one training step and the evaluation of a split: what train.py's loop calls."""
 
 import functools
+import math
 import time
 
 import jax
@@ -16,8 +17,19 @@ STEPS_AHEAD = 2  # steps handed to the device before an earlier one is waited fo
 
 def make_optimizer(config) -> optax.GradientTransformation:
     """AdamW; its rate rises linearly from 1/25 of the peak, then falls to 1/25 of 1e-4 of it."""
-    peak, warmup = config.learning_rate, config.warmup_steps
-    decay = max(config.num_train_steps - 1 - warmup, 1)
+    return _adamw(
+        config.learning_rate,
+        config.warmup_steps,
+        max(config.num_train_steps - 1 - config.warmup_steps, 1),
+        b1=config.adam_b1,
+        b2=config.adam_b2,
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+    )
+
+
+@functools.lru_cache  # one object for one config: train_step compiles once in a process
+def _adamw(peak, warmup, decay, **constants):
     rate = optax.join_schedules(
         [
             optax.linear_schedule(peak / 25, peak, warmup),
@@ -25,13 +37,7 @@ def make_optimizer(config) -> optax.GradientTransformation:
         ],
         [warmup],
     )
-    return optax.adamw(
-        rate,
-        b1=config.adam_b1,
-        b2=config.adam_b2,
-        eps=config.adam_eps,
-        weight_decay=config.weight_decay,
-    )
+    return optax.adamw(rate, **constants)
 
 
 def batch_metrics(model, batch, dropout_key=None):
@@ -91,6 +97,18 @@ def train_step(graph, optimizer, state, batch, key, accumulate_steps=1):
         "step": state["step"] + 1,
     }
     return new_state, totals
+
+
+def not_finite(step: int, totals: dict, saved_step: int | None, config) -> str:
+    """'' if a step's metrics are finite; else what isn't, what is kept and what may help."""
+    if all(math.isfinite(total) for total, _ in totals.values()):
+        return ""
+    found = ", ".join(f"{name} {value}" for name, value in metrics.means(totals).items())
+    kept = f"The checkpoint of step {saved_step} is kept." if saved_step else "None was saved yet."
+    return (
+        f"step {step}: not finite: {found}. {kept} A lower config.learning_rate (now "
+        f"{config.learning_rate}) or longer config.warmup_steps may help."
+    )
 
 
 @functools.partial(jax.jit, static_argnames="graph")
