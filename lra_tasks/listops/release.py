@@ -85,7 +85,7 @@ def _read_file(path: Path, notes: dict) -> Iterator[tuple[bytes, int]]:
         yield from read_rows(file, str(path), notes)
 
 
-def _read_archive(archive: Path, notes: dict) -> dict[str, list[tuple[bytes, int]]]:
+def _read_archive(archive: Path, notes: dict | None = None) -> dict[str, list[tuple[bytes, int]]]:
     """Rows of all splits; read in one pass, as the files lie in the archive in any order."""
     found: dict[str, list[tuple[bytes, int]]] = {}
     splits = {f"{FOLDER}/{name}": split for split, name in FILES.items()}
