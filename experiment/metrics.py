@@ -50,8 +50,11 @@ class Reporter:
 
     def report(self, step: int, split: str, values: dict[str, float]) -> None:
         """Writes a line of metrics.jsonl: step, split and the values by name."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        except OSError as error:
+            raise OSError(f"{self.path}: can't write there ({error}); make room") from error
         for name, value in values.items():
             self.writer.add_scalar(f"{split}/{name}", value, step)
         shown = "  ".join(f"{name} {value:,.4g}" for name, value in values.items())
@@ -76,9 +79,15 @@ class Reporter:
         return f"{tqdm.tqdm.format_interval(rate * (self.num_steps - step))} left"
 
     def close(self) -> None:
-        """Ends the progress bar and the TensorBoard file."""
+        """Ends the progress bar and the TensorBoard file, whose end may be lost on a full disk."""
+        try:
+            self.writer.close()
+        except OSError as error:
+            self.say(f"TensorBoard's last reports can't be written ({error})")
+            events = self.writer.file_writer.event_writer
+            events._worker.stop()
+            events._closed = True  # or it would try, and fail, again when Python ends
         self.bar.close()
-        self.writer.close()
 
 
 def median_rate(path: Path) -> float:

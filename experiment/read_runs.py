@@ -130,7 +130,7 @@ def _read_reports(path, skipped):
         try:
             report = json.loads(line)
             numbers = [value for name, value in report.items() if name != "split"]
-            if not all(type(value) in (int, float) and math.isfinite(value) for value in numbers):
+            if not all(type(value) in (int, float) for value in numbers):
                 raise ValueError
             reports.append(report | {"step": int(report["step"]), "split": str(report["split"])})
         except (ValueError, KeyError, AttributeError, OverflowError):

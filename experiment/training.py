@@ -17,19 +17,8 @@ STEPS_AHEAD = 2  # steps handed to the device before an earlier one is waited fo
 
 def make_optimizer(config) -> optax.GradientTransformation:
     """AdamW; its rate rises linearly from 1/25 of the peak, then falls to 1/25 of 1e-4 of it."""
-    return _adamw(
-        config.learning_rate,
-        config.warmup_steps,
-        max(config.num_train_steps - 1 - config.warmup_steps, 1),
-        b1=config.adam_b1,
-        b2=config.adam_b2,
-        eps=config.adam_eps,
-        weight_decay=config.weight_decay,
-    )
-
-
-@functools.lru_cache  # one object for one config: train_step compiles once in a process
-def _adamw(peak, warmup, decay, **constants):
+    peak, warmup = config.learning_rate, config.warmup_steps
+    decay = max(config.num_train_steps - 1 - warmup, 1)
     rate = optax.join_schedules(
         [
             optax.linear_schedule(peak / 25, peak, warmup),
@@ -37,7 +26,13 @@ def _adamw(peak, warmup, decay, **constants):
         ],
         [warmup],
     )
-    return optax.adamw(rate, **constants)
+    return optax.adamw(
+        rate,
+        b1=config.adam_b1,
+        b2=config.adam_b2,
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+    )
 
 
 def batch_metrics(model, batch, dropout_key=None):

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import resource
 import shutil
 import threading
 
@@ -13,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import lra_tasks
 from experiment.config_checks import choose_accumulate_steps
+from experiment.metrics import Reporter
 from experiment.training import not_finite
 from experiment.workdir import (
     WorkdirError,
@@ -222,3 +224,18 @@ def test_a_run_that_diverges_before_any_checkpoint_does_not_speak_of_one():
     assert "None was saved" in not_finite(3, totals, None, make_config())
     assert "checkpoint of step 2 is kept" in not_finite(3, totals, 2, make_config())
     assert not_finite(3, {"loss": (1.0, 8.0)}, None, make_config()) == ""
+
+
+def test_a_full_disk_is_named_by_the_file_and_ends_the_reports_without_tracebacks(tmp_path, capsys):
+    log = Reporter(tmp_path, 0, 10)
+    log.report(1, "train", {"loss": 1.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))  # of any file, in bytes
+        with pytest.raises(OSError, match=r"metrics\.jsonl: can't write there .*make room"):
+            log.report(2, "train", {"loss": 1.0})
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "Traceback" not in capsys.readouterr().err
+    assert [line["step"] for line in reports(tmp_path)] == [1]

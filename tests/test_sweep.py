@@ -148,7 +148,7 @@ def test_a_dry_run_prints_commands_that_a_shell_reads_back(tmp_path):
 
 
 def test_an_interrupted_sweep_started_again_completes_what_is_missing(tmp_path):
-    # accumulate_steps as most users leave it: train.py records what it then stands for.
+    # accumulate_steps as most users leave it, to be what suits the device.
     left_alone = [a for a in SMALL_ONE_LENGTH if "accumulate_steps" not in a]
     fast_to_compile = (*left_alone, "--config.model.attention=none")
     arguments = (*fast_to_compile, "--config.seed=0,1,2", f"--runs_dir={tmp_path}")
