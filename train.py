@@ -178,7 +178,7 @@ def main(argv):
     holder = FLAGS["config"]
     workdir = Path(WORKDIR.value or default_workdir(holder.config_filename, holder.override_values))
     cache = lra_tasks.store.datasets_dir(config.cache_dir or None).parent
-    if lra_tasks.store.is_writable(cache / "compiled"):  # else JAX warns of each program
+    if lra_tasks.disk.is_writable(cache / "compiled"):  # else JAX warns of each program
         jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:

@@ -119,7 +119,7 @@ def choose_accumulate_steps(
     """
     if config.accumulate_steps:
         return config.accumulate_steps
-    if saved and config.batch_size % (saved * num_devices) == 0:
+    if saved > 0 and config.batch_size % (saved * num_devices) == 0:
         return saved
     return suitable_accumulate_steps(config.batch_size, num_devices, platform)
 

@@ -58,20 +58,18 @@ On disk, below `<cache_dir>/datasets`:
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 from lra_tasks import progress
+from lra_tasks.disk import lock, naming_cache_dir, sha256_of_file, sync
 from lra_tasks.task import Split, foreign_ids
 
 SPLITS = ("train", "validation", "test")
@@ -111,7 +109,7 @@ def prepare(root: Path, name: str, module: ModuleType, config, source: str, file
     remove_stale(root)
     if (target / "set.json").is_file():
         return target
-    with _naming_cache_dir(root), lock(root / "preparing" / f"{name}.lock", show):
+    with naming_cache_dir(root), lock(root / "preparing" / f"{name}.lock", show):
         if (target / "set.json").is_file():  # another process made it meanwhile
             return target
         progress.say(f"preparing {name} in {root}", show)
@@ -122,7 +120,7 @@ def prepare(root: Path, name: str, module: ModuleType, config, source: str, file
             written = _write(temporary, name, module, config, source, files, show)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(written, target)
-            _sync(target.parent)
+            sync(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -191,18 +189,6 @@ def remove_stale(root: Path) -> None:
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sha256_of_file(path: Path, show: bool = False) -> str:
-    """sha256 of a file, hex."""
-    digest = hashlib.sha256()
-    block_size = 1 << 20
-    total = -(-path.stat().st_size // block_size)
-    with open(path, "rb") as file:
-        blocks = iter(lambda: file.read(block_size), b"")
-        for block in progress.track(blocks, f"sha256 of {path.name}", total, show, "MiB"):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _write(temporary: Path, name, module, config, source, files, show: bool) -> Path:
     """Writes the whole set below `temporary`; returns the directory to rename."""
     from lra_tasks.builder import LongRangeArena
@@ -259,7 +245,7 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
     description["digest"] = _digest_of(description)
     (directory / "set.json").write_text(json.dumps(description, indent=2) + "\n")
     for path in directory.iterdir():
-        _sync(path)
+        sync(path)
     return directory
 
 
@@ -293,37 +279,6 @@ def _measure(example: dict, module: ModuleType, split: str, index: int, digest) 
     return sizes
 
 
-@contextlib.contextmanager
-def _naming_cache_dir(root: Path) -> Iterator[None]:
-    """Says of an OSError in writing below `root` which setting chose that place."""
-    try:
-        yield
-    except OSError as error:
-        names = [name for name in (error.filename, error.filename2) if name]
-        if not (names or error.errno) or not all(is_below(name, root) for name in names):
-            raise  # from a file that is read
-        raise type(error)(
-            f"config.cache_dir={str(root.parent)!r}: can't write there ({error}); make room, or "
-            "set it to a folder that can be written"
-        ) from error
-
-
-def is_writable(folder: Path) -> bool:
-    """Whether files can be written in a folder, which is made if need be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
-
-
-def is_below(path: str | os.PathLike, folder: Path) -> bool:
-    """Whether a path leads into a folder, or to what it lies in."""
-    path = Path(path).absolute()
-    return path.is_relative_to(folder.absolute()) or folder.absolute().is_relative_to(path)
-
-
 def _files_key(files: list[Path]) -> str:
     """Eight hex digits from the names, sizes and times of the official files."""
     digest = hashlib.sha256()
@@ -332,30 +287,6 @@ def _files_key(files: list[Path]) -> str:
         size = status.st_size if path.is_file() else 0
         digest.update(f"{path.name}\0{size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:8]
-
-
-@contextlib.contextmanager
-def lock(path: Path, show: bool = False, wait: bool = True) -> Iterator[None]:
-    """Holds an flock, which the system frees even after kill -9. BlockingIOError if not `wait`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise
-            progress.say(f"another process works on {path.stem}; waiting for it", show)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _sync(path: Path) -> None:
-    """Makes sure that a file's or folder's contents are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def damaged(directory: Path, problem: str) -> str:

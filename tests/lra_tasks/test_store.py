@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import lra_tasks
-from lra_tasks import listops, progress, store
+from lra_tasks import disk, listops, progress, store
 
 PREPARE = """
 import sys, types, time
@@ -297,8 +297,8 @@ def test_a_cache_that_cannot_be_written_names_the_setting(small, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"config.cache_dir='.*file/below': can't write there .*set"):
         lra_tasks.load(small, tmp_path / "file" / "below", progress=False)
-    assert not store.is_writable(tmp_path / "file" / "below")
-    assert store.is_writable(tmp_path / "new") and not list((tmp_path / "new").iterdir())
+    assert not disk.is_writable(tmp_path / "file" / "below")
+    assert disk.is_writable(tmp_path / "new") and not list((tmp_path / "new").iterdir())
 
 
 def test_a_full_disk_names_the_setting(small, tmp_path):
