@@ -13,7 +13,8 @@ MAX_NAME = 150  # of a folder's name; file systems allow 255 bytes
 
 
 # Fields that may change when a run goes on: where files lie, how often it reports and saves, how a
-# batch is cut and what is computed twice to fit the device. They change a result by rounding only.
+# batch is cut and what is computed twice to fit the device. A result changes by rounding only, and,
+# where a batch is cut otherwise, by which dropout is drawn.
 MAY_CHANGE = ("accumulate_steps", "checkpoint_every", "log_every", "model.remat", "task.data_dir")
 
 

@@ -242,6 +242,7 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
             path.name: sha256_of_file(path) for path in written if "array_record" not in path.name
         },
     }
+    description = json.loads(json.dumps(description))  # as it will be read
     description["digest"] = _digest_of(description)
     (directory / "set.json").write_text(json.dumps(description, indent=2) + "\n")
     for path in directory.iterdir():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from experiment.grid import GridError, make_runs, split_values
 from experiment.read_runs import read_runs
 from experiment.workdir import default_workdir
+from sweep import is_finished
 from tests.conftest import COMPILE_FAST, ROOT, SMALL, SMALL_ONE_LENGTH
 
 # ml_collections loads config files in a way that Python 3.12 will lose.
@@ -115,6 +116,17 @@ def test_splitting_undoes_joining(items):
 def test_wrong_arguments_are_named(arguments, message, tmp_path):
     with pytest.raises(GridError, match=message):
         make_runs(arguments, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"test_accuracy": 0.'])
+def test_a_result_that_is_not_whole_finishes_no_run(text, tmp_path):
+    (run,) = make_runs([LISTOPS], tmp_path)
+    run.workdir.mkdir()
+    result = run.workdir / "result.json"
+    result.write_text(text)
+    assert not is_finished(run)
+    result.write_text('{"test_accuracy": 0.5}')
+    assert is_finished(run)
 
 
 def test_configs_of_all_runs_are_checked_before_the_first_starts(tmp_path):
