@@ -27,10 +27,10 @@ from pathlib import Path
 
 import tqdm
 
-from experiment.config_checks import check_config, fill_accumulate_steps
+from experiment.config_checks import check_config
 from experiment.grid import GridError, Run, make_runs
 from experiment.signals import STOPPED, StopSignals, exit_status
-from experiment.workdir import WorkdirError, check_same_config
+from experiment.workdir import WorkdirError, check_same_config, read_result
 
 TRAIN = Path(__file__).resolve().with_name("train.py")
 POLL_SECONDS = 0.2
@@ -76,11 +76,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def find_problems(runs: list[Run]) -> list[str]:
     """What keeps runs from starting, found in all of them before any starts."""
-    num_devices, platform = ask_devices()
+    num_devices = ask_devices()
     problems = {}  # problem -> the first run that has it, and how many have
     for run in runs:
         found = check_config(run.config, num_devices)
-        fill_accumulate_steps(run.config, num_devices, platform)  # as config.json has it
         if (run.workdir / "config.json").exists():
             try:
                 check_same_config(run.workdir, run.config)
@@ -95,17 +94,10 @@ def find_problems(runs: list[Run]) -> list[str]:
     ]
 
 
-def ask_devices() -> tuple[int, str]:
-    """Number and platform of a run's devices, asked in a process that frees them again."""
-    ask = [
-        sys.executable,
-        "-P",
-        "-c",
-        "import jax; print(jax.device_count(), jax.default_backend())",
-    ]
-    answer = subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=True).stdout
-    num_devices, platform = answer.split()
-    return int(num_devices), platform
+def ask_devices() -> int:
+    """The number of a run's devices, asked in a process that frees them again."""
+    ask = [sys.executable, "-P", "-c", "import jax; print(jax.device_count())"]
+    return int(subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def command(run: Run) -> list[str]:
@@ -114,7 +106,7 @@ def command(run: Run) -> list[str]:
 
 
 def is_finished(run: Run) -> bool:
-    return (run.workdir / "result.json").exists()
+    return read_result(run.workdir) is not None
 
 
 def log_path(run: Run) -> Path:

@@ -9,7 +9,6 @@ checkpoint is, to the same bits as if it had never stopped.
 
 import contextlib
 import functools
-import json
 import math
 import os
 import shlex
@@ -29,11 +28,25 @@ import lra_tasks
 from configs import base, reading
 from experiment import metrics, provenance
 from experiment.checkpoints import NOT_EVALUATED, Checkpoints
-from experiment.config_checks import CHOICES, check_config, fill_accumulate_steps
+from experiment.config_checks import CHOICES, check_config, choose_accumulate_steps
 from experiment.model import make_model
 from experiment.signals import StopSignals, exit_status
-from experiment.training import STEPS_AHEAD, evaluate, make_optimizer, make_schedule, train_step
-from experiment.workdir import WorkdirError, claim, default_workdir
+from experiment.training import (
+    STEPS_AHEAD,
+    evaluate,
+    make_optimizer,
+    make_schedule,
+    not_finite,
+    train_step,
+)
+from experiment.workdir import (
+    WorkdirError,
+    claim,
+    default_workdir,
+    read_result,
+    record_config,
+    recorded_accumulate_steps,
+)
 from lra_tasks.progress import plain_warnings
 
 HELP = """usage: python train.py --config=FILE[:VARIANT] [--config.FIELD=VALUE ...]
@@ -69,15 +82,21 @@ class Stopped(Exception):
         self.signal = signal_name
 
 
-def train(config, workdir: Path, task: lra_tasks.Task) -> dict:
+def train(config, workdir: str | Path, task: lra_tasks.Task) -> dict:
     """Trains to the end and returns the result.
 
-    config.accumulate_steps is at least 1 here; `main` has put a number in place of 0.
+    Signals are heeded in the main thread alone.
 
     Raises:
+      ValueError: the config can't be run, the workdir is another run's, or no checkpoint is whole.
       Stop: a loss or gradient was not finite, or the run began with other data.
       Stopped: SIGINT or SIGTERM came.
     """
+    workdir = Path(workdir)
+    problems = check_config(config, jax.device_count())
+    if problems:
+        raise ValueError("The config can't be run:\n" + "\n".join(problems))
+    record_config(workdir, config)
     # One mesh axis over all devices: batches are split along it, parameters are on each.
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     put = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data")))
@@ -89,34 +108,35 @@ def train(config, workdir: Path, task: lra_tasks.Task) -> dict:
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
     batches = lra_tasks.Batches(task, "train", config.batch_size, seed=config.seed)
-    eval_size = config.batch_size // config.accumulate_steps
-    validation = lra_tasks.Batches(task, "validation", eval_size)
-    test = lra_tasks.Batches(task, "test", eval_size)
     checkpoints = Checkpoints(workdir / "checkpoints")
     # Kept in checkpoints, for reports after a restart to be those of a run that never stopped.
     progress = {"fingerprint": task.fingerprint, "seconds": 0.0, "since_report": {}}
-    start_step = checkpoints.latest_step() or 0
-    if start_step:
-        state, progress = checkpoints.restore(start_step, state)
+    start_step = 0
+    if resumed := checkpoints.resume(state):
+        start_step, state, progress = resumed
         if progress["fingerprint"] != task.fingerprint:
             raise Stop(
                 f"--workdir={workdir}: the run began with other data (fingerprint "
                 f"{progress['fingerprint']}, now {task.fingerprint}); bring that data back, or "
                 "choose another --workdir"
             )
+    parts = choose_accumulate_steps(
+        config,
+        jax.device_count(),
+        jax.default_backend(),
+        progress.get("accumulate_steps", recorded_accumulate_steps(workdir)),
+    )
+    progress["accumulate_steps"] = parts
+    validation = lra_tasks.Batches(task, "validation", config.batch_size // parts)
+    test = lra_tasks.Batches(task, "test", config.batch_size // parts)
     clock = time.monotonic() - progress["seconds"]
     waiting = []  # (step, metrics) still on the device
 
     def collect():
         """Fetches the waiting metrics and stops the run if one is not finite."""
         for step, totals in jax.device_get(waiting):
-            if not all(math.isfinite(total) for total, _ in totals.values()):
-                found = ", ".join(f"{k} {v}" for k, v in metrics.means(totals).items())
-                raise Stop(
-                    f"step {step}: not finite: {found}. The checkpoint of step "
-                    f"{checkpoints.latest_step() or 0} is kept. A lower config.learning_rate "
-                    f"(now {config.learning_rate}) or longer config.warmup_steps may help."
-                )
+            if problem := not_finite(step, totals, checkpoints.latest_step(), config):
+                raise Stop(problem)
             progress["since_report"] = metrics.merge(progress["since_report"], totals)
         waiting.clear()
 
@@ -132,9 +152,7 @@ def train(config, workdir: Path, task: lra_tasks.Task) -> dict:
         report_step, report_time = start_step, log.seconds()
         for step, batch in lra_tasks.prefetch(batches, start_step, config.num_train_steps):
             with log.compiling("training", batch):
-                state, totals = train_step(
-                    graph, optimizer, state, put(batch), dropout_key, config.accumulate_steps
-                )
+                state, totals = train_step(graph, optimizer, state, put(batch), dropout_key, parts)
             step += 1  # steps taken so far
             waiting.append((step, totals))
             # The device is kept busy, but no further ahead of what is shown and saved.
@@ -169,6 +187,8 @@ def train(config, workdir: Path, task: lra_tasks.Task) -> dict:
         best_step, best_accuracy = checkpoints.best()
         best_state, _ = checkpoints.restore(best_step, state)
         tested = evaluate(graph, best_state["params"], test, put, log)
+        if not math.isfinite(tested["loss"]):
+            raise Stop(f"step {best_step}, the best on validation: test loss {tested['loss']}")
         log.report(config.num_train_steps, "test", tested)
     return {
         "test_accuracy": tested["accuracy"],
@@ -176,6 +196,7 @@ def train(config, workdir: Path, task: lra_tasks.Task) -> dict:
         "validation_accuracy": best_accuracy,
         "best_step": best_step,
         "num_train_steps": config.num_train_steps,
+        "accumulate_steps": parts,
         "wall_seconds": time.monotonic() - clock,
         "examples_per_second": metrics.median_rate(workdir / "metrics.jsonl"),
         "num_parameters": sum(p.size for p in jax.tree.leaves(params)),
@@ -211,19 +232,18 @@ def main(_):
     problems = check_config(config, jax.device_count())
     if problems:
         fail("The config can't be run:\n" + "\n".join(f"  {problem}" for problem in problems))
-    # Here, for config.json to say what was run.
-    fill_accumulate_steps(config, jax.device_count(), jax.default_backend())
     holder = FLAGS["config"]
     recipe = reading.load_recipe(holder.config_filename)
     workdir = Path(WORKDIR.value or default_workdir(holder.config_filename, holder.override_values))
     cache = lra_tasks.store.datasets_dir(config.cache_dir or None).parent
-    jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if lra_tasks.disk.is_writable(cache / "compiled"):  # else JAX warns of each program
+        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
         lock = claim(workdir, config)
         result_path = workdir / "result.json"
-        if result_path.exists():
-            show_result(json.loads(result_path.read_text()), result_path)
+        if finished := read_result(workdir):
+            show_result(finished, result_path)
             print(f"{workdir} is finished; choose another --workdir to run again", file=sys.stderr)
             return
         with plain_warnings():

@@ -30,10 +30,12 @@ def main():
 
     import lra_tasks
     from benchmarks.train_step import our_training
-    from experiment.config_checks import fill_accumulate_steps
+    from experiment.config_checks import choose_accumulate_steps
 
     config = importlib.import_module(f"configs.lra_{arguments.task}").get_config()
-    fill_accumulate_steps(config, jax.device_count(), jax.default_backend())
+    config.accumulate_steps = choose_accumulate_steps(
+        config, jax.device_count(), jax.default_backend()
+    )
     task = lra_tasks.load(config.task, arguments.cache_dir or None)
     batches = lra_tasks.Batches(task, "train", config.batch_size, seed=0)
     step, _ = our_training(config, task)

@@ -4,7 +4,7 @@
     python -m benchmarks.tpu_aot [--topology=v5e:2x2] [--lengths=4096,16384,65536] [--steps]
 
 For one device of the topology: peak memory beyond the arguments, bytes accessed, FLOPs and the
-estimate of the time (bytes over bandwidth, if that is more than FLOPs over speed), as XLA's compiler
+estimate of the time (bytes over bandwidth, or FLOPs over speed if that is more), as XLA's compiler
 counts them, and the CPU time that compiling took. Loop bodies are counted once. Ours stands beside
 eq. 9 as one would write it (`plain` of benchmarks/attention_contenders.py, with products of
 tokens in the inputs' dtype, A and its inverse in float32) and exact attention. Float32 is compiled
@@ -100,10 +100,10 @@ def training_step(task_name, attention):
     """The trainer's step on a batch of the task's recipe, its arguments, and the padded length."""
     import importlib
 
-    from experiment import model, training
     from flax import nnx
 
     import lra_tasks
+    from experiment import model, training
 
     config = importlib.import_module(f"configs.lra_{task_name}").get_config()
     config.model.attention = attention

@@ -59,13 +59,15 @@ def benchmark(task_name, arguments) -> list[dict]:
 
     import lra_tasks
     from benchmarks import torch_nystromformer
-    from experiment.config_checks import fill_accumulate_steps
+    from experiment.config_checks import choose_accumulate_steps
 
     torch.set_num_threads(arguments.threads)
     config = importlib.import_module(f"configs.lra_{task_name}").get_config()
     if arguments.accumulate_steps:
         config.accumulate_steps = arguments.accumulate_steps
-    fill_accumulate_steps(config, jax.device_count(), jax.default_backend())
+    config.accumulate_steps = choose_accumulate_steps(
+        config, jax.device_count(), jax.default_backend()
+    )
     task = lra_tasks.load(config.task, arguments.cache_dir or None)
     bucketed = lra_tasks.Batches(task, "train", config.batch_size, seed=0)
     without = dataclasses.replace(task, bucket_boundaries=())

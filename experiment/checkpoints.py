@@ -1,11 +1,32 @@
-"""Checkpoints of a run: the latest, to resume from, and the best on validation."""
+"""Checkpoints of a run: the latest, to resume from, and the best on validation.
 
+A step's folder holds `state`, written by orbax, and `record`, JSON: step, validation accuracy,
+progress, the best step so far, and digests. What was not saved so is never used.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
 from pathlib import Path
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
+
+from experiment.quiet import orbax_quiet
+from lra_tasks import progress as terminal
 
 NOT_EVALUATED = -1.0  # accuracy of a checkpoint saved between evaluations: never the best
+
+
+class CheckpointError(ValueError):
+    """The run can't go on with the checkpoints there are; the message says why and what to do."""
+
+
+class Damaged(Exception):
+    """A step's folder isn't whole, or not as it was written."""
 
 
 class Checkpoints:
@@ -13,59 +34,278 @@ class Checkpoints:
 
     A checkpoint holds the state (a pytree of arrays: params, opt_state, step) and `progress` (a
     dict that JSON can hold). It is written in the background and appears whole or not at all,
-    also when the process is killed.
+    also when the process is killed. Whatever is restored is compared with the digests saved.
+    Steps that are not whole are moved to `broken-<step>`, with a line to `say`; none is deleted.
     """
 
-    def __init__(self, directory: Path):
-        best = policies.BestN(get_metric_fn=_rank, n=1)
-        keep = policies.AnyPreservationPolicy([policies.LatestN(1), best])
-        self.manager = ocp.CheckpointManager(
-            directory.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics["accuracy"],
-                preservation_policy=keep,
-                cleanup_tmp_directories=True,
-            ),
-        )
+    def __init__(self, directory: Path, say=terminal.say):
+        self.directory = Path(directory).absolute()
+        self.say = say
+        self.records, self.broken = {}, {}  # by step: records of whole steps; what ails the others
+        self._quiet = contextlib.ExitStack()
+        for folder in self.directory.glob("[0-9]*"):
+            if folder.name.isdecimal() and folder.name == str(int(folder.name)):
+                try:
+                    self.records[int(folder.name)] = _read_record(folder)
+                except Damaged as error:
+                    self.broken[int(folder.name)] = str(error)
+
+    @functools.cached_property
+    def manager(self) -> ocp.CheckpointManager:
+        """What writes and deletes steps. Made when first needed: broken steps would stop it."""
+        self._set_broken_aside()
+        try:
+            self._quiet.enter_context(orbax_quiet())  # until closed: it writes in the background
+            return ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=_Kept(self), cleanup_tmp_directories=True
+                ),
+            )
+        except OSError as error:
+            raise CheckpointError(f"{self.directory}: can't write there ({error})") from error
 
     def save(self, step: int, state, progress: dict, accuracy: float = NOT_EVALUATED) -> None:
-        """Saves the state after `step` steps, once; `accuracy` is that on validation."""
-        if step in self.manager.all_steps():
+        """Saves the state after `step` steps, once; `accuracy` is that on validation.
+
+        Raises:
+          CheckpointError: this or the checkpoint before can't be written, say on a full disk.
+        """
+        if step in self.records:
             return
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
-            ),
-            metrics={"accuracy": accuracy, "step": step},
-        )
+        record = {
+            "step": step,
+            "accuracy": accuracy,
+            "progress": json.loads(json.dumps(progress)),  # the caller's goes on changing
+            "layout": layout_digest(state),
+            "state": state_digest(state),
+        }
+        best = _best([*self.records.values(), record])
+        record["best_step"] = best and best["step"]
+        record["digest"] = _record_digest(record)
+        manager = self.manager
+        self.records[step] = record
+        try:
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                ),
+            )
+        except Exception as error:  # orbax raises many kinds
+            raise self._cannot_write(error) from error
+        kept = self.kept_steps()
+        self.records = {s: record for s, record in self.records.items() if s in kept}
+
+    def kept_steps(self) -> set[int]:
+        """The steps worth keeping: the latest and, once there is one, the best."""
+        best = _best(self.records.values())
+        return {max(self.records), best["step"] if best else max(self.records)}
 
     def latest_step(self) -> int | None:
-        """The step to resume from; None in a new workdir."""
-        return self.manager.latest_step()
+        """The newest step that is there; None in a new workdir."""
+        return max(self.records, default=None)
 
     def best(self) -> tuple[int, float]:
         """Step and validation accuracy of the best checkpoint."""
-        self.manager.wait_until_finished()
-        metrics = max((self.manager.metrics(step) for step in self.manager.all_steps()), key=_rank)
-        return metrics["step"], metrics["accuracy"]
+        best = _best(self.records.values())
+        return best["step"], best["accuracy"]
+
+    def resume(self, like) -> tuple[int, dict, dict] | None:
+        """Step, state and progress of the newest step that is whole; None if the run is new.
+
+        `like` is a state of the same structure: arrays, or shapes with shardings.
+
+        Raises:
+          CheckpointError: there were steps but none is whole, or the best one isn't, so the run
+            would end with another result; or the state is of another structure.
+        """
+        found = None
+        for step in sorted(self.records, reverse=True):
+            try:
+                found = step, self._read_state(step, like), self.records[step]["progress"]
+                break
+            except Damaged as error:
+                self.broken[step] = str(error)
+        # Folders without a file are what is left of a deletion, and say nothing of a run.
+        written = [s for s in self.broken if not _is_empty(self._folder(s))]
+        if found is None and written:
+            problems = "; ".join(f"{step}: {self.broken[step]}" for step in sorted(written))
+            raise CheckpointError(
+                f"{self.directory}: no step there is whole ({problems}). Put intact copies of the "
+                "steps back, or delete that folder to train again from the start."
+            )
+        for step in self.broken.keys() & self.records.keys():
+            del self.records[step]
+        if found:
+            best = self.records[found[0]]["best_step"]
+            if best not in (None, found[0]):
+                self.restore(best, like)
+        self._set_broken_aside()
+        return found
 
     def restore(self, step: int, like) -> tuple[dict, dict]:
-        """State and progress saved at `step`; `like` is a state of the same structure."""
-        self.manager.wait_until_finished()
-        restored = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore()
-            ),
-        )
-        return restored.state, restored.progress
+        """State and progress saved at `step`; `like` as for `resume`.
+
+        Raises:
+          CheckpointError: the step isn't there, isn't whole, or is of another structure.
+        """
+        self._wait()
+        try:
+            if step not in self.records:
+                raise Damaged(self.broken.get(step, "it is gone"))
+            return self._read_state(step, like), self.records[step]["progress"]
+        except Damaged as error:
+            raise CheckpointError(
+                f"{self._folder(step)}: the checkpoint is damaged ({error}), and the run needs it "
+                "for its result: it is the best on validation. Put an intact copy back, or delete "
+                f"{self.directory} to train again from the start."
+            ) from error
 
     def close(self) -> None:
         """Waits for what is being written."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        with self._quiet:
+            if "manager" in self.__dict__:
+                self._wait()
+                self.manager.close()
+
+    def _read_state(self, step, like):
+        record = self.records[step]
+        if record["layout"] not in (None, layout_digest(like)):
+            raise CheckpointError(
+                f"{self._folder(step)}: saved by a program with other parameters or another "
+                "optimiser state. Go back to that version of the code and its packages, or choose "
+                "another --workdir."
+            )
+        try:
+            with orbax_quiet(), ocp.StandardCheckpointer() as reader:
+                state = reader.restore(self._folder(step) / "state", like)
+            found = state_digest(state)
+        except Exception as error:  # orbax raises many kinds
+            raise Damaged(_first_line(error)) from error
+        if record["state"] not in (None, found):
+            raise Damaged("its numbers are not those that were saved")
+        return state
+
+    def _set_broken_aside(self):
+        for step in [step for step in self.broken if self._folder(step).exists()]:
+            self._set_aside(step)
+        if "manager" in self.__dict__:
+            self.manager.reload()
+
+    def _set_aside(self, step):
+        names = (f"broken-{step}" + (f"-{n}" if n else "") for n in range(1_000_000))
+        target = next(self.directory / n for n in names if not (self.directory / n).exists())
+        try:
+            os.rename(self._folder(step), target)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._folder(step)}: damaged ({self.broken[step]}), and can't be renamed to "
+                f"{target.name} ({error}); delete it"
+            ) from error
+        self.say(
+            f"{self._folder(step)}: not a whole checkpoint ({self.broken[step]}), so not used; "
+            f"renamed to {target.name}, which can be deleted"
+        )
+
+    def _folder(self, step):
+        return self.directory / str(step)
+
+    def _wait(self):
+        if "manager" in self.__dict__:
+            try:
+                self.manager.wait_until_finished()
+            except Exception as error:  # orbax raises many kinds
+                raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error):
+        return CheckpointError(
+            f"{self.directory}: a checkpoint can't be written ({_first_line(error)}). Those before "
+            "are kept; make room there, or see to its permissions, and start again to go on."
+        )
 
 
-def _rank(metrics):
-    return metrics["accuracy"], -metrics["step"]
+class _Kept:
+    """orbax's policy of what to keep, by our own records, which are checked."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints = checkpoints
+
+    def should_preserve(self, infos, *, context) -> list[bool]:
+        del context
+        kept = self.checkpoints.kept_steps()
+        return [info.step in kept for info in infos]
+
+
+def state_digest(state) -> str:
+    """sha256 over the names, types, shapes and bytes of all leaves of a pytree of arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        digest.update(_title(path, leaf))
+        digest.update(np.ascontiguousarray(_on_host(leaf)).tobytes())
+    return digest.hexdigest()
+
+
+def layout_digest(state) -> str:
+    """The same over names, types and shapes alone, also of jax.ShapeDtypeStructs."""
+    titles = [_title(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
+    return hashlib.sha256(b"".join(titles)).hexdigest()
+
+
+def _title(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return f"{name} {np.dtype(leaf.dtype).name} {tuple(leaf.shape)}\n".encode()
+
+
+def _on_host(leaf):
+    """The whole array; where it is replicated, from one device of this process's own."""
+    if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
+        leaf = leaf.addressable_data(0)
+    return np.asarray(leaf)
+
+
+def _read_record(folder):
+    """What is known of a step, checked against its digest; Damaged if that can't be."""
+    try:
+        if not ocp.path.step.is_checkpoint_finalized(folder):
+            raise Damaged("its writing was not finished")
+        if (folder / "record").exists():
+            record = _read_json(folder / "record")
+            if record["digest"] != _record_digest(record):
+                raise Damaged("its record is not as it was saved")
+        else:  # of a version without digests, or half of it is gone
+            found = _read_json(folder / "metrics", filename="metrics")
+            record = {name: found[name] for name in ("step", "accuracy")}
+            record |= {"progress": _read_json(folder / "progress")}
+            record |= {"layout": None, "state": None, "best_step": None}
+    except FileNotFoundError as error:
+        raise Damaged("parts of it are missing") from error
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise Damaged(f"its record can't be read: {_first_line(error)}") from error
+    if record["step"] != int(folder.name):
+        raise Damaged(f"it is that of step {record['step']}")
+    return record
+
+
+def _read_json(folder, **name):
+    return ocp.JsonCheckpointHandler(**name).restore(folder)
+
+
+def _record_digest(record):
+    rest = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _best(records):
+    """The record of highest accuracy, the earliest of equals; None before any evaluation."""
+    evaluated = [record for record in records if record["accuracy"] != NOT_EVALUATED]
+    return max(evaluated, key=lambda r: (r["accuracy"], -r["step"]), default=None)
+
+
+def _is_empty(folder):
+    return folder.is_dir() and not any(path.is_file() for path in folder.rglob("*"))
+
+
+def _first_line(error):
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].partition(". See full TensorStore")[0][:200]

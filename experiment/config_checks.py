@@ -30,7 +30,11 @@ AT_LEAST = {
     "model.dropout_rate": 0,
 }
 BELOW_ONE = ("model.dropout_rate", "adam_b1", "adam_b2")
-FINITE = ("learning_rate", "model.embedding_std")
+# Computed with in float32, where more than its largest number is infinite.
+FINITE = ("learning_rate", "weight_decay", "adam_eps", "model.embedding_std")
+MAX_FLOAT = 3.4e38
+# Random keys have 32 bits of seed, so larger seeds would be smaller ones again; steps are int32.
+AT_MOST = {"seed": 2**32 - 1, "num_train_steps": 2**31 - 1}
 CHOICES = {
     "model.attention": tuple(nystrom.ATTENTIONS),
     "model.position": nystrom.POSITIONS,
@@ -59,7 +63,9 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
     for field in BELOW_ONE:
         expect(_get(config, field) < 1, field, "expected less than 1")
     for field in FINITE:
-        expect(_get(config, field) < float("inf"), field, "expected a finite number")
+        expect(_get(config, field) < MAX_FLOAT, field, "expected a finite number, in float32")
+    for field, most in AT_MOST.items():
+        expect(_get(config, field) <= most, field, f"expected {AT_LEAST[field]} to {most}")
     for field, choices in CHOICES.items():
         expect(_get(config, field) in choices, field, f"expected one of {', '.join(choices)}")
     if problems:  # what follows divides by these numbers
@@ -123,14 +129,18 @@ def suitable_accumulate_steps(batch_size: int, num_devices: int, platform: str) 
     return batch_size // part if platform == "cpu" and batch_size % part == 0 else 1
 
 
-def fill_accumulate_steps(
-    config: ml_collections.ConfigDict, num_devices: int, platform: str
-) -> None:
-    """Puts what suits the devices in place of `config.accumulate_steps=0`."""
-    if config.accumulate_steps == 0:
-        config.accumulate_steps = suitable_accumulate_steps(
-            config.batch_size, num_devices, platform
-        )
+def choose_accumulate_steps(
+    config: ml_collections.ConfigDict, num_devices: int, platform: str, saved: int = 0
+) -> int:
+    """The number of parts of a batch: the config's or, where that is 0, one for these devices.
+
+    `saved` is what the run was begun with, if it was; it goes on with that if that can be.
+    """
+    if config.accumulate_steps:
+        return config.accumulate_steps
+    if saved > 0 and config.batch_size % (saved * num_devices) == 0:
+        return saved
+    return suitable_accumulate_steps(config.batch_size, num_devices, platform)
 
 
 def _get(config, field):

@@ -73,8 +73,11 @@ class Reporter:
 
     def report(self, step: int, split: str, values: dict[str, float]) -> None:
         """Writes a line of metrics.jsonl: step, split and the values by name."""
-        with self.path.open("a") as file:
-            file.write(strict_json({"step": step, "split": split, **values}) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(strict_json({"step": step, "split": split, **values}) + "\n")
+        except OSError as error:
+            raise OSError(f"{self.path}: can't write there ({error}); make room") from error
         for name, value in values.items():
             self.writer.add_scalar(f"{split}/{name}", value, step)
         self.step = step
@@ -119,9 +122,15 @@ class Reporter:
         self.bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """Ends the progress bar and the TensorBoard file."""
+        """Ends the progress bar and the TensorBoard file, whose end may be lost on a full disk."""
+        try:
+            self.writer.close()
+        except OSError as error:
+            self.say(f"TensorBoard's last reports can't be written ({error})")
+            events = self.writer.file_writer.event_writer
+            events._worker.stop()
+            events._closed = True  # or it would try, and fail, again when Python ends
         self.bar.close()
-        self.writer.close()
 
     def seconds(self) -> float:
         """Since the start, without what was spent on compiling."""
@@ -178,13 +187,17 @@ def median_rate(path: Path) -> float:
 
 
 def drop_reports_after(path: Path, step: int) -> None:
-    """Keeps the whole lines of a metrics.jsonl up to `step`; the last may have been cut off."""
+    """Keeps the whole lines of a metrics.jsonl up to `step`; the last may have been cut off.
+
+    None of the test split: it is scored at the end, again if that was reached but not recorded.
+    """
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+            report = json.loads(line)
+            if line.endswith("\n") and report["step"] <= step and report["split"] != "test":
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue

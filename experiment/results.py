@@ -34,9 +34,16 @@ TELLING = (
     "warmup_steps",
     "model.num_landmarks",
 )
-# Where runs may differ and still be runs of one thing: the seed, where files lie, and how often a
-# run reports and saves between evaluations.
-NOT_THE_RECIPE = ("seed", "cache_dir", "task.data_dir", "log_every", "checkpoint_every")
+# Where runs may differ and still be runs of one thing: the seed, where files lie, how often a run
+# reports and saves between evaluations, and in how many parts it takes a batch.
+NOT_THE_RECIPE = (
+    "seed",
+    "cache_dir",
+    "task.data_dir",
+    "log_every",
+    "checkpoint_every",
+    "accumulate_steps",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM as a request to save and stop."""
 
 import signal
+import threading
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Exit statuses of a program of ours that one of them ended: once it had saved, or at once.
@@ -15,14 +16,16 @@ def exit_status(signal_name: str) -> int:
 class StopSignals:
     """While entered, the first SIGINT or SIGTERM is noted in `received` (its name, else "").
 
-    A second one ends the process in its usual way, at once.
+    A second one ends the process in its usual way, at once. Python handles signals in the main
+    thread alone, so in another one nothing is noted.
     """
 
     def __init__(self):
         self.received = ""
 
     def __enter__(self):
-        self._previous = {s: signal.signal(s, self._note) for s in SIGNALS}
+        main = threading.current_thread() is threading.main_thread()
+        self._previous = {s: signal.signal(s, self._note) for s in SIGNALS if main}
         return self
 
     def __exit__(self, *_):

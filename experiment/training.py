@@ -1,6 +1,7 @@
 """The optimiser, one training step and the evaluation of a split: what train.py's loop calls."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,18 @@ def train_step(graph, optimizer, state, batch, key, accumulate_steps=1):
         "step": state["step"] + 1,
     }
     return new_state, totals
+
+
+def not_finite(step: int, totals: dict, saved_step: int | None, config) -> str:
+    """'' if a step's metrics are finite; else what isn't, what is kept and what may help."""
+    if all(math.isfinite(total) for total, _ in totals.values()):
+        return ""
+    found = ", ".join(f"{name} {value}" for name, value in metrics.means(totals).items())
+    kept = f"The checkpoint of step {saved_step} is kept." if saved_step else "None was saved yet."
+    return (
+        f"step {step}: not finite: {found}. {kept} A lower config.learning_rate (now "
+        f"{config.learning_rate}) or longer config.warmup_steps may help."
+    )
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -12,6 +12,12 @@ import ml_collections
 MAX_NAME = 150  # of a folder's name; file systems allow 255 bytes
 
 
+# Fields that may change when a run goes on: where files lie, how often it reports and saves, how a
+# batch is cut and what is computed twice to fit the device. A result changes by rounding only, and,
+# where a batch is cut otherwise, by which dropout is drawn.
+MAY_CHANGE = ("accumulate_steps", "checkpoint_every", "log_every", "model.remat", "task.data_dir")
+
+
 class WorkdirError(ValueError):
     """The workdir can't be used for this run; the message says why and what to do."""
 
@@ -45,7 +51,6 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
       WorkdirError: the workdir belongs to a run with another config (the differing fields are
         named), is in use by another process, can't be written, or holds something else.
     """
-    config_path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
@@ -55,7 +60,22 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise WorkdirError(f"--workdir={workdir}: another process is running in it") from error
-    if not config_path.exists():
+    record_config(workdir, config)
+    return lock
+
+
+def record_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Writes config.json, or compares the one that is there.
+
+    Raises:
+      WorkdirError: as `claim` does.
+    """
+    config_path = workdir / "config.json"
+    if config_path.exists():
+        check_same_config(workdir, config)
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
         others = sorted(p.name for p in workdir.iterdir() if p.name not in (".lock", ".config.tmp"))
         if others:
             raise WorkdirError(
@@ -65,19 +85,14 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
         temporary = workdir / ".config.tmp"
         temporary.write_text(json.dumps(recorded(config), indent=2) + "\n")
         os.replace(temporary, config_path)
-        return lock
-    check_same_config(workdir, config)
-    return lock
+    except OSError as error:
+        raise WorkdirError(f"--workdir={workdir}: can't write there ({error})") from error
 
 
 def check_same_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Raises WorkdirError if the workdir's config.json is not that of `config`'s run."""
-    config_path = workdir / "config.json"
-    try:
-        saved = json.loads(config_path.read_text())
-    except ValueError as error:
-        raise WorkdirError(f"{config_path}: not readable as JSON ({error})") from error
-    different = differing_fields(saved, json.loads(json.dumps(recorded(config))))
+    """Raises WorkdirError if the workdir's config.json is of another recipe than `config`."""
+    different = differing_fields(_saved_config(workdir), json.loads(json.dumps(recorded(config))))
+    different = {name: values for name, values in different.items() if name not in MAY_CHANGE}
     if different:
         raise WorkdirError(
             f"--workdir={workdir}: belongs to a run with another config. Differing fields:\n"
@@ -87,6 +102,32 @@ def check_same_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
             )
             + "\nGive the same config to resume that run, or another --workdir to start a new one."
         )
+
+
+def read_result(workdir: Path) -> dict | None:
+    """The result of a finished run; None where there is none, or no whole one."""
+    try:
+        result = json.loads((workdir / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) and "test_accuracy" in result else None
+
+
+def recorded_accumulate_steps(workdir: Path) -> int:
+    """The config.accumulate_steps that a run was begun with; runs used to record 0 resolved."""
+    saved = _saved_config(workdir).get("accumulate_steps")
+    return saved if type(saved) is int else 0
+
+
+def _saved_config(workdir):
+    path = workdir / "config.json"
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WorkdirError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(saved, dict):
+        raise WorkdirError(f"{path}: not a JSON object, so not a run's")
+    return saved
 
 
 def differing_fields(old: dict, new: dict, prefix: str = "") -> dict[str, tuple]:

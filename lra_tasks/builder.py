@@ -4,13 +4,18 @@ No TensorFlow: array_record files, written in one pass as examples come (the wri
 tensorflow-datasets holds a split in memory, and beyond 1 GB spills it through TensorFlow).
 """
 
+import errno
+import zlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
+
+from lra_tasks.store import damaged
 
 
 class LongRangeArena(tfds.core.GeneratorBasedBuilder):
@@ -31,6 +36,7 @@ class LongRangeArena(tfds.core.GeneratorBasedBuilder):
         """`splits` gives the examples of each split; None when only opening what is there."""
         self.num_documents = num_documents
         self.splits = splits or {}
+        self.record_sums: dict[str, list[int]] = {}  # crc32 of each record written
         config = tfds.core.BuilderConfig(
             name=set_name, version=version, description="Long Range Arena examples"
         )
@@ -72,17 +78,18 @@ class LongRangeArena(tfds.core.GeneratorBasedBuilder):
             template = self._get_filename_template(split_name=split)
             path = template.sharded_filepath(shard_index=0, num_shards=1)
             writer = ArrayRecordWriter(str(path), "group_size:1")  # one seek reads one example
-            count = num_bytes = 0
+            sums = self.record_sums[split] = []
+            num_bytes = 0
             for _, example in examples:
                 record = serializer.serialize_example(self.info.features.encode_example(example))
-                writer.write(record)
-                count += 1
+                _to_disk(writer.write, path, record)
+                sums.append(zlib.crc32(record))
                 num_bytes += len(record)
-            writer.close()
+            _to_disk(writer.close, path)
             infos.append(
                 tfds.core.SplitInfo(
                     name=split,
-                    shard_lengths=[count],
+                    shard_lengths=[len(sums)],
                     num_bytes=num_bytes,
                     filename_template=template,
                 )
@@ -90,10 +97,25 @@ class LongRangeArena(tfds.core.GeneratorBasedBuilder):
         return infos
 
 
-class StoredExamples:
-    """Random access to the examples of a prepared split: see `task.Split.examples`."""
+def _to_disk(write: Callable, path, *arguments) -> None:
+    """Calls a writer's method; OSError where array_record says no more than RuntimeError."""
+    try:
+        write(*arguments)
+    except RuntimeError as error:
+        raise OSError(errno.EIO, str(error).partition(";")[0], str(path)) from error
 
-    def __init__(self, builder: LongRangeArena, split: str):
+
+class StoredExamples:
+    """Random access to the examples of a prepared split: see `task.Split.examples`.
+
+    A record is compared with its crc32 whenever it is read; sets of older versions have none.
+
+    Raises:
+      ValueError: a record can't be read, or is not as it was written.
+    """
+
+    def __init__(self, builder: LongRangeArena, split: str, sums: np.ndarray | None = None):
+        self.split, self.sums, self.directory = split, sums, Path(builder.data_dir)
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         self.records = builder.as_data_source(split, deserialize_method=raw)
         self.names = document_names(builder.num_documents)
@@ -102,17 +124,24 @@ class StoredExamples:
         return len(self.records)
 
     def __getitems__(self, indices: list[int]) -> list[dict]:
-        # Parsed here: the decoder of tensorflow-datasets takes several times as long.
-        examples = []
-        for record in self.records.__getitems__(list(indices)):
-            fields = tf_example_pb2.Example.FromString(record).features.feature
-            example = {
-                name: np.frombuffer(fields[name].bytes_list.value[0], np.uint8)
-                for name in self.names
-            }
-            example["label"] = fields["label"].int64_list.value[0]
-            examples.append(example)
-        return examples
+        try:
+            records = self.records.__getitems__(list(indices))
+            if self.sums is not None:
+                for index, record in zip(indices, records, strict=True):
+                    if zlib.crc32(record) != self.sums[index]:
+                        raise ValueError(f"example {index} is not as it was written")
+            return [self._parse(record) for record in records]
+        except Exception as error:  # array_record raises bare RuntimeErrors and more
+            raise ValueError(damaged(self.directory, f"{self.split}: {error}")) from error
+
+    def _parse(self, record: bytes) -> dict:
+        # The decoder of tensorflow-datasets takes several times as long.
+        fields = tf_example_pb2.Example.FromString(record).features.feature
+        example = {
+            name: np.frombuffer(fields[name].bytes_list.value[0], np.uint8) for name in self.names
+        }
+        example["label"] = fields["label"].int64_list.value[0]
+        return example
 
 
 def document_names(num_documents: int) -> tuple[str, ...]:

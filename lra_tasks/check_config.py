@@ -11,6 +11,7 @@ from lra_tasks import store
 
 NAMES = ("image", "listops", "pathfinder", "pathx", "retrieval", "text")
 SOURCES = ("release", "generated", "package", "synthetic")
+MAX_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +42,11 @@ def check(task_config, cache_dir=None) -> list[str]:
         return [_problem(config, "name", f"expected one of {', '.join(NAMES)}")]
     module = task_module(config.name)
     problems = _check_lengths(config)
-    for field in ("num_train", "num_validation", "num_test", "min_length", "data_seed"):
+    for field in ("num_train", "num_validation", "num_test", "min_length"):
         if getattr(config, field) < 0:
             problems.append(_problem(config, field, "expected 0 or more"))
+    if not 0 <= config.data_seed <= MAX_SEED:
+        problems.append(_problem(config, "data_seed", f"expected 0 to {MAX_SEED}"))
     problems += module.check(config)
     # Names of prepared sets are made of the fields checked above.
     return problems or _check_source(config, module, store.datasets_dir(cache_dir))

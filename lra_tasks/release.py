@@ -12,6 +12,8 @@ ARCHIVE_LINK = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
 NESTING = ("", "lra_release", "lra_release/lra_release")
 MAX_LINE = 1 << 24
 MAX_UNPACKED_BYTES = 100 << 30
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some programs begin text files in UTF-8 with it
+APPLE_DOUBLE = "._"  # begins names of files that macOS puts beside others, on foreign disks
 
 
 def find_release(data_dir: str, folder: str, names: tuple[str, ...]) -> list[Path]:
@@ -61,6 +63,26 @@ def stream_archive(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tup
     Raises ValueError as `archives.iter_members` does.
     """
     return iter_members(archive, wanted, MAX_UNPACKED_BYTES, MAX_UNPACKED_BYTES)
+
+
+def without_mark(text: bytes, where: str, notes: dict | None = None) -> bytes:
+    """The beginning of a text file without its byte-order mark, which is counted in `notes`."""
+    if not text.startswith(BYTE_ORDER_MARK):
+        return text
+    count_note(notes, "byte_order_marks", where)
+    return text[len(BYTE_ORDER_MARK) :]
+
+
+def is_apple_double(path: str | Path) -> bool:
+    """Whether a file is one of macOS's own, a `._<name>` that isn't a `<name>`."""
+    return Path(path).name.startswith(APPLE_DOUBLE)
+
+
+def count_note(notes: dict | None, what: str, where: str) -> None:
+    """Adds 1 to notes[what][where], if there are notes."""
+    if notes is not None:
+        counts = notes.setdefault(what, {})
+        counts[where] = counts.get(where, 0) + 1
 
 
 def read_lines(file: BinaryIO, path: str) -> Iterator[tuple[int, bytes]]:

@@ -50,26 +50,27 @@ On disk, below `<cache_dir>/datasets`:
     lra/<task>-<source>-<set_name>[-<key of the official files>]/<VERSION>/
         lra-<split>.array_record-...   the examples, and tensorflow-datasets' own JSON files
         lengths-<split>.npy            int32 [num_examples, num_documents]
-        set.json                       sizes, fingerprint, notes
+        sums-<split>.npy               uint32 [num_examples], crc32 of each record, compared when
+                                       the record is read: opening must not read gigabytes
+        set.json                       sizes, fingerprint, notes, sha256 of all the other files
     preparing/<set>/                   being written; renamed into place when whole
     preparing/<set>.lock               held (flock) by the process that writes it
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 from lra_tasks import progress
-from lra_tasks.task import Split
+from lra_tasks.disk import lock, naming_cache_dir, sha256_of_file, sync
+from lra_tasks.task import Split, foreign_ids
 
 SPLITS = ("train", "validation", "test")
 
@@ -101,13 +102,14 @@ def prepare(root: Path, name: str, module: ModuleType, config, source: str, file
     """Prepares a set unless it is there, safely against other processes; returns its directory.
 
     Whatever ends the preparation early (an exception, Ctrl-C, kill -9) leaves nothing that counts
-    as a set: it is written in a sibling and renamed when whole.
+    as a set: it is written in a sibling and renamed when whole. OSError if the cache can't be
+    written.
     """
     target = root / "lra" / name / module.VERSION
     remove_stale(root)
     if (target / "set.json").is_file():
         return target
-    with lock(root / "preparing" / f"{name}.lock", show):
+    with naming_cache_dir(root), lock(root / "preparing" / f"{name}.lock", show):
         if (target / "set.json").is_file():  # another process made it meanwhile
             return target
         progress.say(f"preparing {name} in {root}", show)
@@ -118,7 +120,7 @@ def prepare(root: Path, name: str, module: ModuleType, config, source: str, file
             written = _write(temporary, name, module, config, source, files, show)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(written, target)
-            _sync(target.parent)
+            sync(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -141,29 +143,41 @@ def open_splits(directory: Path, num_documents: int) -> tuple[dict[str, Split], 
     splits = {}
     for split in SPLITS:
         try:
-            examples = StoredExamples(builder, split)
+            sums = directory / f"sums-{split}.npy"
+            sums = np.load(sums, allow_pickle=False) if "digest" in description else None
+            examples = StoredExamples(builder, split, sums)
             lengths = np.load(directory / f"lengths-{split}.npy", allow_pickle=False)
         except Exception as error:  # array_record raises bare RuntimeErrors and more
-            raise ValueError(_damaged(directory, f"{split}: {error}")) from error
+            raise ValueError(damaged(directory, f"{split}: {error}")) from error
         expected = description["num_examples"][split]
         if len(examples) != expected or lengths.shape != (expected, num_documents):
             problem = f"{split} has {len(examples)} examples and lengths {lengths.shape}"
-            raise ValueError(_damaged(directory, f"{problem}, expected {expected}"))
+            raise ValueError(damaged(directory, f"{problem}, expected {expected}"))
         splits[split] = Split(examples=examples, lengths=lengths)
     return splits, description
 
 
 def _read_description(directory: Path) -> dict:
-    """Contents of set.json, after a check that the set's files have the sizes it lists."""
+    """Contents of set.json, after a check that the set's files are as it lists them.
+
+    Sizes of all, and contents but for the examples'; sets of older versions list sizes alone.
+    """
     try:
         description = json.loads((directory / "set.json").read_text())
         sizes = description["file_sizes"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(_damaged(directory, f"set.json: {error!r}")) from error
+        contents = {}
+        if description.keys() & {"digest", "file_digests"}:
+            contents = description["file_digests"]
+            if description["digest"] != _digest_of(description):
+                raise ValueError("not as it was written")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(damaged(directory, f"set.json: {error!r}")) from error
     for name, size in sizes.items():
         actual = (directory / name).stat().st_size if (directory / name).is_file() else "no"
         if actual != size:
-            raise ValueError(_damaged(directory, f"{name} has {actual} bytes, expected {size}"))
+            raise ValueError(damaged(directory, f"{name} has {actual} bytes, expected {size}"))
+        if name in contents and sha256_of_file(directory / name) != contents[name]:
+            raise ValueError(damaged(directory, f"{name} is not as it was written"))
     return description
 
 
@@ -173,18 +187,6 @@ def remove_stale(root: Path) -> None:
         if temporary.is_dir():
             with contextlib.suppress(OSError), lock(Path(f"{temporary}.lock"), wait=False):
                 shutil.rmtree(temporary, ignore_errors=True)
-
-
-def sha256_of_file(path: Path, show: bool = False) -> str:
-    """sha256 of a file, hex."""
-    digest = hashlib.sha256()
-    block_size = 1 << 20
-    total = -(-path.stat().st_size // block_size)
-    with open(path, "rb") as file:
-        blocks = iter(lambda: file.read(block_size), b"")
-        for block in progress.track(blocks, f"sha256 of {path.name}", total, show, "MiB"):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write(temporary: Path, name, module, config, source, files, show: bool) -> Path:
@@ -200,7 +202,7 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
             digests[split] = hashlib.sha256()
             rows = lengths[split] = []
             for row in progress.track(make(), f"{name} {split}", totals.get(split), show):
-                rows.append(_measure(row, module.NUM_DOCUMENTS, split, len(rows), digests[split]))
+                rows.append(_measure(row, module, split, len(rows), digests[split]))
                 yield row
 
         return examples
@@ -221,11 +223,13 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
         if not lengths[split]:
             raise ValueError(f"{name}: no examples for the {split} split; files read: {files}")
         np.save(directory / f"lengths-{split}.npy", np.array(lengths[split], np.int32))
+        np.save(directory / f"sums-{split}.npy", np.array(builder.record_sums[split], np.uint32))
     if len(files) == 1 and files[0].is_file():
         fingerprint = sha256_of_file(files[0], show)
     else:
         joined = "".join(f"{split} {digests[split].hexdigest()}\n" for split in SPLITS)
         fingerprint = hashlib.sha256(joined.encode()).hexdigest()
+    written = sorted(directory.iterdir())
     description = {
         "name": name,
         "source": source,
@@ -233,17 +237,28 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
         "fingerprint": fingerprint,
         "fingerprint_of": files[0].name if len(files) == 1 and files[0].is_file() else "examples",
         "notes": notes,
-        "file_sizes": {path.name: path.stat().st_size for path in sorted(directory.iterdir())},
+        "file_sizes": {path.name: path.stat().st_size for path in written},
+        "file_digests": {
+            path.name: sha256_of_file(path) for path in written if "array_record" not in path.name
+        },
     }
+    description = json.loads(json.dumps(description))  # as it will be read
+    description["digest"] = _digest_of(description)
     (directory / "set.json").write_text(json.dumps(description, indent=2) + "\n")
     for path in directory.iterdir():
-        _sync(path)
+        sync(path)
     return directory
 
 
-def _measure(example: dict, num_documents: int, split: str, index: int, digest) -> list[int]:
+def _digest_of(description: dict) -> str:
+    """sha256, hex, of a set.json's contents without its own digest."""
+    rest = {name: value for name, value in description.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _measure(example: dict, module: ModuleType, split: str, index: int, digest) -> list[int]:
     """Adds an example to the digest and returns the lengths of its documents."""
-    names = ("inputs", "inputs2")[:num_documents]
+    names = ("inputs", "inputs2")[: module.NUM_DOCUMENTS]
     sizes = []
     for name in names:
         document = example[name]
@@ -252,10 +267,16 @@ def _measure(example: dict, num_documents: int, split: str, index: int, digest) 
                 f"{split} example {index}: {name} is {document.dtype}{list(document.shape)}, "
                 "expected a non-empty uint8 vector"
             )
+        if problem := foreign_ids(document, module.VOCAB_SIZE - module.ID_OFFSET):
+            raise ValueError(f"{split} example {index}: {name} has {problem}")
         digest.update(len(document).to_bytes(8, "little"))
         digest.update(document.tobytes())
         sizes.append(len(document))
-    digest.update(int(example["label"]).to_bytes(8, "little", signed=True))
+    label = int(example["label"])
+    if not 0 <= label < module.NUM_CLASSES:
+        expected = f"0 to {module.NUM_CLASSES - 1}"
+        raise ValueError(f"{split} example {index}: label {label}, expected {expected}")
+    digest.update(label.to_bytes(8, "little", signed=True))
     return sizes
 
 
@@ -269,31 +290,7 @@ def _files_key(files: list[Path]) -> str:
     return digest.hexdigest()[:8]
 
 
-@contextlib.contextmanager
-def lock(path: Path, show: bool = False, wait: bool = True) -> Iterator[None]:
-    """Holds an flock, which the system frees even after kill -9. BlockingIOError if not `wait`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise
-            progress.say(f"another process works on {path.stem}; waiting for it", show)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _sync(path: Path) -> None:
-    """Makes sure that a file's or folder's contents are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _damaged(directory: Path, problem: str) -> str:
+def damaged(directory: Path, problem: str) -> str:
     return (
         f"the prepared set in {directory} is damaged ({problem}). Delete that folder; it is "
         "prepared again at the next start."

@@ -61,6 +61,20 @@ def seeded_permutation(num_items: int, *seed: int) -> np.ndarray:
     return np.argsort(bits, kind="stable")
 
 
+def foreign_ids(ids: np.ndarray, limit: int) -> str:
+    """'' if all token ids are 0 .. limit - 1, else what is wrong with the first that isn't.
+
+    An embedding of `limit` rows would give NaN, or another token's row, without a word.
+    """
+    if ids.dtype == np.uint8 and limit > 255:
+        return ""
+    outside = (ids < 0) | (ids >= limit)
+    if not outside.any():
+        return ""
+    position = int(outside.argmax())
+    return f"the token id {ids[position]} at position {position}, expected 0 to {limit - 1}"
+
+
 class Batches:
     """Batches of one split, a pure function of (seed, step); safe to use from threads.
 
@@ -72,6 +86,9 @@ class Batches:
     With a seed, any step >= 0 is valid and epochs follow one another, each in an order of its
     own; with buckets, examples of similar length (the longest document decides) share a batch.
     Without a seed (evaluation): bucket by bucket in the stored order, steps 0 .. len - 1.
+
+    `batches[step]` raises ValueError for an example with a token id or label that the task doesn't
+    have, or of another length than its split says.
     """
 
     def __init__(self, task: Task, split_name: str, batch_size: int, seed: int | None = None):
@@ -80,7 +97,7 @@ class Batches:
         if seed is not None and seed < 0:
             raise ValueError(f"seed={seed}: expected at least 0")
         self.task = task
-        self.split = task.splits[split_name]
+        self.split, self.split_name = task.splits[split_name], split_name
         self.batch_size = batch_size
         self.seed = seed
         longest = self.split.lengths.max(axis=1)
@@ -122,6 +139,7 @@ class Batches:
         label = np.zeros(self.batch_size, np.int32)
         names = ("inputs", "inputs2")[: self.task.num_documents]
         for row, example in enumerate(self.split.examples.__getitems__(chosen.tolist())):
+            self._check(example, names, int(chosen[row]))
             label[row] = example["label"]
             for document, name in enumerate(names):
                 ids = example[name]
@@ -135,6 +153,19 @@ class Batches:
             inputs, mask = inputs[:, 0], mask[:, 0]
         weight = (np.arange(self.batch_size) < len(chosen)).astype(np.float32)
         return {"inputs": inputs, "mask": mask, "label": label, "weight": weight}
+
+    def _check(self, example: dict, names: tuple[str, ...], index: int) -> None:
+        """Raises ValueError for what the model would turn into NaN or another example."""
+        task, problem = self.task, ""
+        for name, length in zip(names, self.split.lengths[index], strict=True):
+            if len(example[name]) != length:
+                problem = f"{name} has {len(example[name])} tokens, expected {length}"
+            elif wrong := foreign_ids(example[name], task.vocab_size - task.id_offset):
+                problem = f"{name} has {wrong}"
+        if not 0 <= example["label"] < task.num_classes:
+            problem = f"label {example['label']}, expected 0 to {task.num_classes - 1}"
+        if problem:
+            raise ValueError(f"{task.name} {self.split_name}, example {index}: {problem}")
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """An epoch's order of examples, and where each batch starts in it (and the last ends)."""

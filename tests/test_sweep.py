@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from experiment.grid import GridError, make_runs, split_values
 from experiment.read_runs import read_runs
 from experiment.workdir import default_workdir
-from sweep import Job, Sweep, log_path
+from sweep import Job, Sweep, is_finished, log_path
 from tests.conftest import COMPILE_FAST, ROOT, SMALL, SMALL_ONE_LENGTH
 
 LISTOPS = f"--config={ROOT}/configs/lra_listops.py"
@@ -116,6 +116,17 @@ def test_wrong_arguments_are_named(arguments, message, tmp_path):
         make_runs(arguments, tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"test_accuracy": 0.'])
+def test_a_result_that_is_not_whole_finishes_no_run(text, tmp_path):
+    (run,) = make_runs([LISTOPS], tmp_path)
+    run.workdir.mkdir()
+    result = run.workdir / "result.json"
+    result.write_text(text)
+    assert not is_finished(run)
+    result.write_text('{"test_accuracy": 0.5}')
+    assert is_finished(run)
+
+
 def test_configs_of_all_runs_are_checked_before_the_first_starts(tmp_path):
     refused = sweep(
         *SMALL,
@@ -174,7 +185,7 @@ def test_a_sweep_that_is_interrupted_says_so_to_the_shell(name, status, tmp_path
 
 
 def test_an_interrupted_sweep_started_again_completes_what_is_missing(tmp_path):
-    # accumulate_steps as most users leave it: train.py records what it then stands for.
+    # accumulate_steps as most users leave it, to be what suits the device.
     left_alone = [a for a in SMALL_ONE_LENGTH if "accumulate_steps" not in a]
     fast_to_compile = (*left_alone, "--config.model.attention=none")
     arguments = (*fast_to_compile, "--config.seed=0,1,2", f"--runs_dir={tmp_path}")

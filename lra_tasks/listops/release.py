@@ -27,11 +27,11 @@ def examples(config, files: list[Path], notes: dict) -> dict[str, Callable[[], I
     Expressions outside the config's bounds of length are left out and counted in `notes`.
     """
     if len(files) == 1:
-        read_all = functools.cache(functools.partial(_read_archive, files[0]))
+        read_all = functools.cache(functools.partial(_read_archive, files[0], notes))
         rows = {split: (lambda split=split: read_all()[split]) for split in FILES}
     else:
         rows = {
-            split: functools.partial(_read_file, path)
+            split: functools.partial(_read_file, path, notes)
             for split, path in zip(FILES, files, strict=True)
         }
     return {split: functools.partial(_select, split, rows[split], config, notes) for split in FILES}
@@ -61,13 +61,16 @@ def parse_row(line: bytes) -> tuple[bytes, int]:
     return ids, value
 
 
-def read_rows(file: BinaryIO, path: str) -> Iterator[tuple[bytes, int]]:
+def read_rows(file: BinaryIO, path: str, notes: dict | None = None) -> Iterator[tuple[bytes, int]]:
     """Yields (token ids, label) of a release TSV; `path` is named in errors.
+
+    A byte-order mark is left out and counted in `notes`.
 
     Raises ValueError with file and line for whatever is not as it should be.
     """
     lines = release.read_lines(file, path)
     _, header = next(lines, (1, b""))
+    header = release.without_mark(header, path, notes)
     if header != HEADER:
         raise ValueError(f"{path}, line 1: {_shown(header)}, expected the header {_shown(HEADER)}")
     for number, line in lines:
@@ -77,12 +80,12 @@ def read_rows(file: BinaryIO, path: str) -> Iterator[tuple[bytes, int]]:
             raise ValueError(f"{path}, line {number}: {error}") from None
 
 
-def _read_file(path: Path) -> Iterator[tuple[bytes, int]]:
+def _read_file(path: Path, notes: dict) -> Iterator[tuple[bytes, int]]:
     with open(path, "rb") as file:
-        yield from read_rows(file, str(path))
+        yield from read_rows(file, str(path), notes)
 
 
-def _read_archive(archive: Path) -> dict[str, list[tuple[bytes, int]]]:
+def _read_archive(archive: Path, notes: dict | None = None) -> dict[str, list[tuple[bytes, int]]]:
     """Rows of all splits; read in one pass, as the files lie in the archive in any order."""
     found: dict[str, list[tuple[bytes, int]]] = {}
     splits = {f"{FOLDER}/{name}": split for split, name in FILES.items()}
@@ -93,7 +96,7 @@ def _read_archive(archive: Path) -> dict[str, list[tuple[bytes, int]]]:
     for member, file in release.stream_archive(archive, lambda name: split_of(name) is not None):
         split = split_of(member)
         if split not in found:
-            found[split] = list(read_rows(file, f"{archive}:{member}"))
+            found[split] = list(read_rows(file, f"{archive}:{member}", notes))
         if len(found) == len(FILES):  # the rest of the archive is other tasks'
             return found
     missing = [f"{FOLDER}/{FILES[split]}" for split in FILES if split not in found]

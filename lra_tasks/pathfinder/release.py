@@ -16,7 +16,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lra_tasks.release import ARCHIVE_LINK, ARCHIVE_NAMES, NESTING, stream_archive
+from lra_tasks.release import (
+    ARCHIVE_LINK,
+    ARCHIVE_NAMES,
+    NESTING,
+    count_note,
+    is_apple_double,
+    stream_archive,
+    without_mark,
+)
 from lra_tasks.task import seeded_permutation
 
 FOLDERS = {
@@ -63,7 +71,8 @@ def find_files(data_dir: str, folder: str, difficulty: str) -> list[Path]:
         for part in ("imgs", "metadata"):
             if not (candidate / part).is_dir():
                 raise ValueError(f"{candidate} lacks the folder {part}; expected {what}")
-        metadata = sorted((candidate / "metadata").glob("*.npy"), key=_metadata_order)
+        found = [f for f in (candidate / "metadata").glob("*.npy") if not is_apple_double(f)]
+        metadata = sorted(found, key=_metadata_order)
         if not metadata:
             raise ValueError(f"{candidate / 'metadata'} has no .npy files; expected {what}")
         return [candidate / "imgs", *metadata]
@@ -90,14 +99,17 @@ def examples(
       side: height and width of the images.
       sizes: images to take of each split; None: all.
       seed: of the split.
-      notes: gets images_listed, images_empty, share_of_label_1.
+      notes: gets images_listed, images_empty, share_of_label_1 and, where there are any, the
+        number of macOS's own files among the metadata and of byte-order marks.
 
     Raises:
       ValueError: damaged or missing files, labels that are not balanced, too few images.
     """
     source = _Archive(files[0], folder) if files[0].is_file() else _Folder(files)
     paths, labels, empty = [], [], 0
-    for path, label in _listed(source):
+    for where in filter(is_apple_double, source.metadata_names()):
+        count_note(notes, "macos_files_skipped", where)
+    for path, label in _listed(source, notes):
         if source.num_bytes(path):
             paths.append(path)
             labels.append(label)
@@ -181,11 +193,11 @@ def parse_metadata(data: bytes, where: str) -> Iterator[tuple[str, int]]:
         yield path.decode(), int(fields[3])
 
 
-def _listed(source) -> Iterator[tuple[str, int]]:
+def _listed(source, notes: dict) -> Iterator[tuple[str, int]]:
     """(path, label) of every image that the metadata lists, in the order of its files and lines."""
     seen = set()
     for where, data in source.metadata():
-        for path, label in parse_metadata(data, where):
+        for path, label in parse_metadata(without_mark(data, where, notes), where):
             if path in seen:
                 raise ValueError(f"{where}: lists {path} a second time")
             seen.add(path)
@@ -204,6 +216,9 @@ class _Folder:
     def metadata(self) -> Iterator[tuple[str, bytes]]:
         for path in self.files:
             yield str(path), self._read(path, MAX_METADATA_BYTES)
+
+    def metadata_names(self) -> list[str]:
+        return [str(path) for path in sorted((self.name / "metadata").glob("*.npy"))]
 
     def num_bytes(self, path: str) -> int:
         try:
@@ -252,12 +267,16 @@ class _Archive:
                     f"than {MAX_HELD_BYTES:,} bytes or {MAX_IMAGES:,} images"
                 )
             (self.images if is_image else self.tables)[path] = data
-        if not self.tables:
+        if all(map(is_apple_double, self.tables)):
             raise ValueError(f"{archive}: has no {folder}/metadata/*.npy, so no Pathfinder images")
 
     def metadata(self) -> Iterator[tuple[str, bytes]]:
         for path in sorted(self.tables, key=_metadata_order):
-            yield f"{self.name}: {path}", self.tables[path]
+            if not is_apple_double(path):
+                yield f"{self.name}: {path}", self.tables[path]
+
+    def metadata_names(self) -> list[str]:
+        return [f"{self.name}: {path}" for path in sorted(self.tables)]
 
     def num_bytes(self, path: str) -> int:
         if path not in self.images:

@@ -131,8 +131,9 @@ def read_pairs(
     """Yields the pairs of a TSV without header or quotes: label, id1, id2, text1, text2.
 
     At most MAX_LINE_BYTES are in memory. An empty text (official papers may have none) becomes
-    one space. Malformed rows (columns, label, UTF-8, over-long) are skipped, counted in
-    `notes["malformed_rows"][where]`, and named in one warning.
+    one space. A byte-order mark is left out and counted in `notes`. Malformed rows (columns, label,
+    UTF-8, over-long) are skipped, counted in `notes["malformed_rows"][where]`, and named in one
+    warning.
 
     Raises:
       ValueError: more than MAX_BAD_SHARE of the rows are malformed (known as soon as they are more
@@ -147,6 +148,8 @@ def read_pairs(
 
     while line := file.readline(MAX_LINE_BYTES + 1):
         rows += 1
+        if rows == 1:
+            line = release.without_mark(line, where, notes)
         if rows > MAX_ROWS:
             raise ValueError(f"{where}: more than {MAX_ROWS:,} rows, expected {num_expected:,}")
         problem, example = parse_row(line, max_length)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lra_tasks.archives import iter_members
+from lra_tasks.release import count_note, is_apple_double
 
 FILM_GAP = 30  # the archive's authors took at most 30 reviews of a film
 MAX_REVIEW_BYTES = 1 << 20
@@ -48,7 +49,7 @@ def release_splits(files: list[Path], notes: dict) -> dict[str, Labelled]:
         notes["different_archive"] = (
             f"{files[0].name} has sha256 {digest}, the official {ARCHIVE} {ARCHIVE_SHA256}"
         )
-    reviews = read_release(files)
+    reviews = read_release(files, notes)
     notes["reviews"] = {folder: len(found) for folder, found in reviews.items()}
     classes = []
     for name in ("neg", "pos"):
@@ -78,11 +79,12 @@ def package_splits(files: list[Path], notes: dict) -> dict[str, Labelled]:
     return _interleaved(classes, notes, distinct=("train", "validation", "test"))
 
 
-def read_release(files: list[Path]) -> dict[str, list[bytes]]:
+def read_release(files: list[Path], notes: dict | None = None) -> dict[str, list[bytes]]:
     """Reviews of each of the four folders, ordered by the number that begins their files' names.
 
     Args:
       files: the archive, or the folders in the order of FOLDERS.
+      notes: macOS's own files among the reviews are skipped, and counted here.
 
     Raises:
       ValueError: damaged archive; or a review that is empty, not UTF-8, longer than 1 MiB, there
@@ -90,6 +92,9 @@ def read_release(files: list[Path]) -> dict[str, list[bytes]]:
     """
     reviews: dict[str, dict[int, bytes]] = {folder: {} for folder in FOLDERS}
     for where, folder, file_name, data in _review_files(files):
+        if is_apple_double(file_name):
+            count_note(notes, "macos_files_skipped", folder)
+            continue
         match = FILE_NAME.fullmatch(file_name)
         if not match:
             raise ValueError(f"{where}: expected a file name like 127_9.txt (number_rating)")

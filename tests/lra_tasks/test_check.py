@@ -30,7 +30,7 @@ def test_a_good_config_has_no_problems(make_config, tmp_path):
         ("num_train", -1, "0 or more"),
         ("num_validation", -5, "0 or more"),
         ("num_test", -5, "0 or more"),
-        ("data_seed", -1, "0 or more"),
+        ("data_seed", -1, "0 to 4294967295"),
     ],
 )
 def test_each_problem_names_field_value_and_remedy(make_config, tmp_path, field, value, expected):

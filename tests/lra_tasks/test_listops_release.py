@@ -207,6 +207,20 @@ def test_missing_header(make_config, tmp_path, content):
         lra_tasks.load(config, tmp_path / "cache", progress=False)
 
 
+@pytest.mark.parametrize("write", [write_folder, lambda d, f: write_archive(d, "lra_release/", f)])
+def test_a_byte_order_mark_is_skipped_and_counted(make_config, tmp_path, write):
+    marked = FILES["train"]
+    data_dir = tmp_path / "lra_release.tar.gz" if write is not write_folder else tmp_path / "data"
+    write(data_dir, TSV | {marked: b"\xef\xbb\xbf" + TSV[marked]})
+    config = make_config(source="release", data_dir=str(data_dir))
+    notes = {}
+    makers = release.examples(config, release.find_files(config), notes)
+    found = [(e["inputs"].tobytes(), e["label"]) for e in makers["train"]()]
+    assert found == [(bytes(ids), value) for ids, value in TREES["train"]]
+    [(where, count)] = notes["byte_order_marks"].items()
+    assert marked in where and count == 1
+
+
 def test_empty_split(make_config, tmp_path):
     write_folder(tmp_path / "data", {**TSV, "basic_val.tsv": HEADER})
     config = make_config(source="release", data_dir=str(tmp_path / "data"))

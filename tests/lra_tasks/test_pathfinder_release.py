@@ -67,6 +67,30 @@ def test_every_layout_gives_the_same_examples(layout, tmp_path):
         np.testing.assert_array_equal(one["inputs"], two["inputs"])
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_of_macos_and_byte_order_marks_are_skipped_and_counted(packed, release, tmp_path):
+    expected, _ = read_all(release)
+    metadata = release / FOLDER / "metadata"
+    (metadata / "._0.npy").write_bytes(b"\x00\x05\x16\x07Mac OS X")
+    (metadata / "._2.npy").write_bytes(b"\x00\x05\x16\x07Mac OS X")
+    (metadata / "2.npy").write_bytes(b"\xef\xbb\xbf" + (metadata / "2.npy").read_bytes())
+    if packed:
+        write_archive(release, tmp_path / "lra_release.gz")
+    splits, notes = read_all(tmp_path / "lra_release.gz" if packed else release)
+    for name, examples in expected.items():
+        for one, two in zip(examples, splits[name], strict=True):
+            np.testing.assert_array_equal(one["inputs"], two["inputs"])
+    skipped = {Path(where).name for where in notes["macos_files_skipped"]}
+    assert skipped == {"._0.npy", "._2.npy"} and sum(notes["byte_order_marks"].values()) == 1
+
+
+def test_a_folder_with_nothing_but_files_of_macos_has_no_metadata(release):
+    for path in (release / FOLDER / "metadata").iterdir():
+        path.rename(path.with_name("._" + path.name))
+    with pytest.raises(ValueError, match=r"metadata has no \.npy files"):
+        read_all(release)
+
+
 def test_split_depends_on_the_seed_alone(release):
     def train(**fields):
         return [e["inputs"].tobytes() for e in read_all(release, **fields)[0]["train"]]

@@ -107,6 +107,16 @@ def test_malformed_rows_are_named_left_out_and_fail_beyond_a_small_share(row, pr
         read(b"text\n" * 200_000, num_expected=147_086)  # noticed long before the end
 
 
+def test_a_byte_order_mark_costs_no_row_and_is_counted():
+    data = tsv_row("1.0") + tsv_row("0.0")
+    rows, notes = read(b"\xef\xbb\xbf" + data)
+    assert [row["label"] for row in rows] == [row["label"] for row in read(data)[0]] == [1, 0]
+    assert notes["byte_order_marks"] == {"x.tsv": 1} and notes["malformed_rows"] == {"x.tsv": 0}
+    assert "byte_order_marks" not in read(data)[1]
+    with pytest.raises(ValueError, match=r"line 2: label b'\\xef\\xbb\\xbf1.0'"):
+        read(tsv_row() + b"\xef\xbb\xbf" + tsv_row(), num_expected=2)  # of the file, not of a row
+
+
 def test_an_empty_file_is_an_error():
     with pytest.raises(ValueError, match=r"x.tsv: empty"):
         read(b"")

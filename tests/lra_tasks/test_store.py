@@ -1,10 +1,13 @@
 """Preparation: whole or not at all, once, and the same every time."""
 
+import collections
 import contextlib
 import fcntl
 import json
 import os
 import pty
+import re
+import resource
 import signal
 import struct
 import subprocess
@@ -16,7 +19,7 @@ import numpy as np
 import pytest
 
 import lra_tasks
-from lra_tasks import listops, progress, store
+from lra_tasks import disk, listops, progress, store
 
 PREPARE = """
 import sys, types, time
@@ -215,6 +218,98 @@ def test_damage_after_preparation_is_named(small, tmp_path, damage):
     with pytest.raises(ValueError, match=r"damaged.*Delete that folder") as caught:
         lra_tasks.load(small, tmp_path, progress=False)
     assert str(directory) in str(caught.value)
+
+
+def test_a_flipped_bit_anywhere_gives_the_same_examples_or_is_named(small, tmp_path):
+    directory = lra_tasks.prepare_set(small, tmp_path, progress=False)
+    whole = lra_tasks.open_set(small, directory)
+    expected = contents(whole)
+    rng = np.random.default_rng(0)
+    named = collections.Counter()
+    for path in sorted(directory.iterdir()):
+        data = path.read_bytes()
+        # Of the examples' files most is padding.
+        used = np.flatnonzero(np.frombuffer(data, np.uint8))
+        for position in rng.choice(used, 6):
+            damaged = bytearray(data)
+            damaged[position] ^= 1 << int(rng.integers(8))
+            path.write_bytes(damaged)
+            try:
+                task = lra_tasks.open_set(small, directory)
+                assert contents(task) == expected and task.fingerprint == whole.fingerprint
+                for name, split in task.splits.items():
+                    assert (split.lengths == whole.splits[name].lengths).all()
+            except ValueError as error:
+                assert re.search("damaged.*Delete that folder", str(error))
+                named[path.name.partition(".")[0]] += 1
+        path.write_bytes(data)
+    small_files = ("set", "dataset_info", "features", "lengths-train", "sums-test")
+    assert all(named[name] == 6 for name in small_files) and named["lra-train"] > 0
+
+
+def test_examples_of_another_set_in_files_of_equal_size_are_refused(small, make_config, tmp_path):
+    directory = lra_tasks.prepare_set(small, tmp_path, progress=False)
+    other = make_config(num_train=40, num_validation=5, num_test=5, data_seed=1)
+    [theirs] = lra_tasks.prepare_set(other, tmp_path, progress=False).glob("lra-train.array_rec*")
+    [ours] = directory.glob("lra-train.array_record*")
+    assert ours.stat().st_size == theirs.stat().st_size
+    ours.write_bytes(theirs.read_bytes())
+    task = lra_tasks.open_set(small, directory)
+    with pytest.raises(ValueError, match=r"damaged \(train: example 3 is not as it was written"):
+        task.splits["train"].examples.__getitems__([3])
+
+
+def test_a_set_of_the_version_without_digests_is_opened(small, tmp_path):
+    directory = lra_tasks.prepare_set(small, tmp_path, progress=False)
+    expected = contents(lra_tasks.open_set(small, directory))
+    for path in directory.glob("sums-*"):
+        path.unlink()
+    description = json.loads((directory / "set.json").read_text())
+    del description["digest"], description["file_digests"]
+    sizes = description["file_sizes"]
+    description["file_sizes"] = {n: size for n, size in sizes.items() if not n.startswith("sums-")}
+    (directory / "set.json").write_text(json.dumps(description))
+    assert contents(lra_tasks.open_set(small, directory)) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": np.array([1, 15, 200], np.uint8)}, "inputs has the token id 200 at position 2"),
+        ({"label": 10}, "label 10, expected 0 to 9"),
+    ],
+)
+def test_foreign_ids_and_labels_are_refused_when_a_set_is_prepared(
+    change, message, small, tmp_path, monkeypatch
+):
+    make = listops.examples
+
+    def examples(*args):
+        makers = make(*args)
+        return makers | {"test": lambda: (row | change for row in makers["test"]())}
+
+    monkeypatch.setattr(listops, "examples", examples)
+    with pytest.raises(ValueError, match=f"test example 0: {message}"):
+        lra_tasks.load(small, tmp_path, progress=False)
+
+
+def test_a_cache_that_cannot_be_written_names_the_setting(small, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"config.cache_dir='.*file/below': can't write there .*set"):
+        lra_tasks.load(small, tmp_path / "file" / "below", progress=False)
+    assert not disk.is_writable(tmp_path / "file" / "below")
+    assert disk.is_writable(tmp_path / "new") and not list((tmp_path / "new").iterdir())
+
+
+def test_a_full_disk_names_the_setting(small, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))  # of any file, in bytes
+        with pytest.raises(OSError, match=r"config.cache_dir='.*': can't write there .*make room"):
+            lra_tasks.load(small, tmp_path, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not left_over(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -302,3 +302,26 @@ def test_padding_share_counts_what_batches_hold(listops_task):
     with_buckets, without = padding_share(listops_task, "train", 24)
     assert with_buckets == pytest.approx(padded)
     assert with_buckets < without
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("inputs", [1, 255, 2], r"inputs has the token id 255 at position 1, expected 0 to 254"),
+        ("inputs", [1, 2, -1], r"inputs has the token id -1 at position 2"),
+        ("inputs", [1, 1 << 40, 2], r"inputs has the token id 1099511627776"),  # wraps in int32
+        ("inputs", [1, 2], r"inputs has 2 tokens, expected 3"),
+        ("label", 103, r"label 103, expected 0 to 102"),
+        ("label", -1, r"label -1"),
+    ],
+)
+def test_what_a_model_would_turn_into_nan_or_another_example_is_refused(name, value, message):
+    task = dataclasses.replace(make_task(), vocab_size=256)
+    examples = [{"inputs": np.array([1, 2, 254]), "label": 5} for _ in range(4)]
+    lengths = np.full((4, 1), 3, np.int32)
+    good = Split(InMemory(examples), lengths)
+    task = dataclasses.replace(task, splits={"train": good})
+    assert Batches(task, "train", 4)[0]["inputs"].max() == 255  # the last id, after the offset
+    examples[2] = examples[2] | {name: value if name == "label" else np.array(value)}
+    with pytest.raises(ValueError, match=rf"made train, example 2: {message}"):
+        Batches(task, "train", 4)[0]

@@ -66,6 +66,23 @@ def test_every_layout_gives_the_same_reviews_in_the_order_of_their_numbers(make_
     }
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_of_macos_are_skipped_and_counted(packed, tmp_path):
+    files = imdb_files()
+    root = unpack(files, tmp_path / "plain") / "aclImdb"
+    expected = imdb.read_release([root / folder for folder in imdb.FOLDERS])
+    files["aclImdb/train/neg/._0_2.txt"] = b"\x00\x05\x16\x07Mac OS X"
+    if packed:
+        (tmp_path / imdb.ARCHIVE).write_bytes(tar_bytes(files))
+        places = [tmp_path / imdb.ARCHIVE]
+    else:
+        unpack(files, tmp_path / "plain")
+        places = [root / folder for folder in imdb.FOLDERS]
+    notes = {}
+    assert imdb.read_release(places, notes) == expected
+    assert notes == {"macos_files_skipped": {"train/neg": 1}}
+
+
 def test_the_task_names_its_archive_and_why_it_does_not_compare(make_text, tmp_path):
     archive = layouts(tmp_path)[1]
     task = load(make_text(data_dir=str(archive)), tmp_path / "cache")

@@ -1,0 +1,78 @@
+"""Files below the cache: locked, written for good, hashed; errors that name the setting."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from lra_tasks import progress
+
+
+@contextlib.contextmanager
+def lock(path: Path, show: bool = False, wait: bool = True) -> Iterator[None]:
+    """Holds an flock, which the system frees even after kill -9. BlockingIOError if not `wait`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise
+            progress.say(f"another process works on {path.stem}; waiting for it", show)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def sync(path: Path) -> None:
+    """Makes sure that a file's or folder's contents are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def naming_cache_dir(root: Path) -> Iterator[None]:
+    """Says of an OSError in writing below `root` which setting chose that place."""
+    try:
+        yield
+    except OSError as error:
+        names = [name for name in (error.filename, error.filename2) if name]
+        if not (names or error.errno) or not all(_is_below(name, root) for name in names):
+            raise  # from a file that is read
+        raise type(error)(
+            f"config.cache_dir={str(root.parent)!r}: can't write there ({error}); make room, or "
+            "set it to a folder that can be written"
+        ) from error
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be written in a folder, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _is_below(path: str | os.PathLike, folder: Path) -> bool:
+    """Whether a path leads into a folder, or to what it lies in."""
+    path = Path(path).absolute()
+    return path.is_relative_to(folder.absolute()) or folder.absolute().is_relative_to(path)
+
+
+def sha256_of_file(path: Path, show: bool = False) -> str:
+    """sha256 of a file, hex."""
+    digest = hashlib.sha256()
+    block_size = 1 << 20
+    total = -(-path.stat().st_size // block_size)
+    with open(path, "rb") as file:
+        blocks = iter(lambda: file.read(block_size), b"")
+        for block in progress.track(blocks, f"sha256 of {path.name}", total, show, "MiB"):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,241 @@
+"""train() called from Python: cut off, damaged, gone on with; the result is the intact run's."""
+
+import dataclasses
+import importlib
+import json
+import resource
+import shutil
+import threading
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import lra_tasks
+from experiment.config_checks import choose_accumulate_steps
+from experiment.metrics import Reporter
+from experiment.training import not_finite
+from experiment.workdir import (
+    WorkdirError,
+    check_same_config,
+    read_result,
+    record_config,
+    recorded_accumulate_steps,
+)
+from tests.conftest import COMPILE_FAST
+from train import train
+
+FIELDS = {
+    "batch_size": 8,
+    "num_train_steps": 6,
+    "eval_every": 2,
+    "log_every": 2,
+    "warmup_steps": 2,
+    "learning_rate": 0.003,
+    "model.num_layers": 1,
+    "model.num_landmarks": 8,
+    "model.pinv_iterations": 2,
+    "model.width": 16,
+    "model.mlp_width": 16,
+    "task.source": "synthetic",
+    "task.min_length": 4,
+    "task.max_length": 60,
+    "task.padded_length": 64,
+    "task.bucket_boundaries": (),
+}
+CLOCK = ("wall_seconds", "examples_per_second")
+
+
+def make_config(**fields):
+    config = importlib.import_module("configs.lra_listops").get_config()
+    config.update_from_flattened_dict(FIELDS | fields)
+    return config
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_once(cache_home):
+    """Fast, and the programs of the first run serve the others."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", str(cache_home / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()  # it looks at the options once
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def task(cache_home):
+    return lra_tasks.load(make_config().task, progress=False)
+
+
+class PowerCutError(Exception):
+    pass
+
+
+class Examples:
+    """A split's examples, until the power goes at the given batch."""
+
+    def __init__(self, examples, num_batches):
+        self.examples, self.left = examples, num_batches
+
+    def __getitems__(self, indices):
+        self.left -= 1
+        if self.left < 0:
+            raise PowerCutError
+        return self.examples.__getitems__(indices)
+
+
+def cut_off(task, num_batches):
+    """The task, whose training ends with PowerCutError after some batches."""
+    split = task.splits["train"]
+    split = dataclasses.replace(split, examples=Examples(split.examples, num_batches))
+    return dataclasses.replace(task, splits=task.splits | {"train": split})
+
+
+def without_clock(values):
+    return {name: value for name, value in values.items() if name not in CLOCK}
+
+
+def reports(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [without_clock(json.loads(line)) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(task, tmp_path_factory, compile_once):
+    """A whole run: its folder, given as text, and the result; off the main thread."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    results = []
+    thread = threading.Thread(
+        target=lambda: results.append(train(make_config(), str(workdir), task))
+    )
+    thread.start()
+    thread.join()
+    return workdir, without_clock(results[0])
+
+
+def test_train_takes_a_config_as_it_is_and_a_folder_as_text_off_the_main_thread(whole):
+    workdir, result = whole
+    assert result["num_train_steps"] == 6 and np.isfinite(result["test_loss"])
+    on_cpu = jax.default_backend() == "cpu"
+    assert result["accumulate_steps"] == (2 if on_cpu else 1)
+    # As asked, for another device to go on with.
+    assert json.loads((workdir / "config.json").read_text())["accumulate_steps"] == 0
+
+
+def test_the_test_line_stands_once_however_often_it_is_scored(whole, task, tmp_path):
+    workdir = shutil.copytree(whole[0], tmp_path / "run")
+    before = reports(workdir)
+    assert [line["split"] for line in before].count("test") == 1
+    assert without_clock(train(make_config(), workdir, task)) == whole[1]
+    assert reports(workdir) == before
+
+
+def test_with_its_latest_checkpoints_damaged_a_run_ends_as_the_intact_one(
+    whole, task, tmp_path, capfd
+):
+    workdir = tmp_path / "run"
+    config = make_config(checkpoint_every=1)
+    with pytest.raises(PowerCutError):
+        train(config, workdir, cut_off(task, 5))
+    latest = workdir / "checkpoints" / "5"
+    path = max((p for p in latest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    (workdir / "checkpoints" / "6").mkdir()  # the last step's, which is saved again
+    capfd.readouterr()
+    result = train(config, workdir, task)
+    said = capfd.readouterr().err
+    assert said.count("not a whole checkpoint") == 2 and "broken-5" in said and "broken-6" in said
+    assert "Traceback" not in said
+    assert without_clock(result) == whole[1]
+    assert reports(workdir) == reports(whole[0])
+
+
+def test_another_number_of_devices_goes_on_with_the_same_command(whole, task, tmp_path, run_train):
+    workdir = tmp_path / "run"
+    with pytest.raises(PowerCutError):  # in two parts, which eight devices can't have
+        train(make_config(), workdir, cut_off(task, 5))
+    run_train(
+        "--config=configs/lra_listops.py",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in FIELDS.items()),
+        env={"XLA_FLAGS": f"{COMPILE_FAST} --xla_force_host_platform_device_count=8"},
+    )
+    result = read_result(workdir)
+    assert result["accumulate_steps"] == 1 and result["hardware"]["num_devices"] == 8
+    assert result["config"]["accumulate_steps"] == 0
+    assert [(x["step"], x["split"]) for x in reports(workdir)] == [
+        (x["step"], x["split"]) for x in reports(whole[0])
+    ]
+    # A result.json cut off in its writing is no result, and is made again.
+    (workdir / "result.json").write_text("{")
+    assert read_result(workdir) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "saved", "num_devices", "expected"),
+    [
+        (0, 0, 1, 8),  # a new run: what suits the devices
+        (0, 2, 1, 2),  # begun on four devices
+        (0, 8, 4, 8),  # begun on one
+        (0, 8, 8, 1),  # 64 examples would be needed
+        (4, 8, 1, 4),  # asked for
+    ],
+)
+def test_the_saved_number_of_parts_goes_on_where_it_fits(asked, saved, num_devices, expected):
+    config = make_config(batch_size=32, accumulate_steps=asked)
+    assert choose_accumulate_steps(config, num_devices, "cpu", saved) == expected
+
+
+def test_what_does_not_change_the_recipe_makes_no_other_config(tmp_path):
+    # As runs recorded it before: resolved, for the devices that they began on.
+    record_config(tmp_path / "run", make_config(accumulate_steps=8))
+    assert recorded_accumulate_steps(tmp_path / "run") == 8
+    changed = {
+        "accumulate_steps": 0,
+        "log_every": 3,
+        "checkpoint_every": 1,
+        "model.remat": True,
+        "task.data_dir": "/elsewhere",
+    }
+    check_same_config(tmp_path / "run", make_config(**changed))
+    with pytest.raises(WorkdirError, match=r"config.eval_every: 2 there, 3 now") as caught:
+        check_same_config(tmp_path / "run", make_config(eval_every=3, **changed))
+    assert "accumulate_steps" not in str(caught.value)
+
+
+def test_train_checks_config_and_workdir_before_the_first_step(whole, task, tmp_path):
+    with pytest.raises(ValueError, match=r"config.weight_decay=inf: .*finite"):
+        train(make_config(weight_decay=float("inf")), tmp_path / "run", task)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(WorkdirError, match=r"config.seed: 0 there, 1 now"):
+        train(make_config(seed=1), whole[0], task)
+
+
+def test_a_run_that_diverges_before_any_checkpoint_does_not_speak_of_one():
+    totals = {"loss": (float("nan"), 8.0), "accuracy": (1.0, 8.0)}
+    assert "loss nan" in not_finite(3, totals, None, make_config())
+    assert "None was saved" in not_finite(3, totals, None, make_config())
+    assert "checkpoint of step 2 is kept" in not_finite(3, totals, 2, make_config())
+    assert not_finite(3, {"loss": (1.0, 8.0)}, None, make_config()) == ""
+
+
+def test_a_full_disk_is_named_by_the_file_and_ends_the_reports_without_tracebacks(tmp_path, capsys):
+    log = Reporter(tmp_path, 0, 10)
+    log.report(1, "train", {"loss": 1.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))  # of any file, in bytes
+        with pytest.raises(OSError, match=r"metrics\.jsonl: can't write there .*make room"):
+            log.report(2, "train", {"loss": 1.0})
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "Traceback" not in capsys.readouterr().err
+    assert [line["step"] for line in reports(tmp_path)] == [1]
