@@ -20,6 +20,7 @@ from nystrom.landmarks import segment_means
 from nystrom.models import POOLINGS, Classifier, PairClassifier
 from nystrom.pinv import iterative_pinv
 from nystrom.registry import ATTENTIONS, self_attention_maker
+from nystrom.sharding import sharded_attention
 
 __all__ = [
     "ATTENTIONS",
@@ -50,5 +51,6 @@ __all__ = [
     "reformer_attention",
     "segment_means",
     "self_attention_maker",
+    "sharded_attention",
     "softmax_attention",
 ]

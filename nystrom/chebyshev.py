@@ -1,12 +1,11 @@
 """A pseudo-inverse in half the products of eq. 7: three steps with coefficients of their own."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nystrom.array_typing import Array, Float
 from nystrom.numerics import accumulator
-from nystrom.pinv import check_square, initial_scale, matmul, transpose
+from nystrom.pinv import check_square, identity_like, initial_scale, matmul, transpose
 
 NUM_STEPS = 3
 LEAST = (5**NUM_STEPS / (13 / 4) ** 6) ** 2  # l_0, the least eigenvalue of c A A^T fully inverted
@@ -61,7 +60,7 @@ def apply_chebyshev_pinv(
     z = initial_scale(a) * transpose(a)
     for step in first:
         z = _step(a, z, step)
-    x = x_0 * jnp.eye(a.shape[-1], dtype=a.dtype) - slope * matmul(a, z)
+    x = x_0 * identity_like(a) - slope * matmul(a, z)
     out = coefficients[-1] * w
     for coefficient in coefficients[-2::-1]:
         out = matmul(x, out) + coefficient * w
@@ -71,7 +70,7 @@ def apply_chebyshev_pinv(
 def _step(a, z, step):
     """Z q(A Z)."""
     x_0, slope, c = step
-    identity = jnp.eye(a.shape[-1], dtype=a.dtype)
+    identity = identity_like(a)
     x = x_0 * identity - slope * matmul(a, z)
     x2 = matmul(x, x)
     higher = matmul(x2, c[2] * identity + c[3] * x + c[4] * x2)

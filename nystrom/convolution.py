@@ -74,11 +74,9 @@ def convolve_in_order(value, filters):
     half, length = filters.shape[-1] // 2, value.shape[-3]
     padding = [(0, 0)] * (value.ndim - 3) + [(half, half), (0, 0), (0, 0)]
     wide = accumulator(value.dtype)
-    x, filters = jnp.pad(value, padding), filters.astype(wide)
-    copies = (
-        filters[:, k, None] * x[..., k : k + length, :, :].astype(wide)
-        for k in range(filters.shape[-1])
-    )
+    x = jnp.pad(value, padding)
+    taps = filters.T.astype(wide).reshape(-1, *[1] * (value.ndim - 2), len(filters), 1)
+    copies = (taps[k] * x[..., k : k + length, :, :].astype(wide) for k in range(filters.shape[-1]))
     return sum(copies).astype(value.dtype)
 
 
@@ -111,6 +109,7 @@ def _convolve_piece(value, mask, filters, axis_name):
     def beside(tokens, real_ones, from_end):
         """Of the devices' tokens P half H E, in order, the real ones next to this piece."""
         joined = tokens.reshape(-1, *tokens.shape[2:])
+        joined = jnp.where(real_ones.reshape(-1, 1, 1), joined, 0)
         (joined,) = to_front(real_ones.reshape(-1), joined)
         return window(joined, real_ones.sum() - half if from_end else 0, half)
 

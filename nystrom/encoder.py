@@ -1,7 +1,9 @@
 """The Nyströmformer encoder as Flax NNX modules: they own parameters, the maths is elsewhere."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,25 @@ from nystrom.numerics import only_trailing
 
 POSITIONS = ("learned", "rotary", "none")
 NORMS = ("pre", "post")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A function with options bound, equal to others of it with the same: so are models that it is
+    a part of, which then share compiled programs (a `functools.partial` equals only itself)."""
+
+    function: Callable[..., Array]
+    options: tuple[tuple[str, Any], ...]
+
+    @staticmethod
+    def of(function: Callable[..., Array], **options: Any) -> "Bound":
+        return Bound(function, tuple(sorted(options.items())))
+
+    def __call__(self, *arrays: Any, **more: Any) -> Array:
+        return self.function(*arrays, **dict(self.options), **more)
+
+    def __hash__(self):  # options may be arrays, which have none
+        return hash((self.function, tuple(name for name, _ in self.options)))
 
 
 class SelfAttention(nnx.Module):
@@ -103,7 +124,7 @@ class NystromSelfAttention(SelfAttention):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        attention = partial(
+        attention = Bound.of(
             nystrom_attention,
             num_landmarks=check_count("num_landmarks", num_landmarks),
             pinv=pinv,
@@ -139,7 +160,8 @@ class EncoderBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.is_pre = norm == "pre"
-        self.dropout = partial(dropout, rate=dropout_rate, axis_name=axis_name)
+        self.dropout_rate = dropout_rate
+        self.axis_name = axis_name
         self.attention_norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.attention = self_attention
         self.mlp_norm = layer_norm(width, dtype=dtype, rngs=rngs)
@@ -154,12 +176,14 @@ class EncoderBlock(nnx.Module):
     ) -> Float[Array, "*B N C"]:
         keys = split_keys(dropout_key, 3)
 
+        def drop(x, key):
+            return dropout(x, self.dropout_rate, key, self.axis_name)
+
         def mlp(x):
-            hidden = gelu(self.mlp_in(x))
-            return self.dropout(self.mlp_out(self.dropout(hidden, key=keys[1])), key=keys[2])
+            return drop(self.mlp_out(drop(gelu(self.mlp_in(x)), keys[1])), keys[2])
 
         def attend(x):
-            return self.dropout(self.attention(x, mask), key=keys[0])
+            return drop(self.attention(x, mask), keys[0])
 
         if self.is_pre:
             x = x + attend(self.attention_norm(x))
@@ -218,7 +242,7 @@ class Encoder(nnx.Module):
             dtype=dtype,
         )
         embed_init = nnx.initializers.normal(embedding_std)
-        self.dropout = partial(dropout, rate=dropout_rate, axis_name=axis_name)
+        self.dropout_rate = dropout_rate
         self.remat = remat
         self.max_length = max_length
         self.axis_name = axis_name
@@ -259,7 +283,7 @@ class Encoder(nnx.Module):
         self._check(tokens, mask)
         *keys, embedding_key = split_keys(dropout_key, len(self.blocks) + 1)
         x = self._add_positions(self.token_embed(tokens), mask)
-        x = self.dropout(x, key=embedding_key)
+        x = dropout(x, self.dropout_rate, embedding_key, self.axis_name)
         call = nnx.remat(EncoderBlock.__call__) if self.remat else EncoderBlock.__call__
         for block, key in zip(self.blocks, keys, strict=True):
             x = call(block, x, mask, key)
@@ -283,7 +307,7 @@ class Encoder(nnx.Module):
         table = self.position_embed[...].astype(x.dtype)
 
         def in_order(x, table):
-            return x + table[: x.shape[-2]]
+            return x + jnp.broadcast_to(table[: x.shape[-2]], x.shape)
 
         def by_rank(x, table):
             return x + table[real_ranks(mask, x.shape[:-1], self.axis_name)]

@@ -106,7 +106,8 @@ def segment_sums(
 def segment_sizes(count: Int[Array, "*B"], num_landmarks: int) -> Int[Array, "*B L"]:
     """Tokens in each segment when `count` real tokens are shared out among L segments."""
     quotient, remainder = jnp.divmod(count[..., None], num_landmarks)
-    return quotient + (jnp.arange(num_landmarks) < remainder)
+    longer = jnp.arange(num_landmarks, dtype=count.dtype) < remainder
+    return quotient + longer.astype(count.dtype)
 
 
 def segment_of_token(

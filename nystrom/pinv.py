@@ -44,7 +44,7 @@ def iterate(
     a: Float[Array, "*B L L"], scale: Float[Array, "*B 1 1"], num_iterations: int
 ) -> Float[Array, "*B L L"]:
     """Eq. 7 from Z_0 = scale A^T."""
-    identity = jnp.eye(a.shape[-1], dtype=a.dtype)
+    identity = identity_like(a)
     z = scale * transpose(a)
     going, least = True, jnp.inf
     for step in range(num_iterations):
@@ -80,6 +80,11 @@ def initial_scale(a: Float[Array, "*B L L"]) -> Float[Array, "*B 1 1"]:
     norm_inf = magnitude.sum(axis=-1, keepdims=True).max(axis=-2, keepdims=True)
     bound = norm_1 * norm_inf
     return 1 / jnp.where(bound > 0, bound, jnp.ones_like(bound))
+
+
+def identity_like(a: Float[Array, "*B L L"]) -> Float[Array, "*B L L"]:
+    """I for each matrix."""
+    return jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
 
 
 def matmul(x: Array, y: Array) -> Array:

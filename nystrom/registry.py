@@ -1,7 +1,6 @@
 """The attentions by name, as layers of the encoder: one entry each."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from nystrom.baselines.linformer import linformer_attention
 from nystrom.baselines.performer import FEATURE_KERNELS, orthogonal_features, performer_attention
 from nystrom.baselines.reformer import random_rotations, reformer_attention
 from nystrom.checks import PINVS, check_choice, check_count
-from nystrom.encoder import SelfAttention
+from nystrom.encoder import Bound, SelfAttention
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -52,7 +51,7 @@ class Attention(NamedTuple):
 
 
 def _nystrom(setting, num_landmarks, pinv, pinv_iterations):
-    return partial(
+    return Bound.of(
         nystrom_attention,
         num_landmarks=num_landmarks,
         pinv=pinv,
@@ -63,13 +62,13 @@ def _nystrom(setting, num_landmarks, pinv, pinv_iterations):
 
 def _performer(setting, num_features, feature_kernel):
     features = orthogonal_features(num_features, setting.depth, setting.seed)
-    return partial(performer_attention, projection=features, feature_kernel=feature_kernel)
+    return Bound.of(performer_attention, projection=features, feature_kernel=feature_kernel)
 
 
 def _reformer(setting, num_hashes, bucket_size):
     half_buckets = max(1, setting.max_length // bucket_size)
     rotations = random_rotations(num_hashes, setting.depth, half_buckets, setting.seed)
-    return partial(reformer_attention, rotations=rotations, bucket_size=bucket_size)
+    return Bound.of(reformer_attention, rotations=rotations, bucket_size=bucket_size)
 
 
 class Linformer(nnx.Module):

@@ -39,8 +39,8 @@ def _attend(q, k, v, _, key_mask):
         k = jnp.where(key_mask[:, None], k, MASKED)
     # A query's factor, and one of all keys, cancel: those that leave the largest feature 1.
     q_largest, k_largest = jax.lax.stop_gradient((q.max(axis=-1, keepdims=True), k.max()))
-    real = jnp.ones((k.shape[0], 1), v.dtype) if key_mask is None else key_mask[:, None]
-    mean = (v * real).sum(axis=0) / jnp.maximum(real.sum(), 1)
+    real = jnp.ones(k.shape[0], v.dtype) if key_mask is None else key_mask.astype(v.dtype)
+    mean = (v * real[:, None]).sum(axis=0, keepdims=True) / jnp.maximum(real.sum(), 1)
     return kernel_average(jnp.exp(q - q_largest), jnp.exp(k - k_largest), v, mean)
 
 

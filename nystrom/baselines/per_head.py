@@ -76,7 +76,7 @@ def kernel_average(
     query_features: Float[Array, "N F"],
     key_features: Float[Array, "M F"],
     v: Float[Array, "M E"],
-    mean: Float[Array, " E"] | None = None,
+    mean: Float[Array, "1 E"] | None = None,
 ) -> Float[Array, "N E"]:
     """Values averaged with the weights query_features key_features^T, N x M never formed.
 

@@ -1,6 +1,6 @@
 """Performer: attention by random features, FAVOR+ (Choromanski et al. 2021)."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,7 @@ def softmax_features(x, projection, mask, *, per_row):
     return jnp.exp(logits - jax.lax.stop_gradient(largest)) + EPSILON["softmax"]
 
 
+@cache
 def orthogonal_features(num_features: int, depth: int, seed: int = 0) -> np.ndarray:
     """Random directions F D, orthogonal in blocks of D (its section 2.4), float32.
 
@@ -96,4 +97,6 @@ def orthogonal_features(num_features: int, depth: int, seed: int = 0) -> np.ndar
         blocks.append((q * np.sign(np.diag(r))).T)  # the signs make q uniform
     directions = np.concatenate(blocks)[:num_features]
     norms = np.linalg.norm(rng.normal(size=(num_features, depth)), axis=1, keepdims=True)
-    return (directions * norms).astype(np.float32)
+    features = (directions * norms).astype(np.float32)
+    features.flags.writeable = False  # all who ask get this one
+    return features

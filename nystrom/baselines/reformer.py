@@ -1,6 +1,6 @@
 """Reformer: attention within buckets of a locality-sensitive hash (Kitaev et al. 2020)."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -75,10 +75,13 @@ def _attention(query, key, value, query_mask, key_mask, rotations, bucket_size, 
     return map_heads(attend, query, key, value, query_mask, key_mask, shared)
 
 
+@cache
 def random_rotations(num_hashes: int, depth: int, half_buckets: int, seed: int = 0) -> np.ndarray:
     """Standard normal matrices R D G for `reformer_attention`, float32; equal for equal seeds."""
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(num_hashes, depth, half_buckets)).astype(np.float32)
+    rotations = rng.normal(size=(num_hashes, depth, half_buckets)).astype(np.float32)
+    rotations.flags.writeable = False  # all who ask get this one
+    return rotations
 
 
 def _attend(rotations, bucket_size, q, k, v, query_mask, key_mask):
@@ -144,13 +147,13 @@ def _sort_by_bucket(x, rotations, bucket_size, mask):
         magnitude = jnp.where(in_use, magnitude, -1)
     column = jnp.argmax(magnitude, axis=-1)
     sign = jnp.take_along_axis(rotated, column[..., None], axis=-1)[..., 0] < 0
-    bucket = column + columns * sign
+    bucket = column + columns * sign.astype(column.dtype)
     if mask is not None:
         bucket = jnp.where(mask[:, None], bucket, 2 * columns)
     length = x.shape[0]
     position = jnp.arange(length, dtype=jnp.int32)
     # One sort of whole numbers is much faster than a sort of pairs.
-    order = jnp.sort(bucket.T.astype(jnp.int32) * length + position, axis=-1) % length
+    order = jnp.sort(bucket.T.astype(jnp.int32) * length + position[None], axis=-1) % length
     place = jax.vmap(lambda order: jnp.zeros_like(order).at[order].set(position))(order)
     return order, place
 
@@ -159,13 +162,13 @@ def _rounds_in_reach(q_order, q_place, k_order, k_place, chunks, windows):
     """For every logit R G C 2C, in how many rounds this query reaches this key: at least 1."""
     num_rounds = q_order.shape[0]
     size = chunks(q_order).shape[2]
-    count = 1
+    count = jnp.ones((), jnp.int32)
     for shift in range(1, num_rounds):
         # The chunks that the pair has in another round, in this round's order.
         q_chunk = jnp.take_along_axis(jnp.roll(q_place, shift, axis=0) // size, q_order, axis=1)
         k_chunk = jnp.take_along_axis(jnp.roll(k_place, shift, axis=0) // size, k_order, axis=1)
         behind = chunks(q_chunk)[..., :, None] - windows(chunks(k_chunk))[..., None, :]
-        count += (behind == 0) | (behind == 1)
+        count = count + ((behind == 0) | (behind == 1)).astype(jnp.int32)
     return jnp.asarray(count, jnp.float32)
 
 

@@ -33,7 +33,7 @@ def _convolve(value, filters):
     x = value.reshape(-1, length, num_heads * depth)
     x = jnp.pad(x, [(0, 0), (half, half), (0, 0)]).astype(accumulator(value.dtype))
     tap = jnp.repeat(filters.T, depth, axis=-1).astype(x.dtype)
-    out = sum(tap[k] * x[:, k : k + length] for k in range(taps))
+    out = sum(tap[k : k + 1, None] * x[:, k : k + length] for k in range(taps))
     return out.reshape(value.shape).astype(value.dtype)
 
 

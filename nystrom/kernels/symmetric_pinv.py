@@ -4,7 +4,15 @@ import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Float
 from nystrom.kernels.gradients import with_gradient
-from nystrom.pinv import NEVER_STOPPED, initial_scale, iterate, iterative_pinv, matmul, transpose
+from nystrom.pinv import (
+    NEVER_STOPPED,
+    identity_like,
+    initial_scale,
+    iterate,
+    iterative_pinv,
+    matmul,
+    transpose,
+)
 
 NUM_SYMMETRIC = 3  # last iterations that follow Y_j alone
 
@@ -54,7 +62,7 @@ def _forward(a, scale, w, num_iterations):
     for.
     """
     num_symmetric = min(num_iterations, NUM_SYMMETRIC)
-    identity = jnp.eye(a.shape[-1], dtype=a.dtype)
+    identity = identity_like(a)
     z_t, ys, ws = scale * a, [], [w]
     for _ in range(num_iterations - num_symmetric):
         y = matmul_t(z_t, a)

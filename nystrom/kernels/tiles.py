@@ -236,7 +236,7 @@ def _weights(tokens, scaled_keys, bias):
     """exp of the logits less their largest, and its sum: the softmax before normalisation."""
     logits = exact_einsum("nd,ld->nl", tokens, scaled_keys)
     if bias is not None:
-        logits += bias
+        logits += bias[None]
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights, weights.sum(axis=-1, keepdims=True)
 

@@ -35,6 +35,11 @@ class AttentionContract:
             out, pullback = jax.vjp(apply, *inputs)
             return out, pullback(cotangent.astype(out.dtype))
 
+        def of_its_sum(*inputs, **options):
+            out, pull_back = jax.vjp(lambda *x: attend(*x, **options), *inputs)
+            return out, pull_back(jnp.ones_like(out))
+
+        cls.run_grads_of = staticmethod(of_its_sum)
         cls.run = staticmethod(jitted(attend))
         cls.run_grads = staticmethod(jitted(value_and_grads))
 
@@ -172,6 +177,62 @@ class AttentionContract:
             swapped = self.run(*(x[:, :, ::-1] for x in inputs))
             np.testing.assert_allclose(swapped, out[:, :, ::-1], atol=self.tolerance)
 
+    def test_one_mask_is_both(self):
+        """`mask` is self-attention's; it is refused beside the others and where lengths differ."""
+        inputs, mask = random_inputs(27), mask_with(8, LENGTH, "holes")
+        both = self.run(*inputs, query_mask=mask, key_mask=mask)
+        np.testing.assert_array_equal(self.run(*inputs, mask=mask), both)
+        for other in ("query_mask", "key_mask"):
+            with pytest.raises(ValueError, match=r"mask is self-attention's one mask.*alone"):
+                self.attend(*inputs, mask=mask, **{other: mask})
+        q, k, v = inputs
+        with pytest.raises(ValueError, match="their lengths differ"):
+            self.attend(q, k[:-1], v[:-1], mask=mask)
+
+    @pytest.mark.parametrize("shape", [(0, 13, 2), (2, 0, 2), (2, 13, 0), (0, 0, 0)])
+    def test_empty_arrays_give_empty_arrays(self, shape):
+        """No examples, no tokens, no heads, as everywhere in JAX."""
+        x = np.zeros((*shape, DEPTH), np.float32)
+        if shape[2] == 0 and not self.heads_alike:
+            pytest.skip("its parameters know the number of heads")
+        mask = np.ones(shape[:2], bool)
+        for options in ({}, {"mask": mask}):
+            out, grads = self.run_grads_of(x, x, x, **options)
+            assert out.shape == x.shape
+            assert all(grad.shape == x.shape for grad in grads)
+
+    def test_no_keys_or_no_queries(self):
+        if not self.supports_cross_lengths:
+            pytest.skip("one length")
+        q, k, v = random_inputs(28, 2)
+        np.testing.assert_array_equal(self.attend(q, k[:, :0], v[:, :0]), np.zeros_like(q))
+        assert self.attend(q[:, :0], k, v).shape == (2, 0, HEADS, DEPTH)
+
+    def test_heads_without_features_are_refused(self):
+        x = np.zeros((2, 13, 2, 0), np.float32)
+        with pytest.raises(ValueError, match="each head needs at least one feature"):
+            self.attend(x, x, x)
+
+    def test_value_features_may_differ(self):
+        """As many features as key's, and others: each feature is averaged alone."""
+        q, k, v = random_inputs(29)
+        wide = np.concatenate([v, normal(30, LENGTH, HEADS, 3)], axis=-1)
+        out = self.run(q, k, wide)
+        assert out.shape == wide.shape
+        np.testing.assert_allclose(out[..., :DEPTH], self.run(q, k, v), atol=self.tolerance)
+
+    def test_grouped_heads_are_repeated_heads(self):
+        """Four heads of queries share two of keys and values, two in a row one each."""
+        if not self.heads_alike:
+            pytest.skip("its parameters know the number of heads")
+        q, (_, k, v) = random_inputs(31, heads=4)[0], random_inputs(32)
+        mask = mask_with(8, LENGTH, "holes")
+        grouped = self.run(q, k, v, mask=mask)
+        repeated = self.run(q, *(np.repeat(x, 2, axis=1) for x in (k, v)), mask=mask)
+        np.testing.assert_allclose(grouped, repeated, atol=self.tolerance)
+        with pytest.raises(ValueError, match="query has 3 heads and key 2"):
+            self.attend(q[:, :3], k, v)
+
     # --- what an attention is --------------------------------------------------------------
 
     def test_output_is_linear_in_values(self):
@@ -296,19 +357,17 @@ class AttentionContract:
 
     def test_mask_that_is_not_boolean_is_refused(self):
         inputs = random_inputs(25, 2)
-        with pytest.raises(TypeError, match=r"key_mask has dtype float32: expected bool"):
+        with pytest.raises(TypeError, match=r"key_mask has dtype float32: expected a bool array"):
             self.attend(*inputs, key_mask=np.ones((2, LENGTH), np.float32))
 
     def test_shapes_that_do_not_fit_are_refused(self):
         q, k, v = random_inputs(26, 2)
-        with pytest.raises(ValueError, match=r"key .* and value .*: expected one shape"):
+        with pytest.raises(ValueError, match=r"key .* and value .*: .*alike but for the features"):
             self.attend(q, k, v[:, :-1])
         with pytest.raises(ValueError, match=r"query .*: expected \*B N H D"):
             self.attend(q[:1], k, v)
         with pytest.raises(ValueError, match=r"query has shape \(13, 2\)"):
             self.attend(q[0, :, :, 0], k, v)
-        with pytest.raises(ValueError, match=r"N of at least 1"):
-            self.attend(q[:, :0], k, v)
         if not self.supports_cross_lengths:
             with pytest.raises(ValueError, match="length"):
                 self.attend(q[:, :-1], k, v)

@@ -35,8 +35,48 @@ class TestNystrom(AttentionContract):
     is_average = False  # F A^+ G has rows that add up to 1 only for the exact inverse
 
 
+class TestNystromPlain(AttentionContract):
+    """The form that accelerators get; on a CPU the class above has the tiled one."""
+
+    attend = staticmethod(partial(nystrom_attention, num_landmarks=8, implementation="plain"))
+    is_average = False
+
+
 class TestSoftmax(AttentionContract):
     attend = staticmethod(softmax_attention)
+
+
+class TestSoftmaxPlain(AttentionContract):
+    attend = staticmethod(partial(softmax_attention, implementation="plain"))
+
+
+def test_causal_softmax_is_exact():
+    q, k, v = random_inputs(1, 2, length=9)
+    expected = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    out = softmax_attention(q, k, v, is_causal=True)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    mask = np.stack([mask_with(6, 9, "holes")] * 2)
+    out = softmax_attention(q, k, v, mask=mask, is_causal=True)
+    real = [x[:, mask[0]] for x in (q, k, v)]
+    alone = softmax_attention(*real, is_causal=True)
+    np.testing.assert_allclose(out[:, mask[0]], alone, atol=1e-5)
+
+
+def test_scale_replaces_the_default():
+    q, k, v = random_inputs(2)
+    for attend in (partial(nystrom_attention, num_landmarks=5), softmax_attention):
+        out = attend(q, k, v, scale=0.1)
+        expected = attend(q * (0.1 * q.shape[-1] ** 0.5), k, v)
+        np.testing.assert_allclose(out, expected, atol=1e-5)
+        assert np.abs(out - attend(q, k, v)).max() > 1e-3
+
+
+def test_more_landmarks_than_tokens_cost_nothing():
+    """A hundred thousand landmarks of 13 tokens are 13: no array grows with the number asked."""
+    inputs = random_inputs(3)
+    many = partial(nystrom_attention, num_landmarks=100_000)
+    np.testing.assert_array_equal(many(*inputs), nystrom_attention(*inputs, num_landmarks=13))
+    assert nystrom_factors(*inputs[:2], num_landmarks=100_000).f.shape[-1] == 13
 
 
 @pytest.mark.parametrize(

@@ -270,3 +270,28 @@ def test_errors():
         reformer_attention(q, q, v, rotations=random_rotations(2, 4, 2), bucket_size=4)
     with pytest.raises(ValueError, match=r"rotations have shape \(2, 5, 3\)"):
         reformer_attention(q, q, v, rotations=random_rotations(2, 5, 3), bucket_size=4)
+
+
+@pytest.mark.parametrize("x", [0.5, -2.0, -16.0, -20.0, -60.0, -500.0])
+def test_linear_keeps_its_features_at_negative_inputs(x):
+    """Keys x, x, x - 1/2, x with q = 0: where phi is exp their common factor cancels."""
+    q = np.zeros((1, 1, 1), np.float32)
+    k = np.array([x, x, x - 0.5, x], np.float32)[:, None, None]
+    v = np.arange(1, 5, dtype=np.float32)[:, None, None]
+
+    def attend(k):
+        return linear_attention(q, k, v)[0, 0, 0]
+
+    phi = np.array([max(y, 0) + np.exp(min(y, 0) - min(x, 0)) for y in k.ravel().tolist()])
+    out, grads = jax.jit(jax.value_and_grad(attend))(k)
+    np.testing.assert_allclose(out, (phi * v.ravel()).sum() / phi.sum(), rtol=1e-5)
+    if x < 0:
+        np.testing.assert_allclose(out, 2.4455, atol=1e-4)
+        assert np.abs(grads).min() > 1e-2
+
+
+def test_linear_is_the_mean_where_all_weights_are_alike():
+    x, v = np.full((5, 1, 2), -300.0, np.float32), np.arange(10, dtype=np.float32).reshape(5, 1, 2)
+    mask = np.array([1, 1, 0, 1, 1], bool)
+    out = linear_attention(x, x, v, mask=mask)
+    np.testing.assert_allclose(out[0, 0], v[mask].mean(axis=0)[0], rtol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from inputs import jitted, mask_with, normal
 
-from nystrom import attention_fn, nystrom_attention
+from nystrom import attention_fn, cross_attention_fn, nystrom_attention
 
 
 def nnx_module(attend, **options):
@@ -67,8 +67,9 @@ class TestBothModules:
     def test_cross_attention(self, apply):
         q, k = normal(1, 2, 5, 8), normal(2, 2, 9, 8)
         mask = np.stack([mask_with(9, 9, "holes"), mask_with(6, 9, "holes")])
-        out = apply(self.attend, q, k, mask=mask[:, None, None, :])
-        alone = apply(self.attend, q[1:], k[1:, mask[1]])
+        attend = cross_attention_fn(num_landmarks=4)
+        out = apply(attend, q, k, mask=mask[:, None, None, :])
+        alone = apply(attend, q[1:], k[1:, mask[1]])
         np.testing.assert_allclose(out[1], alone[0], atol=2e-5)
 
     def test_a_mask_over_pairs_is_refused(self, apply):
@@ -99,15 +100,92 @@ class TestBothModules:
             assert np.abs(apply(attention_fn(**options), x) - out).max() > 1e-4
 
 
-def test_equal_lengths_of_two_documents():
-    """By default keys' mask is the queries' where lengths agree; `cross_attention` unties them."""
+def test_two_documents_are_cross_attention():
+    """`attention_fn`'s mask is both's, `cross_attention_fn`'s the keys': no shape decides."""
     q, k, v = normal(6, 1, 9, 2, 4), normal(7, 1, 9, 2, 4), normal(8, 1, 9, 2, 4)
     mask = mask_with(5, 9, "trailing")[None]
     tied = jitted(attention_fn(num_landmarks=4))(q, k, v, mask=mask[:, None, None, :])
     np.testing.assert_array_equal(tied[~mask], 0)
-    free = attention_fn(num_landmarks=4, cross_attention=True)(q, k, v, mask=mask[:, None, None, :])
+    free = cross_attention_fn(num_landmarks=4)(q, k, v, mask=mask[:, None, None, :])
     expected = nystrom_attention(q, k, v, key_mask=mask, num_landmarks=4)
     np.testing.assert_allclose(free, expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"attention_fn is self-attention.*cross_attention_fn"):
+        attention_fn(num_landmarks=4)(q[:, :7], k, v, mask=mask[:, None, None, :])
+
+
+@pytest.mark.parametrize("lowest", [-1e9, -np.inf, np.finfo(np.float32).min])
+def test_additive_masks_are_refused(lowest):
+    """Taken for a padding mask it would mean its contrary; also where jit hides its numbers."""
+    q, mask = normal(6, 1, 9, 2, 4), mask_with(5, 9, "trailing")[None, None, None]
+    additive = np.where(mask, 0, lowest).astype(np.float32)
+    attend = attention_fn(num_landmarks=4)
+    for call in (attend, jax.jit(attend)):
+        with pytest.raises(ValueError, match="mask has dtype float32: expected bool"):
+            call(q, q, q, mask=additive)
+    expected = attend(q, q, q, mask=mask)
+    for numbers in (mask.astype(np.float32), mask.astype(np.int32)):
+        np.testing.assert_allclose(attend(q, q, q, mask=numbers), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="mask has dtype float32"):
+        jax.jit(attend)(q, q, q, mask=mask.astype(np.float32))
+    asked_for = jax.jit(attention_fn(num_landmarks=4, float_masks=True))
+    np.testing.assert_allclose(asked_for(q, q, q, mask=mask * 1.0), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="mask has dtype int32"):
+        attend(q, q, q, mask=mask.astype(np.int32) - 1)
+
+
+def test_only_what_flax_sends_is_taken():
+    """Names that Flax never sends are errors, and what can't be honoured is refused."""
+    q, attend = normal(9, 1, 6, 2, 4), attention_fn(num_landmarks=4)
+    for name in ("num_landmark", "key_mask", "sow_weights", "decode"):
+        with pytest.raises(TypeError, match=name):
+            attend(q, q, q, **{name: None})
+    with pytest.raises(ValueError, match="sow_weights=True: "):
+        attend(q, q, q, module=object())
+    with pytest.raises(ValueError, match="sow_weights=True: "):
+        nnx_module(attend)(normal(3, 2, 12, 8), sow_weights=True)
+    with pytest.raises(ValueError, match="qk_attn_weights_einsum"):
+        attend(q, q, q, qk_attn_weights_einsum=np.einsum)
+    decoding = nnx_module(attend)
+    decoding.decode = True
+    decoding.init_cache((2, 12, 8))
+    with pytest.raises(ValueError, match="can't decode step by step"):
+        decoding(normal(3, 2, 1, 8))
+    quiet = attend(q, q, q, broadcast_dropout=False, dtype=np.float32, force_fp32_for_softmax=True)
+    np.testing.assert_array_equal(quiet, attend(q, q, q))
+    exact = attend(q, q, q, precision=jax.lax.Precision.HIGHEST)
+    np.testing.assert_allclose(exact, attend(q, q, q, precision="float32"), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["is_causal", "dropout_rate", "deterministic"])
+def test_traced_options_are_named(name):
+    q, attend = normal(9, 1, 6, 2, 4), attention_fn(num_landmarks=4)
+    options = {"dropout_rate": 0.5, "deterministic": False} if name == "dropout_rate" else {}
+    value = {"is_causal": False, "dropout_rate": 0.0, "deterministic": True}[name]
+
+    def call(q, value):
+        return attend(q, q, q, **options | {name: value})
+
+    with pytest.raises(TypeError, match=f"{name} is traced: it must be known when compiling"):
+        jax.jit(call)(q, value)
+    jax.jit(call, static_argnums=1)(q, value)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_landmarks": 0}, ValueError, "num_landmarks=0: at least 1"),
+        ({"num_landmarks": 8.0}, TypeError, "num_landmarks=8.0: expected an integer"),
+        ({"num_landmarks": None}, TypeError, "num_landmarks=None: expected an integer"),
+        ({"num_landmarks": True}, TypeError, "num_landmarks=True: expected an integer"),
+        ({"pinv_iterations": 0}, ValueError, "pinv_iterations=0: at least 1"),
+        ({"pinv": "x"}, ValueError, "pinv='x': expected one of iterative, chebyshev"),
+    ],
+)
+def test_options_are_checked_where_given(options, error, message):
+    q = normal(9, 6, 2, 4)
+    for make in (attention_fn, cross_attention_fn, lambda **o: nystrom_attention(q, q, q, **o)):
+        with pytest.raises(error, match=message):
+            make(**options)
 
 
 def test_bias_and_causal_use_are_refused():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inputs import jitted, mask_with, normal
 
-from nystrom import segment_means
+from nystrom import landmarks, segment_means
 
 means = jitted(segment_means, static_argnums=1)
 
@@ -95,3 +95,31 @@ def test_errors():
         segment_means(x, 2, np.ones(6, bool))
     with pytest.raises(TypeError, match="mask has dtype int32: expected bool"):
         segment_means(x, 2, jnp.ones((2, 6), jnp.int32))
+
+
+def test_a_mask_costs_little_memory():
+    """The 0/1 matrix of a million tokens and 64 landmarks alone would be 256 MB."""
+    x = jax.ShapeDtypeStruct((1, 1_000_000, 1, 64), np.float32)
+    mask = jax.ShapeDtypeStruct((1, 1_000_000), bool)
+
+    def gradient(x, mask):
+        return jax.grad(lambda x: segment_means(x, 64, mask)[0].sum())(x)
+
+    def forward(x, mask):
+        return segment_means(x, 64, mask)[0]
+
+    def temporary_mb(function):
+        return jax.jit(function).lower(x, mask).compile().memory_analysis().temp_size_in_bytes / 1e6
+
+    assert temporary_mb(forward) < 32
+    assert temporary_mb(gradient) < 288  # its 256 MB result once more, before it is laid out
+
+
+def test_pieces_change_nothing(monkeypatch):
+    x, mask = normal(0, 3, 29, 2, 4), np.random.default_rng(0).random((3, 29)) < 0.6
+    whole, _ = segment_means(x, 4, mask)
+    monkeypatch.setattr(landmarks, "PIECE", 80)
+    jax.clear_caches()
+    out, _ = segment_means(x, 4, mask)
+    np.testing.assert_allclose(out, whole, atol=1e-6)
+    jax.clear_caches()

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from nystrom.layers import Dense, dropout, gelu, hash_bits, repeat_over_batch
+from nystrom.layers import Dense, dropout, gelu, hash_bits
 
 
 @pytest.fixture
@@ -47,16 +47,6 @@ def test_gelu_is_exact(x64):
     single = gelu(x.astype(jnp.float32))
     assert single.dtype == jnp.float32
     np.testing.assert_allclose(single, gelu(x), atol=4e-7)
-
-
-@pytest.mark.parametrize("batch", [(), (4,), (2, 3), (0,)])
-def test_repeat_over_batch_is_a_broadcast_whose_gradient_sums(batch):
-    x = jax.random.normal(jax.random.key(0), (5, 3))
-    weight = jax.random.normal(jax.random.key(1), (*batch, 5, 3))
-    out, pull = jax.vjp(lambda x: repeat_over_batch(x, batch), x)
-    np.testing.assert_array_equal(out, jnp.broadcast_to(x, (*batch, 5, 3)))
-    expected = weight.sum(axis=tuple(range(len(batch))))
-    np.testing.assert_allclose(pull(weight)[0], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

@@ -1,0 +1,95 @@
+"""Nyström attention of arrays that are cut over the devices of a mesh."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from nystrom.array_typing import Array, Bool, Float
+from nystrom.attention import nystrom_attention
+from nystrom.checks import both_masks, check_inputs
+
+
+def sharded_attention(
+    mesh: Mesh,
+    *,
+    sequence_axis: str | None = "sequence",
+    batch_axis: str | None = None,
+    **options,
+) -> Callable[..., Float[Array, "*B N H E"]]:
+    """`nystrom_attention` for sequences that lie in pieces on the devices of a mesh.
+
+    The result takes query, key, value and masks as `nystrom_attention` does and returns what that
+    would return, in the same pieces. What crosses devices are landmarks, L x D, and the L x E result
+    of the inner attention, of each head and example: it does not grow with the length. Lengths that
+    the devices don't divide are padded, which moves tokens; examples must be divided.
+
+    Args:
+      mesh: a mesh of JAX, with axes of any type (Auto or Explicit).
+      sequence_axis: the axis over which N and M are cut; None: they are whole.
+      batch_axis: the axis over which the first dimension, of examples, is cut; None: it is whole.
+      options: those of `nystrom_attention`, but `axis_name`.
+
+    Raises:
+      ValueError: a name that is no axis of the mesh.
+    """
+    for axis in (sequence_axis, batch_axis):
+        if axis is not None and axis not in mesh.axis_names:
+            names = ", ".join(mesh.axis_names)
+            raise ValueError(f"{axis!r} is no axis of the mesh: it has {names}")
+    pieces = 1 if sequence_axis is None else mesh.shape[sequence_axis]
+    attend = partial(nystrom_attention, axis_name=sequence_axis, **options)
+
+    @jax.jit
+    def attention(query, key, value, query_mask, key_mask):
+        length = query.shape[-3]
+        num_batch = query.ndim - 3
+        if batch_axis is not None and not num_batch:
+            raise ValueError(f"batch_axis={batch_axis!r}: query {query.shape} has no examples")
+        query, query_mask = _padded(query, query_mask, pieces)
+        (key, _), (value, key_mask) = (_padded(x, key_mask, pieces) for x in (key, value))
+        batch = (batch_axis, *[None] * (num_batch - 1)) if num_batch else ()
+        specs = [PartitionSpec(*batch, sequence_axis)] * 5
+        arrays = (query, key, value, query_mask, key_mask)
+        explicit = AxisType.Explicit in mesh.axis_types
+        if explicit:
+            arrays = tuple(None if x is None else jax.reshard(x, specs[0]) for x in arrays)
+
+        def local(query, key, value, query_mask, key_mask):
+            return attend(query, key, value, query_mask=query_mask, key_mask=key_mask)
+
+        run = jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=specs[0])
+        out = run(*arrays)
+        if out.shape[-3] == length:
+            return out
+        if explicit:  # which has no pieces of unequal lengths
+            out = jax.reshard(out, PartitionSpec(*batch))
+        return out[..., :length, :, :]
+
+    def sharded(
+        query: Float[Array, "*B N H D"],
+        key: Float[Array, "*B M G D"],
+        value: Float[Array, "*B M G E"],
+        *,
+        mask: Bool[Array, "*B N"] | None = None,
+        query_mask: Bool[Array, "*B N"] | None = None,
+        key_mask: Bool[Array, "*B M"] | None = None,
+    ) -> Float[Array, "*B N H E"]:
+        """See `sharded_attention`."""
+        check_inputs(query, key, value, query_mask, key_mask)
+        query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+        return attention(query, key, value, query_mask, key_mask)
+
+    return sharded
+
+
+def _padded(x, mask, pieces):
+    """Tokens, and their mask, of a length that `pieces` divides."""
+    excess = -x.shape[-3] % pieces
+    if not excess:
+        return x, mask
+    mask = jnp.ones(x.shape[:-2], bool) if mask is None else mask
+    widths = [(0, 0)] * (x.ndim - 3) + [(0, excess)]
+    return jnp.pad(x, [*widths, (0, 0), (0, 0)]), jnp.pad(mask, widths)
