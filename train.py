@@ -8,7 +8,6 @@ checkpoint is, to the same bits as if it had never stopped.
 """
 
 import contextlib
-import functools
 import math
 import os
 import shlex
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
 import lra_tasks
@@ -29,6 +28,7 @@ from configs import base, reading
 from experiment import metrics, provenance
 from experiment.checkpoints import NOT_EVALUATED, Checkpoints
 from experiment.config_checks import CHOICES, check_config, choose_accumulate_steps
+from experiment.mesh import make_mesh, put_batch, sequence_axis
 from experiment.model import make_model
 from experiment.signals import StopSignals, exit_status
 from experiment.training import (
@@ -97,10 +97,9 @@ def train(config, workdir: str | Path, task: lra_tasks.Task) -> dict:
     if problems:
         raise ValueError("The config can't be run:\n" + "\n".join(problems))
     record_config(workdir, config)
-    # One mesh axis over all devices: batches are split along it, parameters are on each.
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    put = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data")))
-    graph, params = nnx.split(make_model(config.model, task, config.seed))
+    mesh = make_mesh(config)
+    model = make_model(config.model, task, config.seed, sequence_axis(mesh))
+    graph, params = nnx.split(model)
     learning_rate = make_schedule(config)
     optimizer = make_optimizer(config)
     state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
@@ -122,7 +121,7 @@ def train(config, workdir: str | Path, task: lra_tasks.Task) -> dict:
             )
     parts = choose_accumulate_steps(
         config,
-        jax.device_count(),
+        mesh.shape["data"],
         jax.default_backend(),
         progress.get("accumulate_steps", recorded_accumulate_steps(workdir)),
     )
@@ -152,7 +151,9 @@ def train(config, workdir: str | Path, task: lra_tasks.Task) -> dict:
         report_step, report_time = start_step, log.seconds()
         for step, batch in lra_tasks.prefetch(batches, start_step, config.num_train_steps):
             with log.compiling("training", batch):
-                state, totals = train_step(graph, optimizer, state, put(batch), dropout_key, parts)
+                state, totals = train_step(
+                    graph, optimizer, state, put_batch(mesh, batch), dropout_key, parts, mesh
+                )
             step += 1  # steps taken so far
             waiting.append((step, totals))
             # The device is kept busy, but no further ahead of what is shown and saved.
@@ -171,7 +172,7 @@ def train(config, workdir: str | Path, task: lra_tasks.Task) -> dict:
                 progress["since_report"] = {}
                 report_step, report_time = step, log.seconds()
             if evaluating:
-                values = evaluate(graph, state["params"], validation, put, log)
+                values = evaluate(graph, state["params"], validation, log, mesh)
                 if not math.isfinite(values["loss"]):
                     raise Stop(f"step {step}: the validation loss is {values['loss']}")
                 log.report(step, "validation", values)
@@ -186,7 +187,7 @@ def train(config, workdir: str | Path, task: lra_tasks.Task) -> dict:
 
         best_step, best_accuracy = checkpoints.best()
         best_state, _ = checkpoints.restore(best_step, state)
-        tested = evaluate(graph, best_state["params"], test, put, log)
+        tested = evaluate(graph, best_state["params"], test, log, mesh)
         if not math.isfinite(tested["loss"]):
             raise Stop(f"step {best_step}, the best on validation: test loss {tested['loss']}")
         log.report(config.num_train_steps, "test", tested)

@@ -32,6 +32,10 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.cache_dir = ""  # prepared data and compiled programs; "": ~/.cache/nystrom
 
+    config.mesh = ml_collections.ConfigDict()  # how all devices of a run share the work
+    config.mesh.data = 0  # devices among which the examples of a batch are cut; 0: all that remain
+    config.mesh.sequence = 1  # devices among which each sequence is cut (attention nystrom)
+
     config.model = ml_collections.ConfigDict()
     config.model.attention = "nystrom"  # of every block
     config.model.num_landmarks = 64  # nystrom

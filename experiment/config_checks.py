@@ -5,11 +5,14 @@ import ml_collections
 import lra_tasks
 import nystrom
 from configs import base, reading
+from experiment.mesh import mesh_problems
 
 # The least that a number may be.
 AT_LEAST = {
     "seed": 0,
     "batch_size": 1,
+    "mesh.data": 0,
+    "mesh.sequence": 1,
     "accumulate_steps": 0,
     "num_train_steps": 1,
     "eval_every": 1,
@@ -90,12 +93,35 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
     expect(
         batch % parts == 0, "accumulate_steps", f"expected a divisor of config.batch_size={batch}"
     )
+    problems += mesh_problems(config, num_devices)
+    num_data, sequence = max(num_devices // config.mesh.sequence, 1), config.mesh.sequence
+    unit = parts * num_data
+    near = sorted({max(batch // unit * unit, unit), -(-batch // unit) * unit})
     expect(
-        batch % (parts * num_devices) == 0,
+        batch % unit == 0,
         "batch_size",
-        f"expected a multiple of {parts * num_devices} (config.accumulate_steps={parts} times "
-        f"{num_devices} devices)",
+        f"expected a multiple of {unit} (config.accumulate_steps={parts} times {num_data} devices "
+        f"for its examples): {' or '.join(map(str, near))}, say",
     )
+    lengths = tuple(config.task.bucket_boundaries) or (config.task.padded_length,)
+    if sequence > 1:
+        able = [name for name, entry in nystrom.ATTENTIONS.items() if entry.cuts_sequences]
+        expect(
+            model.attention in able,
+            "model.attention",
+            f"config.mesh.sequence={sequence} cuts sequences, which {', '.join(able)} alone can",
+        )
+        expect(
+            model.pooling != "cls",
+            "model.pooling",
+            f"config.mesh.sequence={sequence} cuts sequences, which then can't get a token more",
+        )
+        for length in lengths:
+            if length % sequence:
+                problems.append(
+                    f"config.mesh.sequence={sequence}: can't cut sequences padded to {length}; "
+                    "config.task.padded_length and bucket_boundaries must be multiples of it"
+                )
     return problems + lra_tasks.check(config.task, config.cache_dir or None)
 
 
@@ -121,6 +147,8 @@ def check_fields(config: ml_collections.ConfigDict) -> list[str]:
 
 def suitable_accumulate_steps(batch_size: int, num_devices: int, platform: str) -> int:
     """What `config.accumulate_steps=0` stands for: 1, but on a CPU parts of 4 examples a device.
+
+    `num_devices` are those that examples are cut over.
 
     The arrays of 4 examples stay in a core's cache; benchmarks/train_step.py measures what that
     saves, with `--accumulate_steps=1` beside its default.

@@ -40,6 +40,8 @@ NOT_THE_RECIPE = (
     "seed",
     "cache_dir",
     "task.data_dir",
+    "mesh.data",
+    "mesh.sequence",
     "log_every",
     "checkpoint_every",
     "accumulate_steps",

@@ -10,6 +10,7 @@ from flax import nnx
 
 import lra_tasks
 from experiment import metrics
+from experiment.mesh import over_mesh, put_batch, vary
 
 STEPS_AHEAD = 2  # steps handed to the device before an earlier one is waited for
 
@@ -52,39 +53,20 @@ def batch_metrics(model, batch, dropout_key=None):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("graph", "optimizer", "accumulate_steps"), donate_argnames="state"
+    jax.jit,
+    static_argnames=("graph", "optimizer", "accumulate_steps", "mesh"),
+    donate_argnames="state",
 )
-def train_step(graph, optimizer, state, batch, key, accumulate_steps=1):
+def train_step(graph, optimizer, state, batch, key, accumulate_steps=1, mesh=None):
     """One optimiser step on the mean loss of a batch: the new state, and the batch's metrics.
 
-    The batch is taken in `accumulate_steps` parts, one after another, whose gradients add up.
-    All randomness comes from (key, state["step"]).
+    The batch is taken in `accumulate_steps` parts, one after another, whose gradients add up. All
+    randomness comes from (key, state["step"]) and an example's place in the batch, so neither the
+    parts nor a mesh, over which the batch is cut (see mesh.py), changes more than rounding.
     """
-
-    def summed_loss(params, part, part_key):
-        part_metrics = batch_metrics(nnx.merge(graph, params), part, part_key)
-        return part_metrics["loss"][0], part_metrics
-
     step_key = jax.random.fold_in(key, state["step"])
-    gradient = jax.grad(summed_loss, has_aux=True)
-    if accumulate_steps == 1:
-        grads, totals = gradient(state["params"], batch, step_key)
-    else:
-        # Part i takes examples i, i + k, i + 2k, ...: a batch sharded over devices stays so.
-        parts = jax.tree.map(
-            lambda x: jnp.swapaxes(x.reshape(-1, accumulate_steps, *x.shape[1:]), 0, 1), batch
-        )
-        keys = jax.random.split(step_key, accumulate_steps)
-
-        def add_part(total, part_and_key):
-            part_result = gradient(state["params"], *part_and_key)
-            return jax.tree.map(jnp.add, total, part_result), None
-
-        shapes = jax.eval_shape(
-            gradient, state["params"], jax.tree.map(lambda x: x[0], parts), keys[0]
-        )
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (grads, totals), _ = jax.lax.scan(add_part, zeros, (parts, keys))
+    summed = functools.partial(summed_gradients, graph, accumulate_steps, mesh)
+    grads, totals = over_mesh(mesh, summed, batch, state["params"], step_key)
     weight = jnp.maximum(totals["loss"][1], 1)
     grads = jax.tree.map(lambda g: g / weight, grads)
     totals["gradient_norm"] = (optax.tree.norm(grads), 1)
@@ -95,6 +77,38 @@ def train_step(graph, optimizer, state, batch, key, accumulate_steps=1):
         "step": state["step"] + 1,
     }
     return new_state, totals
+
+
+def summed_gradients(graph, num_parts, mesh, batch, params, step_key):
+    """Gradients of the summed loss, and metrics, of this device's piece of a batch."""
+    rows, copies = len(batch["label"]), 1
+    first = 0
+    if mesh is not None:
+        copies = mesh.shape["sequence"]  # devices that count the same examples
+        first = jax.lax.axis_index("data") * rows
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, first + jnp.arange(rows))
+
+    def loss(params, part, keys):
+        found = batch_metrics(nnx.merge(graph, params), part, keys)
+        found = jax.tree.map(lambda x: x / copies, found)
+        return found["loss"][0], found
+
+    gradient = jax.grad(loss, has_aux=True)
+    if num_parts == 1:
+        return gradient(params, batch, keys)
+    # Part i takes examples i, i + k, i + 2k, ...
+    parts = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(-1, num_parts, *x.shape[1:]), 0, 1), (batch, keys)
+    )
+
+    def add_part(total, part):
+        result = gradient(params, *part)
+        result = result if mesh is None else vary(result)
+        return jax.tree.map(jnp.add, total, result), None
+
+    shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add_part, zeros if mesh is None else vary(zeros), parts)[0]
 
 
 def not_finite(step: int, totals: dict, saved_step: int | None, config) -> str:
@@ -109,13 +123,19 @@ def not_finite(step: int, totals: dict, saved_step: int | None, config) -> str:
     )
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def eval_step(graph, params, batch):
+@functools.partial(jax.jit, static_argnames=("graph", "mesh"))
+def eval_step(graph, params, batch, mesh=None):
     """Metrics of a batch without dropout."""
-    return batch_metrics(nnx.merge(graph, params), batch)
+    copies = 1 if mesh is None else mesh.shape["sequence"]
+
+    def local(batch, params):
+        found = batch_metrics(nnx.merge(graph, params), batch)
+        return jax.tree.map(lambda x: x / copies, found)
+
+    return over_mesh(mesh, local, batch, params)
 
 
-def evaluate(graph, params, batches, put, log) -> dict[str, float]:
+def evaluate(graph, params, batches, log, mesh=None) -> dict[str, float]:
     """Mean metrics over every example of a split, and examples per second.
 
     `log` is a metrics.Reporter, which tells of compilations; their time does not count.
@@ -125,7 +145,8 @@ def evaluate(graph, params, batches, put, log) -> dict[str, float]:
     parts = []
     for _, batch in lra_tasks.prefetch(batches, 0, len(batches)):
         with log.compiling("evaluation", batch):
-            parts.append(eval_step(graph, params, put(batch)))
+            batch = batch if mesh is None else put_batch(mesh, batch)
+            parts.append(eval_step(graph, params, batch, mesh))
         jax.block_until_ready(parts[-1 - STEPS_AHEAD :][0])
     total = functools.reduce(metrics.merge, jax.device_get(parts), {})
     seconds = log.seconds() - start

@@ -13,9 +13,16 @@ MAX_NAME = 150  # of a folder's name; file systems allow 255 bytes
 
 
 # Fields that may change when a run goes on: where files lie, how often it reports and saves, how a
-# batch is cut and what is computed twice to fit the device. A result changes by rounding only, and,
-# where a batch is cut otherwise, by which dropout is drawn.
-MAY_CHANGE = ("accumulate_steps", "checkpoint_every", "log_every", "model.remat", "task.data_dir")
+# batch is cut and what is computed twice to fit the devices. A result changes by rounding only.
+MAY_CHANGE = (
+    "accumulate_steps",
+    "checkpoint_every",
+    "log_every",
+    "mesh.data",
+    "mesh.sequence",
+    "model.remat",
+    "task.data_dir",
+)
 
 
 class WorkdirError(ValueError):

@@ -22,9 +22,9 @@ def sharded_attention(
     """`nystrom_attention` for sequences that lie in pieces on the devices of a mesh.
 
     The result takes query, key, value and masks as `nystrom_attention` does and returns what that
-    would return, in the same pieces. What crosses devices are landmarks, L x D, and the L x E result
-    of the inner attention, of each head and example: it does not grow with the length. Lengths that
-    the devices don't divide are padded, which moves tokens; examples must be divided.
+    would return, in the same pieces. What crosses devices are landmarks, L x D, and the L x E
+    result of the inner attention, of each head and example: it does not grow with the length.
+    Lengths that the devices don't divide are padded, which moves tokens; examples must be divided.
 
     Args:
       mesh: a mesh of JAX, with axes of any type (Auto or Explicit).

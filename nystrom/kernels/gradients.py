@@ -79,16 +79,16 @@ def _alike(primals, constants):
 
     What was equal on all devices then gets the sum of its devices' gradients.
     """
-    varying = frozenset().union(*map(_varying, jax.tree.leaves((primals, constants))))
+    varying = frozenset().union(*map(varying_axes, jax.tree.leaves((primals, constants))))
 
     def vary(x):
-        missing = tuple(varying - _varying(x))
+        missing = tuple(varying - varying_axes(x))
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
     return tuple(map(vary, primals))
 
 
-def _varying(x):
+def varying_axes(x):
     """The mesh axes of a shard_map over which x varies."""
     kind = jax.typeof(x)
     return kind.mat.varying if hasattr(kind, "mat") else kind.vma  # its name before JAX 0.10.2
