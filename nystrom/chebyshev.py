@@ -86,5 +86,5 @@ def _steps() -> list[tuple[float, float, list[float]]]:
         at_x_0 = np.polynomial.polynomial.polyval(x_0, T5)
         quotient = [sum(T5[k] * x_0 ** (k - 1 - i) for k in range(i + 1, 6)) for i in range(5)]
         steps.append((x_0, slope, [float(slope * c / at_x_0) for c in quotient]))
-        low, high = 1 - 1 / at_x_0, 1 + 1 / at_x_0
+        low, high = float(1 - 1 / at_x_0), float(1 + 1 / at_x_0)
     return steps

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -93,13 +92,12 @@ class SelfAttention(nnx.Module):
         """Attends from every token to the real ones (`mask` True; None: all are real)."""
         qkv = self.qkv(x)
         parts = 2 if self.shared_query_key else 3
-        query, *keys, value = jnp.split(
-            qkv.reshape(*x.shape[:-1], parts * self.num_heads, -1), parts, -2
-        )
+        heads = jnp.reshape(qkv, (*x.shape[:-1], parts * self.num_heads, -1))
+        *turned, value = jnp.split(heads, parts, -2)
         if self.rotary:
             rank = real_ranks(mask, x.shape[:-1], self.axis_name)
-            query, *keys = (rotate(y, rank) for y in (query, *keys))
-        key = keys[0] if keys else query
+            turned = [jnp.asarray(rotate(y, rank)) for y in turned]
+        query, key = turned[0], turned[-1]  # one and the same where they are shared
         out = self.attention(query, key, value, mask=mask)
         if self.filters is not None:
             filters = self.filters[...].astype(value.dtype)
@@ -233,13 +231,15 @@ class Encoder(nnx.Module):
         check_choice("norm", norm, NORMS)
         for name, size in (("vocab_size", vocab_size), ("max_length", max_length)):
             check_count(name, size)
-        make_attention = make_attention or partial(
-            NystromSelfAttention,
-            width,
-            num_heads,
-            rotary=position == "rotary",
-            axis_name=axis_name,
-            dtype=dtype,
+        make_attention = make_attention or (
+            lambda rngs: NystromSelfAttention(
+                width,
+                num_heads,
+                rotary=position == "rotary",
+                axis_name=axis_name,
+                dtype=dtype,
+                rngs=rngs,
+            )
         )
         embed_init = nnx.initializers.normal(embedding_std)
         self.dropout_rate = dropout_rate
@@ -257,7 +257,7 @@ class Encoder(nnx.Module):
             EncoderBlock(
                 width,
                 mlp_width,
-                make_attention(rngs=rngs),
+                make_attention(rngs),
                 norm=norm,
                 dropout_rate=dropout_rate,
                 axis_name=axis_name,
@@ -282,7 +282,7 @@ class Encoder(nnx.Module):
         """
         self._check(tokens, mask)
         *keys, embedding_key = split_keys(dropout_key, len(self.blocks) + 1)
-        x = self._add_positions(self.token_embed(tokens), mask)
+        x = self._add_positions(self.token_embed(jnp.asarray(tokens)), mask)
         x = dropout(x, self.dropout_rate, embedding_key, self.axis_name)
         call = nnx.remat(EncoderBlock.__call__) if self.remat else EncoderBlock.__call__
         for block, key in zip(self.blocks, keys, strict=True):

@@ -30,9 +30,11 @@ class Dense(nnx.Linear):
             in_features, out_features, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x: Float[Array, "*B in_features"]) -> Float[Array, "*B out_features"]:
+    def __call__(  # type: ignore[override]  # no out_sharding
+        self, x: Float[Array, "*B in_features"]
+    ) -> Float[Array, "*B out_features"]:
         # As one matrix, or XLA on CPU transposes a copy of the gradient to form the weights'.
-        out = super().__call__(x.reshape(-1, x.shape[-1]))
+        out = super().__call__(jnp.reshape(x, (-1, x.shape[-1])))
         return out.reshape(*x.shape[:-1], self.out_features)
 
 

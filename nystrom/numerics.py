@@ -17,7 +17,7 @@ def einsum(spec: str, x: Array, y: Array) -> Array:
     `jax.default_matmul_precision`.
     """
     wide = accumulator(x.dtype)
-    precision = jax.config.jax_default_matmul_precision or "highest"
+    precision = jax.config.jax_default_matmul_precision or "highest"  # type: ignore[attr-defined]
     return jnp.einsum(
         spec,
         x,

@@ -46,7 +46,7 @@ def iterate(
     """Eq. 7 from Z_0 = scale A^T."""
     identity = identity_like(a)
     z = scale * transpose(a)
-    going, least = True, jnp.inf
+    going, least = jnp.asarray(True), jnp.asarray(jnp.inf, a.dtype)
     for step in range(num_iterations):
         az = matmul(a, z)
         inner = 7 * identity - az

@@ -152,7 +152,7 @@ def self_attention_maker(
         raise ValueError(
             f"attention {name!r} can't have its sequences cut over devices: {able} can"
         )
-    options = entry.options | options
+    options = dict(entry.options) | options
     for option, allowed in entry.allowed.items():
         if isinstance(allowed, tuple):
             check_choice(option, options[option], allowed)

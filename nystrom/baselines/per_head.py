@@ -55,7 +55,7 @@ def map_heads(
     out = choose(None, at_once, in_turn, *heads, *masks)
     out = jnp.swapaxes(out.reshape(*batch, num_heads, length, -1), -2, -3)
     if key_mask is not None:
-        out = jnp.where(key_mask.any(axis=-1)[..., None, None, None], out, 0)
+        out = jnp.where(jnp.any(key_mask, axis=-1)[..., None, None, None], out, 0)
     return zero_padded(out.astype(query.dtype), query_mask)
 
 
