@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.checks import check_count, check_mask, check_tokens
-from nystrom.numerics import accumulator, einsum, zero_padded
+from nystrom.numerics import accumulator, einsum
 
 PIECE = 2**20  # numbers that summing segments may hold at a time, of an example: 4 MB
 
@@ -77,30 +77,34 @@ def segment_sums(
     """
     *batch, length, num_heads, depth = x.shape
     per_token = num_landmarks + num_heads * depth
+    tokens = x.reshape(-1, length, num_heads * depth), segment.reshape(-1, length)
 
     def sums(x, segment):
-        x = zero_padded(x, segment < num_landmarks)
-        member = segment[..., None, :] == jnp.arange(num_landmarks)[:, None]
-        return einsum("...ln,...nhd->...lhd", member.astype(x.dtype), x)
+        x = jnp.where((segment < num_landmarks)[:, None], x, jnp.zeros((), x.dtype))
+        member = segment[None] == jnp.arange(num_landmarks)[:, None]
+        return einsum("ln,nc->lc", member.astype(x.dtype), x)
 
-    if not isinstance(length, int) or length * per_token <= PIECE:
-        return sums(x, segment)
-    pieces = math.ceil(length * per_token / PIECE)
-    pieces = next((n for n in range(pieces, 2 * pieces) if length % n == 0), pieces)
+    def sums_in_pieces(x, segment):
+        pieces = math.ceil(length * per_token / PIECE)
+        pieces = next((n for n in range(pieces, 2 * pieces) if length % n == 0), pieces)
+        excess = -length % pieces
+        if excess:
+            x = jnp.pad(x, ((0, excess), (0, 0)))
+            segment = jnp.pad(segment, (0, excess), constant_values=num_landmarks)
 
-    def cut(x, fill):
-        """*B N ... -> pieces *B N/pieces ..."""
-        axis = len(batch)
-        widths = [(0, -length % pieces if i == axis else 0) for i in range(x.ndim)]
-        x = jnp.pad(x, widths, constant_values=fill) if length % pieces else x
-        return jnp.moveaxis(x.reshape(*batch, pieces, -1, *x.shape[axis + 1 :]), axis, 0)
+        def add(total, piece):
+            return total + jax.checkpoint(sums)(*piece), None
 
-    def add(total, piece):
-        return total + jax.checkpoint(sums)(*piece), None
+        shape = (num_landmarks, x.shape[-1])
+        zeros = jnp.zeros_like(segment, accumulator(x.dtype), shape)
+        cut = x.reshape(pieces, -1, x.shape[-1]), segment.reshape(pieces, -1)
+        return jax.lax.scan(add, zeros, cut)[0]
 
-    shape = (*batch, num_landmarks, num_heads, depth)
-    zeros = jnp.zeros_like(segment, accumulator(x.dtype), shape)
-    return jax.lax.scan(add, zeros, (cut(x, 0), cut(segment, num_landmarks)))[0]
+    whole = not isinstance(length, int) or length * per_token <= PIECE
+    each = sums if whole else sums_in_pieces
+    alone = math.prod(batch) == 1  # mapping over one example, XLA would copy all its tokens
+    total = each(*(array[0] for array in tokens)) if alone else jax.vmap(each)(*tokens)
+    return total.reshape(*batch, num_landmarks, num_heads, depth)
 
 
 def segment_sizes(count: Int[Array, "*B"], num_landmarks: int) -> Int[Array, "*B L"]:

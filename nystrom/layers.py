@@ -81,8 +81,8 @@ def check_rate(name: str, rate: float) -> None:
 
 
 def dropout(
-    x: Float[Array, "*B N C"], rate: float, key: Array | None, axis_name: str | None = None
-) -> Float[Array, "*B N C"]:
+    x: Float[Array, "..."], rate: float, key: Array | None, axis_name: str | None = None
+) -> Float[Array, "..."]:
     """x with a share `rate` of its elements zeroed and the rest scaled up; x without a key.
 
     An element is kept if a hash of its index and of the key is small enough. Unlike the bits of

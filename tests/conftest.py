@@ -5,7 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
+
+# Before anything imports it: the annotations of nystrom's functions are enforced in all tests, but
+# for those that are marked as giving it what it has an error of its own for.
+jaxtyping.install_import_hook("nystrom", "beartype.beartype")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,6 +56,14 @@ def cache_home(tmp_path_factory):
     home = tmp_path_factory.mktemp("cache")
     os.environ["XDG_CACHE_HOME"] = str(home)
     return home
+
+
+@pytest.fixture(autouse=True)
+def annotations(request):
+    """Annotations are enforced unless a test is marked `unchecked`."""
+    jaxtyping.config.update("jaxtyping_disable", "unchecked" in request.keywords)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -254,6 +254,7 @@ def test_options_change_something():
         assert np.abs(other - one).max() > 1e-2
 
 
+@pytest.mark.unchecked
 def test_errors():
     q, k, v = random_inputs(13)
     with pytest.raises(ValueError, match=r"projection has shape \(3, 6, 20\): expected 2 L P"):

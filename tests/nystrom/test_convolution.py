@@ -63,6 +63,7 @@ def test_gradients_are_those_of_the_tokens_alone(where):
     np.testing.assert_array_equal(in_value[~mask], 0)
 
 
+@pytest.mark.unchecked
 def test_errors():
     value = normal(7, 6, 2, 4)
     with pytest.raises(ValueError, match=r"filters \(2, 4\): expected \(2, K\) with K odd"):

@@ -156,6 +156,7 @@ def test_only_what_flax_sends_is_taken():
     np.testing.assert_allclose(exact, attend(q, q, q, precision="float32"), atol=1e-6)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("name", ["is_causal", "dropout_rate", "deterministic"])
 def test_traced_options_are_named(name):
     q, attend = normal(9, 1, 6, 2, 4), attention_fn(num_landmarks=4)
@@ -181,6 +182,7 @@ def test_traced_options_are_named(name):
         ({"pinv": "x"}, ValueError, "pinv='x': expected one of iterative, chebyshev"),
     ],
 )
+@pytest.mark.unchecked
 def test_options_are_checked_where_given(options, error, message):
     q = normal(9, 6, 2, 4)
     for make in (attention_fn, cross_attention_fn, lambda **o: nystrom_attention(q, q, q, **o)):
