@@ -25,6 +25,8 @@ FREE_FIELDS = (
     "log_every",
     "checkpoint_every",
     "accumulate_steps",
+    "mesh.data",
+    "mesh.sequence",
     "model.attention",
     "model.num_landmarks",
     "model.remat",

@@ -1,0 +1,149 @@
+"""Checks for a process with eight virtual devices; test_mesh.py starts it. Prints what it saw."""
+
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import lra_tasks
+import nystrom
+from configs import reading
+from experiment import mesh as meshes
+from experiment import training
+from experiment.model import make_model
+from experiment.traffic import collective_bytes
+from nystrom.landmarks import landmark_means
+
+RNG = np.random.default_rng(0)
+
+
+def assert_close(one, other, tolerance):
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance, rtol=tolerance), one, other
+    )
+
+
+def sharded_attention_is_attention():
+    """Values and gradients in float64: odd lengths, empty pieces, masks, both kinds of mesh."""
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=(kind,) * 2)
+        options = {"num_landmarks": 4, "pinv_iterations": 3}
+        sharded = nystrom.sharded_attention(mesh, batch_axis="data", **options)
+        whole = partial(nystrom.nystrom_attention, **options)
+        for length, key_length, share in ((32, 32, 1), (29, 23, 0.4), (3, 5, 1)):
+            q = RNG.normal(size=(2, length, 2, 4))
+            k, v = RNG.normal(size=(2, key_length, 2, 4)), RNG.normal(size=(2, key_length, 2, 3))
+            masks = {
+                "query_mask": RNG.random((2, length)) < 0.6,
+                "key_mask": RNG.random((2, key_length)) < share,
+            }
+
+            def results(attend, q=q, k=k, v=v, masks=masks):
+                def loss(q, k, v):
+                    return (attend(q, k, v, **masks) ** 2).sum()
+
+                return jax.value_and_grad(loss, (0, 1, 2))(q, k, v)
+
+            with jax.set_mesh(mesh):
+                found = results(sharded)
+            assert_close(found, results(whole), 1e-10)
+
+
+def convolution_and_means_are_those_of_the_whole():
+    mesh = jax.make_mesh((8,), ("sequence",), axis_types=(AxisType.Auto,))
+    value, filters = RNG.normal(size=(3, 32, 2, 3)), RNG.normal(size=(2, 7))
+    mask = RNG.random((3, 32)) < np.array([1, 0.5, 0.1])[:, None]
+    cut, whole = PartitionSpec(None, "sequence"), PartitionSpec()
+
+    def over_pieces(function, *specs, out=cut):
+        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out))
+
+    def convolve(value, filters, mask):
+        return nystrom.depthwise_convolution(value, filters, mask, axis_name="sequence")
+
+    def loss(convolve, value, filters):
+        return (convolve(value, filters, mask) ** 2).sum()
+
+    pieces = over_pieces(convolve, cut, whole, cut)
+    found = jax.value_and_grad(partial(loss, pieces), (0, 1))(value, filters)
+    alone = jax.value_and_grad(partial(loss, nystrom.depthwise_convolution), (0, 1))(value, filters)
+    assert_close(found, alone, 1e-10)
+    means = over_pieces(lambda x, m: landmark_means(x, 5, m, "sequence"), cut, cut, out=whole)
+    assert_close(means(value, mask), nystrom.segment_means(value, 5, mask), 1e-10)
+
+
+def traffic_does_not_grow_with_the_length():
+    mesh = jax.make_mesh((8,), ("sequence",), axis_types=(AxisType.Auto,))
+    attend = nystrom.sharded_attention(mesh)
+    place = NamedSharding(mesh, PartitionSpec("sequence"))
+    gradient = jax.grad(lambda *x: attend(*x).sum(), (0, 1, 2))
+    seen = {}
+    for name, function in (("forward", lambda *x: attend(*x)), ("gradient", gradient)):
+        for length in (4_096, 65_536):
+            token = jax.ShapeDtypeStruct((length, 1, 64), jnp.float32, sharding=place)
+            compiled = jax.jit(function).lower(token, token, token).compile()
+            seen[name, length] = collective_bytes(compiled.as_text())
+    for name in ("forward", "gradient"):
+        assert 0 < seen[name, 4_096] == seen[name, 65_536] < 2**17, seen
+    print(seen)
+
+
+def small_task(**model):
+    config = reading.load("configs/lra_listops.py")
+    config.batch_size = 8
+    config.task.update(source="synthetic", min_length=4, max_length=60, padded_length=64)
+    config.task.bucket_boundaries = (64,)
+    small = {"num_landmarks": 8, "pinv_iterations": 3, "width": 16, "mlp_width": 32}
+    small |= {"num_layers": 1, "projection_length": 8, "num_features": 16, "bucket_size": 16}
+    config.model.update(small | model)
+    return config, lra_tasks.load(config.task)
+
+
+def start(config, task, num_data, num_sequence):
+    """Graph, state and batch of a step on a mesh of these sizes."""
+    devices = np.array(jax.devices()[: num_data * num_sequence]).reshape(num_data, num_sequence)
+    mesh = Mesh(devices, meshes.AXES)
+    graph, params = nnx.split(make_model(config.model, task, 0, meshes.sequence_axis(mesh)))
+    state = {"params": params, "opt_state": OPTIMIZER.init(params), "step": jnp.int32(0)}
+    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    batch = lra_tasks.Batches(task, "train", config.batch_size, seed=0)[0]
+    return mesh, graph, state, meshes.put_batch(mesh, batch)
+
+
+def a_step_on_any_mesh_is_the_same():
+    config, task = small_task(dropout_rate=0.2)
+    seen = {}
+    for shape in ((1, 1, 1), (8, 1, 1), (2, 4, 2), (1, 8, 4)):
+        *sizes, parts = shape
+        mesh, graph, state, batch = start(config, task, *sizes)
+        for _ in range(2):
+            state, totals = training.train_step(graph, OPTIMIZER, state, batch, KEY, parts, mesh)
+        evaluated = training.eval_step(graph, state["params"], batch, mesh)
+        seen[shape] = jax.device_get((totals, evaluated))
+        assert_close(seen[shape], seen[1, 1, 1], 1e-5)
+
+
+def a_data_parallel_step_moves_its_gradients():
+    for attention in nystrom.ATTENTIONS:
+        config, task = small_task(attention=attention, conv_kernel_size=5)
+        mesh, graph, state, batch = start(config, task, 8, 1)
+        step = training.train_step.lower(graph, OPTIMIZER, state, batch, KEY, 1, mesh).compile()
+        moved = collective_bytes(step.as_text())
+        size = sum(x.nbytes for x in jax.tree.leaves(state["params"]))
+        assert size <= moved <= 1.1 * size + 64, (attention, moved, size)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert jax.device_count() == 8
+    OPTIMIZER = training.make_optimizer(reading.load("configs/lra_listops.py"))
+    KEY = jax.random.key(3)
+    for check in sys.argv[1:]:
+        with jax.enable_x64(check in ("sharded_attention_is_attention",
+                                      "convolution_and_means_are_those_of_the_whole")):  # fmt: skip
+            globals()[check]()
+        print(check, "ok", flush=True)

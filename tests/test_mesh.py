@@ -1,0 +1,34 @@
+"""Several devices: eight virtual ones, in processes of their own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import COMPILE_FAST, ROOT
+
+CHECKS = {
+    "attention": ("sharded_attention_is_attention",),
+    "pieces": (
+        "convolution_and_means_are_those_of_the_whole",
+        "traffic_does_not_grow_with_the_length",
+    ),
+    "steps": ("a_step_on_any_mesh_is_the_same",),
+    "traffic": ("a_data_parallel_step_moves_its_gradients",),
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_eight_devices(name, cache_home):
+    flags = f"{COMPILE_FAST} --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.eight_devices", *CHECKS[name]],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.count(" ok") == len(CHECKS[name])

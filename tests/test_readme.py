@@ -1,0 +1,18 @@
+"""What README.md says can be run as it stands."""
+
+import re
+
+from tests.conftest import ROOT
+
+
+def test_the_python_in_readme_runs(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        names = {}
+        exec(compile(block, "README.md", "exec"), names)
+        assert names["out"].shape == names["x"].shape
+        assert names["hidden"].shape == (2, 1000, 64)
+        padded = names["x"].at[1, 700:].set(float("nan"))
+        again = names["nystrom"].nystrom_attention(padded, padded, padded, mask=names["is_real"])
+        assert (again == names["out"]).all()
