@@ -202,7 +202,9 @@ def _attention(query, key, value, query_mask, key_mask, options, implementation)
     plain, tiles = (partial(form, options=options) for form in (eq_9, tiled.nystrom))
     if options.axis_name is not None:
         implementation = "plain"
-    out = choose(implementation, plain, tiles, *arrays, query_mask, key_mask)
+    longest = max(query.shape[-3], key.shape[-3], key=lambda n: n if isinstance(n, int) else 0)
+    logits = (*query.shape[:-3], query.shape[-2], longest, options.num_landmarks)
+    out = choose(implementation, plain, tiles, *arrays, query_mask, key_mask, logits=logits)
     return zero_padded(out.astype(query.dtype), query_mask)
 
 
@@ -249,7 +251,8 @@ def _exact(query, key, value, query_mask, key_mask, options, implementation):
     key, value = zero_padded(key, key_mask), zero_padded(value, key_mask)
     arrays = (x.astype(dtype) for x in (zero_padded(query, query_mask), key, value))
     form = plain if is_causal else partial(tiled.exact, scale=scale)
-    out = choose(implementation, plain, form, *arrays, query_mask, key_mask)
+    logits = (*query.shape[:-1], key.shape[-3])
+    out = choose(implementation, plain, form, *arrays, query_mask, key_mask, logits=logits)
     return zero_padded(out.astype(query.dtype), query_mask)
 
 

@@ -3,23 +3,33 @@
 A form is here for a measurement: `benchmarks/attention.py` has that of the tiled one, on a CPU.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+TILED_FROM = 2**17 + 1  # logits of all heads and examples: below, nothing leaves a CPU's cache
+
 
 def choose(
-    implementation: str | None, plain: Callable[..., Any], tiled: Callable[..., Any], *arrays: Any
+    implementation: str | None,
+    plain: Callable[..., Any],
+    tiled: Callable[..., Any],
+    *arrays: Any,
+    logits: tuple[Any, ...] = (),
 ) -> Any:
     """`tiled(*arrays)` on a CPU and `plain(*arrays)` elsewhere, or the one that is named.
 
     The choice is made when a program is lowered for its platform, not when it is traced. Tiles need
-    to know the sizes: arrays of symbolic shapes get the plain form.
+    to know the sizes: arrays of symbolic shapes get the plain form. So do those whose `logits`, the
+    shape of their largest array, are few: then tiles are no faster, and take longer to compile.
     """
     sizes = [size for x in jax.tree.leaves(arrays) for size in x.shape]
     symbolic = not all(isinstance(size, int) for size in sizes)
-    if implementation == "plain" or (implementation is None and symbolic):
+    if implementation is None and (symbolic or (logits and math.prod(logits) < TILED_FROM)):
+        implementation = "plain"
+    if implementation == "plain":
         return plain(*arrays)
     if implementation == "tiled":
         return tiled(*arrays)

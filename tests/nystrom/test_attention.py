@@ -31,23 +31,25 @@ def run(q, k, v, num_landmarks=64, iterations=6, query_mask=None, key_mask=None)
 class TestNystrom(AttentionContract):
     """Eight landmarks: 13 tokens don't divide among them, 5 leave three inert."""
 
-    attend = staticmethod(partial(nystrom_attention, num_landmarks=8))
+    attend = staticmethod(partial(nystrom_attention, num_landmarks=8, implementation="tiled"))
     is_average = False  # F A^+ G has rows that add up to 1 only for the exact inverse
 
 
 class TestNystromPlain(AttentionContract):
-    """The form that accelerators get; on a CPU the class above has the tiled one."""
+    """The form that accelerators get, and what is small; above is the tiled one."""
 
     attend = staticmethod(partial(nystrom_attention, num_landmarks=8, implementation="plain"))
     is_average = False
+    multiplies_halves = True
 
 
 class TestSoftmax(AttentionContract):
-    attend = staticmethod(softmax_attention)
+    attend = staticmethod(partial(softmax_attention, implementation="tiled"))
 
 
 class TestSoftmaxPlain(AttentionContract):
     attend = staticmethod(partial(softmax_attention, implementation="plain"))
+    multiplies_halves = True
 
 
 def test_causal_softmax_is_exact():
