@@ -12,7 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.language_peer import REAL, load_peer, make_inputs, make_mask, peer_outputs, save_peer
+from benchmarks.language_peer import (
+    REAL,
+    load_peer,
+    make_inputs,
+    make_mask,
+    peer_outputs,
+    save_peer,
+)
 from nystrom.language import HEADS
 
 FOLDER = Path(__file__).resolve().parents[1] / "tests" / "data" / "language"

@@ -96,7 +96,10 @@ def peer_outputs(model, head: str, inputs: dict, mask=None) -> dict[str, np.ndar
     given = {"input_ids": inputs["tokens"], "token_type_ids": inputs["types"]}
     given["attention_mask"] = mask.astype(np.int64)
     if head == "question_answering":
-        given |= {"start_positions": inputs["labels"][:, 0], "end_positions": inputs["labels"][:, 1]}
+        given |= {
+            "start_positions": inputs["labels"][:, 0],
+            "end_positions": inputs["labels"][:, 1],
+        }
     elif head != "none":
         given["labels"] = inputs["labels"]
     with torch.no_grad():

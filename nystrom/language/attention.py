@@ -1,7 +1,5 @@
 """The released model's attention: exact, or Nyström with one starting scale for all heads."""
 
-import jax.numpy as jnp
-
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import (
     Options,

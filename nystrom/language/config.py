@@ -77,7 +77,7 @@ class LanguageConfig:
             (check_rate, "hidden_dropout_prob", self.hidden_dropout_prob),
             (check_choice, "hidden_act", self.hidden_act, tuple(ACTIVATIONS)),
             (check_choice, "padding", self.padding, PADDINGS),
-            (check_choice, "problem_type", self.problem_type, (None, *PROBLEM_TYPES)),
+            (check_choice, "problem_type", self.problem_type or PROBLEM_TYPES[0], PROBLEM_TYPES),
             (_check_bool, "tie_word_embeddings", self.tie_word_embeddings),
             (_check_bool, "inv_coeff_init_option", self.inv_coeff_init_option),
             (_check_positive, "layer_norm_eps", self.layer_norm_eps),

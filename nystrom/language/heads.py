@@ -1,6 +1,7 @@
 """What stands on the encoder for a task: logits, and the loss of labels."""
 
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,10 @@ class Head(nnx.Module):
     `__call__` takes the arguments of `NystromformerModel.__call__`.
     """
 
-    ARCHITECTURE: str  # the class of `transformers`
-    NAMES: dict[str, str]  # of the head's modules, in the released files
+    ARCHITECTURE: ClassVar[str]  # the class of `transformers`
+    NAMES: ClassVar[dict[str, str]]  # of the head's modules, in the released files
 
-    def __init__(
-        self, config: LanguageConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: LanguageConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         self.body = NystromformerModel(config, dtype=dtype, rngs=rngs)
         self._add_head(partial(dense, config=config, dtype=dtype, rngs=rngs), dtype, rngs)
@@ -52,7 +51,7 @@ class MaskedLM(Head):
     """Logits over the vocabulary for every token, *B N V."""
 
     ARCHITECTURE = "NystromformerForMaskedLM"
-    NAMES = {  # noqa: RUF012
+    NAMES: ClassVar[dict[str, str]] = {
         "transform": "cls.predictions.transform.dense",
         "norm": "cls.predictions.transform.LayerNorm",
         "decoder": "cls.predictions.decoder",
@@ -83,9 +82,7 @@ class MaskedLM(Head):
         decode = self.body.words.attend if self.decoder is None else self.decoder
         return decode(x) + self.bias[...].astype(x.dtype)
 
-    def loss(
-        self, logits: Float[Array, "*B N V"], labels: Int[Array, "*B N"]
-    ) -> Float[Array, ""]:
+    def loss(self, logits: Float[Array, "*B N V"], labels: Int[Array, "*B N"]) -> Float[Array, ""]:
         """Mean cross-entropy in nats over the tokens whose label is not -100."""
         return cross_entropy(logits, labels)
 
@@ -94,7 +91,7 @@ class SequenceClassification(Head):
     """Logits of the whole input from its first token, *B num_labels."""
 
     ARCHITECTURE = "NystromformerForSequenceClassification"
-    NAMES = {"hidden": "classifier.dense", "out": "classifier.out_proj"}  # noqa: RUF012
+    NAMES: ClassVar[dict[str, str]] = {"hidden": "classifier.dense", "out": "classifier.out_proj"}
 
     def _add_head(self, dense, dtype, rngs):
         self.hidden = dense(self.config.hidden_size, self.config.hidden_size)
@@ -112,9 +109,7 @@ class SequenceClassification(Head):
         x = ACTIVATIONS[self.config.hidden_act](self.hidden(x))
         return self.out(self._drop(x, keys[1]))
 
-    def loss(
-        self, logits: Float[Array, "*B num_labels"], labels: Array
-    ) -> Float[Array, ""]:
+    def loss(self, logits: Float[Array, "*B num_labels"], labels: Array) -> Float[Array, ""]:
         """By the config's `problem_type`, or if it has none by what the labels are.
 
         One label is a regression: the squared error. Integers are classes: cross-entropy. Other
@@ -133,7 +128,7 @@ class TokenClassification(Head):
     """Logits for every token, *B N num_labels."""
 
     ARCHITECTURE = "NystromformerForTokenClassification"
-    NAMES = {"out": "classifier"}  # noqa: RUF012
+    NAMES: ClassVar[dict[str, str]] = {"out": "classifier"}
 
     def _add_head(self, dense, dtype, rngs):
         self.out = dense(self.config.hidden_size, self.config.num_labels)
@@ -158,7 +153,7 @@ class QuestionAnswering(Head):
     """Logits of every token being an answer's first and its last, *B N 2; tiny where padded."""
 
     ARCHITECTURE = "NystromformerForQuestionAnswering"
-    NAMES = {"out": "qa_outputs"}  # noqa: RUF012
+    NAMES: ClassVar[dict[str, str]] = {"out": "qa_outputs"}
 
     def _add_head(self, dense, dtype, rngs):
         self.out = dense(self.config.hidden_size, 2)
@@ -175,9 +170,7 @@ class QuestionAnswering(Head):
             return logits
         return jnp.where(mask[..., None], logits, jnp.finfo(logits.dtype).min / 2)
 
-    def loss(
-        self, logits: Float[Array, "*B N 2"], places: Int[Array, "*B 2"]
-    ) -> Float[Array, ""]:
+    def loss(self, logits: Float[Array, "*B N 2"], places: Int[Array, "*B 2"]) -> Float[Array, ""]:
         """Mean cross-entropy in nats of the first's and the last's place; N or more is no place."""
         length = logits.shape[-2]
         logits, places = jnp.moveaxis(logits, -1, 0), jnp.moveaxis(places, -1, 0)
@@ -189,7 +182,7 @@ class MultipleChoice(Head):
     """Logits of the choices, *B K, of inputs *B K N: one sequence a choice."""
 
     ARCHITECTURE = "NystromformerForMultipleChoice"
-    NAMES = {"hidden": "pre_classifier", "out": "classifier"}  # noqa: RUF012
+    NAMES: ClassVar[dict[str, str]] = {"hidden": "pre_classifier", "out": "classifier"}
 
     def _add_head(self, dense, dtype, rngs):
         self.hidden = dense(self.config.hidden_size, self.config.hidden_size)

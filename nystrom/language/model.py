@@ -1,8 +1,8 @@
 """The released encoder as Flax NNX modules: they own parameters, the maths is elsewhere."""
 
 from functools import partial
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -39,7 +39,8 @@ def layer_norm(config: LanguageConfig, dtype, rngs) -> nnx.LayerNorm:
 class Block(nnx.Module):
     """norm(x + drop(attention(x))), then norm(x + drop(mlp(x)))."""
 
-    NAMES = {  # noqa: RUF012 - of the modules, in the released files
+    # Of the modules, in the released files.
+    NAMES: ClassVar[dict[str, str]] = {
         "query": "attention.self.query",
         "key": "attention.self.key",
         "value": "attention.self.value",
@@ -82,9 +83,9 @@ class Block(nnx.Module):
 
     def _attend(self, x, mask):
         heads = self.config.num_attention_heads
+        shape = (*x.shape[:-1], heads, x.shape[-1] // heads)
         query, key, value = (
-            project(x).reshape(*x.shape[:-1], heads, -1)
-            for project in (self.query, self.key, self.value)
+            project(x).reshape(shape) for project in (self.query, self.key, self.value)
         )
         out = language_attention(query, key, value, mask, self.config)
         if self.filters is not None:
@@ -101,7 +102,8 @@ class NystromformerModel(nnx.Module):
     vocabulary give NaN, negative ones wrap round.
     """
 
-    NAMES = {  # noqa: RUF012 - of the modules, in the released files
+    # Of the modules, in the released files.
+    NAMES: ClassVar[dict[str, str]] = {
         "words": "embeddings.word_embeddings",
         "positions": "embeddings.position_embeddings",
         "types": "embeddings.token_type_embeddings",
@@ -109,9 +111,7 @@ class NystromformerModel(nnx.Module):
         "blocks": "encoder.layer",
     }
 
-    def __init__(
-        self, config: LanguageConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: LanguageConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         init = nnx.initializers.normal(config.initializer_range)
         self.config = config
         self.words, self.positions, self.types = (

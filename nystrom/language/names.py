@@ -1,7 +1,7 @@
 """Where a parameter stands: its name and layout in the released files, and in the authors' own."""
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -114,13 +114,14 @@ def tie_decoder(arrays: dict[str, np.ndarray], tied: bool, problems: list[str]) 
             problems.append(f"{other}: differs from {name}, which it is tied to")
 
 
-def head_of(architectures: list[str] | None, arrays: dict[str, np.ndarray]) -> str:
+def head_of(architectures: Any, arrays: dict[str, np.ndarray]) -> str:
     """Which head a file has, of `HEADS` or "none": as its config says, or else by its names.
 
     Raises:
       ValueError: an architecture that is not known here.
     """
     if architectures:
+        architectures = architectures if isinstance(architectures, list) else [architectures]
         known = {head.ARCHITECTURE: name for name, head in HEADS.items()}
         known[NystromformerModel.__name__] = "none"
         if architectures[0] not in known:

@@ -75,7 +75,8 @@ def from_pretrained(
             f"{folder} is no folder: expected one with config.json and model.safetensors. Models "
             "of a hub are downloaded by its own tools first"
         )
-    check_choice("head", head, (None, "none", *HEADS))
+    if head is not None:
+        check_choice("head", head, ("none", *HEADS))
     dtype = jnp.dtype(dtype)
     if dtype == jnp.float64 and not jax.config.jax_enable_x64:
         raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True) first")
@@ -83,7 +84,10 @@ def from_pretrained(
     config = _with_options(config, attention, num_landmarks, padding)
     arrays = plain_names(read_arrays(folder, torch_file))
     if head is None or head != "none":
-        file_head = head_of(fields.get("architectures"), arrays)
+        try:
+            file_head = head_of(fields.get("architectures"), arrays)
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
         head = file_head if head is None else head
     if head == "none":
         is_new, arrays = False, body_only(arrays)
@@ -169,9 +173,8 @@ def _with_length(config, arrays, max_length):
 
 def _fill(kind, config, dtype, arrays, rngs, problems):
     """A model of that kind with the arrays in it; adds to `problems` what does not fit."""
-    make = lambda: kind(config, dtype=dtype, rngs=nnx.Rngs(0))  # noqa: E731
-    # Weights that the file has are never drawn: with `rngs` only XLA's dead code is the body.
-    graph, abstract = nnx.split(nnx.eval_shape(make))
+    # Shapes alone: what the file has is never drawn.
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: kind(config, dtype=dtype, rngs=nnx.Rngs(0))))
     drawn = {} if rngs is None else _drawn_head(kind, config, dtype, rngs)
     param_dtype = jnp.float64 if dtype == jnp.float64 else jnp.float32
     left, filled = dict(arrays), []
