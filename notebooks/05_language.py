@@ -29,8 +29,8 @@
 # model = language.from_pretrained("nystromformer-512", num_landmarks=64)
 # ```
 #
-# (Where a repository has `pytorch_model.bin` alone, a pickle, `torch_file="pytorch_model.bin"` reads
-# it by PyTorch's weights-only loader.) The tokeniser comes from `transformers`,
+# (Where a repository has `pytorch_model.bin` alone, a pickle, `torch_file="pytorch_model.bin"`
+# reads it by PyTorch's weights-only loader.) The tokeniser comes from `transformers`,
 # `AutoTokenizer.from_pretrained("nystromformer-512")`; its mask is `[MASK]`, id 4.
 
 # %%
@@ -56,7 +56,7 @@ plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.ri
 # %% [markdown]
 # ## The numbers of `transformers`
 #
-# Beside the weights lie its outputs for 24 tokens in float64, from its Nyström mode with 8 landmarks.
+# Beside the weights lie its outputs for 24 tokens in float64, in Nyström mode with 8 landmarks.
 
 # %%
 model = language.from_pretrained(FOLDER)  # attention and landmarks as the file has them
@@ -93,7 +93,7 @@ print(f"largest difference: {jnp.abs(longer.body(padded, mask)[:, where] - hidde
 # ## Exact and Nyström, the same weights
 #
 # Attention is chosen when weights are loaded: `attention="softmax"`, or `num_landmarks` of any
-# number. The difference below is that of the last hidden states, as a share of the exact ones' norm.
+# number. The difference below is that of the last hidden states, as a share of their norm.
 
 
 # %%
@@ -136,8 +136,8 @@ plt.show()
 #
 # ## What it costs
 #
-# Two layers of 256 with 4 heads, random weights, batch 1. Exact attention takes time that grows with
-# the square of the length once it outweighs the dense layers.
+# Two layers of 256 with 4 heads, random weights, batch 1. Exact attention's time grows with the
+# square of the length, once it outweighs the dense layers.
 
 
 # %%

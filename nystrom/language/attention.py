@@ -9,6 +9,7 @@ from nystrom.attention import (
     nystrom_attention,
     softmax_attention,
 )
+from nystrom.checks import is_empty
 from nystrom.language.config import LanguageConfig
 from nystrom.numerics import accumulator, exact_einsum, zero_padded
 from nystrom.pinv import initial_scale, iterate
@@ -51,6 +52,8 @@ def shared_scale_attention(
     inverse, so the scale shows in the result. `pad_landmarks` does with padding as `transformers`
     does: landmarks are means over padding too, and nothing but G's logits are masked.
     """
+    if is_empty(*value.shape):
+        return value
     scale, dtype = query.shape[-1] ** -0.5, query.dtype
     options = Options(num_landmarks, "iterative", ITERATIONS, scale)
     real = None if pad_landmarks else mask
