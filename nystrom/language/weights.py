@@ -200,10 +200,11 @@ def _fill(kind, config, dtype, arrays, rngs, problems):
 
 def _drawn_head(kind, config, dtype, rngs):
     """New parameters of the head alone."""
+    small = dataclasses.replace(config, num_hidden_layers=1, max_position_embeddings=1)
 
-    @nnx.jit
+    @nnx.jit  # so that of the body, which is not returned, nothing is drawn
     def draw(rngs):
-        state = nnx.to_flat_state(nnx.state(kind(config, dtype=dtype, rngs=rngs)))
+        state = nnx.to_flat_state(nnx.state(kind(small, dtype=dtype, rngs=rngs)))
         return {steps: leaf for steps, leaf in state if steps[0] != "body"}
 
     return draw(rngs)

@@ -59,29 +59,21 @@ def test_an_answer_beyond_the_input_counts_for_nothing():
     )
 
 
-@pytest.mark.parametrize("head", ["none", *language.HEADS])
+@pytest.mark.parametrize("head", ["none", "sequence_classification", "token_classification"])
 def test_dropout_acts_when_given_a_key_and_one_an_example_is_its_own(head, tmp_path):
-    """In the encoder, and in those heads of `transformers` that have it."""
-
     folder = shutil.copytree(DATA / ("masked_lm" if head == "none" else head), tmp_path / "model")
-
-    def call(x, keys=None, rate=0.5):
-        edit_config(folder, hidden_dropout_prob=rate)
-        model = language.from_pretrained(folder, head=head, attention="softmax")
-        if head == "none":
-            return model(x, dropout_key=keys)
-        return model.logits(x, None, keys)
-
-    keys, rng = jax.random.split(jax.random.key(0), 2), np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, 3, 12, 16)), jnp.float32)
-    if head == "none":
-        x = jnp.asarray(rng.integers(0, 20, (2, 12)))
+    edit_config(folder, hidden_dropout_prob=0.5)
+    model = language.from_pretrained(folder, head=head, attention="softmax")
+    rng = np.random.default_rng(0)
+    x, keys = rng.integers(0, 40, (2, 12)), jax.random.split(jax.random.key(0), 2)
+    call = lambda x, keys: model(x, dropout_key=keys)  # noqa: E731
+    if head != "none":
+        x = rng.normal(size=(2, 12, 16)).astype(np.float32)
+        call = lambda x, keys: model.logits(x, None, keys)  # noqa: E731
+    call = jax.jit(call, compiler_options={"xla_backend_optimization_level": 0})
     dropped = call(x, keys)
-    has_it = head in ("none", "sequence_classification", "token_classification")
-    assert (np.abs(dropped - call(x)).max() > 1e-4) == has_it
-    assert jnp.array_equal(call(x, keys), dropped)
+    assert np.abs(dropped - call(x, None)).max() > 1e-4
     np.testing.assert_allclose(call(x[1:], keys[1:]), dropped[1:], atol=1e-5)
-    assert jnp.array_equal(call(x, keys, rate=0.0), call(x))
 
 
 def test_types_change_something():

@@ -145,14 +145,11 @@ def test_a_new_head_on_old_weights():
     with pytest.raises(ValueError, match="head='tagger': expected one of none, masked_lm"):
         language.from_pretrained(DATA / "masked_lm", head="tagger")
     options = {"head": "token_classification", "num_labels": 5}
-    one, other = (
-        language.from_pretrained(DATA / "masked_lm", rngs=nnx.Rngs(seed), **options)
-        for seed in (0, 1)
-    )
+    model = language.from_pretrained(DATA / "masked_lm", rngs=nnx.Rngs(0), **options)
     body = language.from_pretrained(DATA / "masked_lm", head="none")
-    assert_same_weights(one.body, body)
-    assert one.out.kernel[...].shape == (16, 5)
-    assert not jnp.array_equal(one.out.kernel[...], other.out.kernel[...])
+    assert_same_weights(model.body, body)
+    kernel = model.out.kernel[...]
+    assert kernel.shape == (16, 5) and 0.01 < kernel.std() < 0.03  # initializer_range is 0.02
     with pytest.raises(ValueError, match=r"classifier\.weight: has shape \(3, 16\), expected \(5,"):
         language.from_pretrained(DATA / "token_classification", num_labels=5)
 
