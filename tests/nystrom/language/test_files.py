@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from nystrom import language
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("content", "message"),
     [

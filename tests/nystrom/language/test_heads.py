@@ -83,6 +83,7 @@ def test_types_change_something():
     assert not jnp.array_equal(model(tokens), model(tokens, types=jnp.ones_like(tokens)))
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -100,6 +101,7 @@ def test_what_does_not_fit_is_refused(arguments, error, message):
         make(language.MaskedLM)(*arguments)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
