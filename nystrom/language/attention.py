@@ -1,5 +1,7 @@
 """The released model's attention: exact, or Nyström with one starting scale for all heads."""
 
+import jax.numpy as jnp
+
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import (
     Options,
@@ -27,8 +29,9 @@ def language_attention(
     """Attention as `config` has it: its `attention`, its landmarks and its padding."""
     as_transformers = config.padding == "transformers"
     if config.attention == "softmax":
-        masks = {"key_mask": mask} if as_transformers else {"mask": mask}
-        return softmax_attention(query, key, value, **masks)
+        if as_transformers:
+            return softmax_attention(query, key, value, key_mask=mask)
+        return softmax_attention(query, key, value, mask=mask)
     if config.inv_coeff_init_option:
         return nystrom_attention(query, key, value, mask=mask, num_landmarks=config.num_landmarks)
     return shared_scale_attention(
@@ -59,8 +62,9 @@ def shared_scale_attention(
     real = None if pad_landmarks else mask
     q, k, q_valid, k_valid = landmarks(query, key, real, real, options)
     a = landmark_matrix(q, k, q_valid, k_valid, scale)
-    # The least of the heads' scales is that of the largest norms.
-    a_pinv = iterate(a, initial_scale(a).min(axis=-3, keepdims=True), ITERATIONS)
+    own = initial_scale(a)
+    shared = jnp.broadcast_to(own.min(axis=-3, keepdims=True), own.shape)  # the largest norms'
+    a_pinv = iterate(a, shared, ITERATIONS)
     g_value = _attended(q.astype(dtype), key, value, mask, scale)
     solved = exact_einsum("...hlm,...mhe->...lhe", a_pinv, g_value.astype(a.dtype))
     out = _attended(query, k.astype(dtype), solved.astype(dtype), k_valid, scale)

@@ -22,7 +22,7 @@ def read_arrays(folder: Path, torch_file: str | None = None) -> dict[str, np.nda
     if torch_file is not None:
         return _read_torch(folder / torch_file)
     if (folder / INDEX).is_file():
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for name in _parts(folder / INDEX):
             arrays |= _read_safetensors(folder / name)
         return arrays

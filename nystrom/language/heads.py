@@ -1,5 +1,6 @@
 """What stands on the encoder for a task: logits, and the loss of labels."""
 
+import abc
 from functools import partial
 from typing import ClassVar
 
@@ -41,6 +42,14 @@ class Head(nnx.Module):
         """Logits, see the class."""
         body_key, head_key = split_keys(dropout_key, 2)
         return self.logits(self.body(tokens, mask, types, body_key), mask, head_key)
+
+    @abc.abstractmethod
+    def _add_head(self, dense, dtype, rngs):
+        """Makes the head's modules; `dense(in_features, out_features)` makes a layer."""
+
+    @abc.abstractmethod
+    def logits(self, hidden, mask=None, dropout_key=None):
+        """Logits of hidden states."""
 
     def _drop(self, x, key):
         # dropout's keys are for x's leading axes, a vector is an example's one position

@@ -77,9 +77,9 @@ class Block(nnx.Module):
         """The next hidden states; dropout acts only when given a key, or one an example."""
         keys = split_keys(dropout_key, 2)
         drop = partial(dropout, rate=self.config.hidden_dropout_prob)
-        x = self.attention_norm(x + drop(self._attend(x, mask), key=keys[0]))
-        hidden = ACTIVATIONS[self.config.hidden_act](self.mlp_in(x))
-        return self.mlp_norm(x + drop(self.mlp_out(hidden), key=keys[1]))
+        attended = self.attention_norm(x + drop(self._attend(x, mask), key=keys[0]))
+        hidden = ACTIVATIONS[self.config.hidden_act](self.mlp_in(attended))
+        return self.mlp_norm(attended + drop(self.mlp_out(hidden), key=keys[1]))
 
     def _attend(self, x, mask):
         heads = self.config.num_attention_heads

@@ -78,7 +78,7 @@ def from_pretrained(
     if head is not None:
         check_choice("head", head, ("none", *HEADS))
     dtype = jnp.dtype(dtype)
-    if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+    if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True) first")
     config, fields = read_config(folder / "config.json")
     config = _with_options(config, attention, num_landmarks, padding)
