@@ -1,0 +1,33 @@
+"""The losses of the heads, as means over what has a label."""
+
+import jax
+import jax.numpy as jnp
+
+from nystrom.array_typing import Array, Float, Int
+from nystrom.numerics import accumulator
+
+IGNORED = -100  # a label that stands for none
+
+
+def cross_entropy(
+    logits: Float[Array, "*B C"], labels: Int[Array, "*B"], ignored: int = IGNORED
+) -> Float[Array, ""]:
+    """Mean cross-entropy in nats over the labels that are not `ignored`; 0 if there are none."""
+    logits = logits.astype(accumulator(logits.dtype))
+    labelled = labels != ignored
+    index = jnp.where(labelled, labels, 0)[..., None]
+    nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), index, axis=-1)[..., 0]
+    return jnp.where(labelled, nats, 0).sum() / jnp.maximum(labelled.sum(), 1)
+
+
+def squared_error(logits: Float[Array, "*B C"], labels: Float[Array, "..."]) -> Float[Array, ""]:
+    """Mean squared difference; labels are *B C, or *B where C is 1."""
+    return ((logits - labels.reshape(logits.shape).astype(logits.dtype)) ** 2).mean()
+
+
+def binary_cross_entropy(
+    logits: Float[Array, "*B C"], labels: Float[Array, "*B C"]
+) -> Float[Array, ""]:
+    """Mean cross-entropy in nats of independent yes or no labels, 1 or 0."""
+    wide = logits.astype(accumulator(logits.dtype))
+    return (jax.nn.softplus(wide) - wide * labels.astype(wide.dtype)).mean()

@@ -1,0 +1,132 @@
+"""Broken, missing, pickled, half-precision and divided files: read, or what is said of them."""
+
+import json
+import pickle
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from language_folders import DATA, WORDS, arrays_of, assert_same_weights, rewrite
+from safetensors.numpy import save_file
+
+from nystrom import language
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[1]", "holds a list: expected an object"),
+        (b'{"model_type": "bert"}', "model_type 'bert': expected 'nystromformer'"),
+        (b'{"hidden_size": "wide"}', "hidden_size='wide': expected an integer"),
+        (b'{"num_landmarks": null}', "num_landmarks=None: expected an integer"),
+        (b'{"position_embedding_type": "relative_key"}', "only position_embedding_type"),
+        (
+            b'{"architectures": ["BertModel"]}',
+            "BertModel.*expected one of NystromformerForMaskedLM",
+        ),
+        (b'{"architectures": 3}', r"architectures=\[3\]"),
+    ],
+)
+def test_a_broken_config_is_named(folder, content, message):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        language.from_pretrained(folder)
+    assert "config.json" in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_a_broken_safetensors_file_is_named(folder, keep):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
+        language.from_pretrained(folder)
+
+
+def test_what_is_missing_is_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="uw/model is no folder"):
+        language.from_pretrained("uw/model")
+    (folder / "model.safetensors").rename(tmp_path / "aside")
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors$"):
+        language.from_pretrained(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json: expected a model's folder"):
+        language.from_pretrained(folder)
+
+
+def test_weights_in_several_files(folder):
+    expected, arrays = language.from_pretrained(folder), arrays_of(folder)
+    names = list(arrays)
+    parts = {"one.safetensors": names[:9], "two.safetensors": names[9:]}
+    for part, held in parts.items():
+        save_file({name: arrays[name] for name in held}, folder / part)
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {x: p for p, held in parts.items() for x in held}}))
+    assert_same_weights(language.from_pretrained(folder), expected)
+    (folder / "two.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"two\.safetensors, which .* names, is missing"):
+        language.from_pretrained(folder)
+    for content, message in (("{}", "no index"), ('{"weight_map": {"a": "../b"}}', "same folder")):
+        index.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            language.from_pretrained(folder)
+
+
+class Trap:
+    """Makes a file of the given name wherever it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_pickles_are_read_only_when_asked_for_and_run_no_code(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Trap(tmp_path / "sprung")}))
+    with pytest.raises(FileNotFoundError, match=r"pickle.*torch_file='pytorch_model\.bin'"):
+        language.from_pretrained(folder)
+    try:
+        import torch
+    except ImportError:
+        with pytest.raises(ImportError, match="needs PyTorch"):
+            language.from_pretrained(folder, torch_file="pytorch_model.bin")
+        return
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin can't be read by torch's weights"):
+        language.from_pretrained(folder, torch_file="pytorch_model.bin")
+    assert not (tmp_path / "sprung").exists()
+    arrays = arrays_of(DATA / "masked_lm")
+    state = {name: torch.tensor(array) for name, array in arrays.items()}
+    expected = language.from_pretrained(DATA / "masked_lm")
+    for content in (state, {"model_state_dict": state, "epoch": 3}):
+        torch.save(content, folder / "pytorch_model.bin")
+        found = language.from_pretrained(folder, torch_file="pytorch_model.bin")
+        assert_same_weights(found, expected)
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        language.from_pretrained(folder, torch_file="other.bin")
+
+
+def test_half_precision_weights_become_float32(folder):
+    arrays = arrays_of(folder)
+    for dtype in (np.float16, jnp.bfloat16):
+        rewrite(folder, {name: array.astype(dtype) for name, array in arrays.items()})
+        model = language.from_pretrained(folder)
+        words = model.body.words.embedding[...]
+        assert words.dtype == jnp.float32
+        assert np.array_equal(words, arrays[WORDS].astype(dtype).astype(np.float32))
+
+
+def test_without_safetensors_the_error_says_what_to_install(monkeypatch, tmp_path):
+    model = language.from_pretrained(DATA / "masked_lm")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    for call in (
+        lambda: language.from_pretrained(DATA / "masked_lm"),
+        lambda: language.save_pretrained(model, tmp_path),
+    ):
+        with pytest.raises(ImportError, match=r"need safetensors: pip install"):
+            call()

@@ -1,0 +1,127 @@
+"""The heads' losses, dropout and what they refuse."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from language_folders import DATA, edit_config
+
+from nystrom import language
+from nystrom.language.losses import binary_cross_entropy, squared_error
+
+SMALL = {
+    "vocab_size": 20,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "max_position_embeddings": 12,
+    "conv_kernel_size": 3,
+}
+
+
+def make(kind, **fields):
+    """A model without numbers: for what needs none, since drawing them compiles."""
+    config = language.LanguageConfig(**SMALL | fields)
+    return nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
+
+
+def test_cross_entropy_counts_what_has_a_label():
+    logits = jnp.log(jnp.asarray([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]))
+    found = language.cross_entropy(logits, jnp.asarray([0, -100, 2]))
+    np.testing.assert_allclose(found, -(np.log(0.5) + np.log(0.6)) / 2, rtol=1e-6)
+    assert language.cross_entropy(logits, jnp.full(3, -100)) == 0
+
+
+def test_losses_of_a_sequence_follow_its_labels():
+    logits, numbers = jnp.asarray([[0.3, -1.2]]), jnp.asarray([[1.0, 0.0]])
+    two = make(language.SequenceClassification)
+    np.testing.assert_allclose(two.loss(logits, jnp.asarray([1])), np.log1p(np.exp(1.5)), rtol=1e-6)
+    p = 1 / (1 + np.exp(-np.asarray(logits[0])))
+    expected = -(np.log(p[0]) + np.log(1 - p[1])) / 2
+    np.testing.assert_allclose(two.loss(logits, numbers), expected, rtol=1e-6)
+    assert two.loss(logits, numbers) == binary_cross_entropy(logits, numbers)
+    one = make(language.SequenceClassification, num_labels=1)
+    np.testing.assert_allclose(one.loss(logits[:, :1], jnp.asarray([1.3])), 1.0, rtol=1e-6)
+    told = make(language.SequenceClassification, problem_type="regression")
+    assert told.loss(logits, numbers) == squared_error(logits, numbers)
+
+
+def test_an_answer_beyond_the_input_counts_for_nothing():
+    model = make(language.QuestionAnswering)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 2)), jnp.float32)
+    places = jnp.asarray([[1, 3], [9, 9]])
+    np.testing.assert_allclose(
+        model.loss(logits, places), model.loss(logits[:1], places[:1]), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("head", ["none", "sequence_classification", "token_classification"])
+def test_dropout_acts_when_given_a_key_and_one_an_example_is_its_own(head, tmp_path):
+    folder = shutil.copytree(DATA / ("masked_lm" if head == "none" else head), tmp_path / "model")
+    edit_config(folder, hidden_dropout_prob=0.5)
+    model = language.from_pretrained(folder, head=head, attention="softmax")
+    rng = np.random.default_rng(0)
+    x, keys = rng.integers(0, 40, (2, 12)), jax.random.split(jax.random.key(0), 2)
+    call = lambda x, keys: model(x, dropout_key=keys)  # noqa: E731
+    if head != "none":
+        x = rng.normal(size=(2, 12, 16)).astype(np.float32)
+        call = lambda x, keys: model.logits(x, None, keys)  # noqa: E731
+    call = jax.jit(call, compiler_options={"xla_backend_optimization_level": 0})
+    dropped = call(x, keys)
+    assert np.abs(dropped - call(x, None)).max() > 1e-4
+    np.testing.assert_allclose(call(x[1:], keys[1:]), dropped[1:], atol=1e-5)
+
+
+def test_types_change_something():
+    model = language.from_pretrained(DATA / "masked_lm", head="none", attention="softmax")
+    tokens = jnp.arange(12)[None]
+    assert jnp.array_equal(model(tokens), model(tokens, types=jnp.zeros_like(tokens)))
+    assert not jnp.array_equal(model(tokens), model(tokens, types=jnp.ones_like(tokens)))
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((np.zeros((1, 13), int),), ValueError, r"at most 12 .*max_length"),
+        ((np.zeros((1, 4)),), TypeError, "tokens have dtype float64"),
+        (([1, 2],), TypeError, "tokens have dtype list"),
+        ((np.zeros((1, 4), int), np.ones((1, 4), int)), TypeError, "mask has dtype int"),
+        ((np.zeros((1, 4), int), np.ones((1, 3), bool)), ValueError, "mask .* not alike"),
+        ((np.zeros((1, 4), int), None, np.ones(4, int)), ValueError, "types .* not alike"),
+        ((np.zeros((1, 4), int), None, np.ones((1, 4))), TypeError, "types have dtype float64"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        make(language.MaskedLM)(*arguments)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": 9}, "hidden_size=9 can't be split among num_attention_heads=2"),
+        ({"conv_kernel_size": 4}, "conv_kernel_size=4: expected an odd number"),
+        ({"hidden_act": "relu6"}, "hidden_act='relu6': expected one of gelu"),
+        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob=1.0"),
+        ({"padding": "left"}, "padding='left': expected one of inert, transformers"),
+        ({"num_landmarks": 0}, "num_landmarks=0: at least 1"),
+        ({"vocab_size": "40"}, "vocab_size='40': expected an integer"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps=0: expected a number above 0"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no': expected true or false"),
+        ({"problem_type": "x"}, "problem_type='x'"),
+        (
+            {"inv_coeff_init_option": True, "padding": "transformers"},
+            "inv_coeff_init_option=True: transformers can't run it",
+        ),
+        ({"hidden_act": "x", "padding": "y"}, "hidden_act='x'.*; padding='y'"),
+    ],
+)
+def test_configs_that_can_not_be_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        language.LanguageConfig(**SMALL | fields)
