@@ -5,6 +5,7 @@ import dataclasses
 import warnings
 from pathlib import Path
 
+import lra_tasks.needs  # noqa: F401  first, since it says what to install
 from lra_tasks import store
 from lra_tasks.check_config import (
     NAMES,
