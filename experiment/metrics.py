@@ -149,6 +149,24 @@ class Reporter:
         return tqdm.tqdm.format_interval(rate * (self.num_steps - self.step))
 
 
+class Silence:
+    """What an evaluation asks of a Reporter, where nothing is reported."""
+
+    def __init__(self):
+        self.start_time = time.monotonic()
+
+    def doing(self, text: str) -> None:
+        """Says nothing."""
+
+    def compiling(self, what: str, batch: dict):
+        """Entered for a call on a batch."""
+        return contextlib.nullcontext()
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.start_time
+
+
 # Names of metrics where room is short; what has none is shown where there is room for all.
 SHORT_NAMES = {
     "loss": "loss {:.4g}",

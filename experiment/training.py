@@ -39,6 +39,11 @@ def make_optimizer(config) -> optax.GradientTransformation:
     )
 
 
+def initial_state(optimizer: optax.GradientTransformation, params) -> dict:
+    """What `train_step` begins with and checkpoints hold."""
+    return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+
+
 def batch_metrics(model, batch, dropout_key=None):
     """Loss (nats) and accuracy of a batch as (sum, weight) pairs; examples of weight 0 are out."""
     logits = model(batch["inputs"], batch["mask"], dropout_key)
@@ -135,11 +140,13 @@ def eval_step(graph, params, batch, mesh=None):
     return over_mesh(mesh, local, batch, params)
 
 
-def evaluate(graph, params, batches, log, mesh=None) -> dict[str, float]:
+def evaluate(graph, params, batches, log=None, mesh=None) -> dict[str, float]:
     """Mean metrics over every example of a split, and examples per second.
 
-    `log` is a metrics.Reporter, which tells of compilations; their time does not count.
+    `log` is a metrics.Reporter, which tells of compilations; their time does not count. Without
+    one, nothing is said.
     """
+    log = log or metrics.Silence()
     log.doing("evaluating")
     start = log.seconds()
     parts = []

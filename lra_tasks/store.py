@@ -34,7 +34,9 @@ Importing it must be cheap: no tensorflow_datasets, no JAX. It defines
         are shown by `lra_tasks.prepare` and stay with the set.
     why_not_comparable(config, source, notes) -> str
         '' where results on this set compare with the published ones, else the reason.
-    decode(ids) -> str        text of token ids (int or uint8 array, padding dropped), or instead
+    LABEL_NAMES               what the labels stand for, NUM_CLASSES of them
+    decode(ids) -> str        text of token ids (int or uint8 array, padding dropped), and
+    encode(text) -> uint8 [n] what is stored of a text (ValueError if it is none), or instead
     PICTURE_SHAPE             (height, width), for tasks whose inputs are pixels
 
     download(folder, progress) -> None      (optional)

@@ -56,9 +56,10 @@ def main(pip_arguments):
         held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
         if held != MODULES:
             sys.exit(f"the wheel's files and the packages' differ in {sorted(held ^ MODULES)}")
-        venv.create(folder / "env", with_pip=True)
+        venv.create(folder / "env")
         python = folder / "env" / "bin" / "python"
-        run(python, "-m", "pip", "install", "-q", "--no-compile", *pip_arguments, wheel)
+        pip = (sys.executable, "-m", "pip", "--python", python)
+        run(*pip, "install", "-q", "--no-compile", *pip_arguments, wheel)
         run(python, "-W", "error", "-c", USE, cwd=folder)  # away from the sources
     print("the wheel works with the core alone")
 
