@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "mesh.data",
     "mesh.sequence",
     "model.remat",
+    "num_workers",
     "task.data_dir",
 )
 

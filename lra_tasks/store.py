@@ -72,7 +72,8 @@ import numpy as np
 
 from lra_tasks import progress
 from lra_tasks.disk import lock, naming_cache_dir, sha256_of_file, sync
-from lra_tasks.task import Split, foreign_ids
+from lra_tasks.packed import foreign_ids
+from lra_tasks.task import Split
 
 SPLITS = ("train", "validation", "test")
 
@@ -155,7 +156,7 @@ def open_splits(directory: Path, num_documents: int) -> tuple[dict[str, Split], 
         if len(examples) != expected or lengths.shape != (expected, num_documents):
             problem = f"{split} has {len(examples)} examples and lengths {lengths.shape}"
             raise ValueError(damaged(directory, f"{problem}, expected {expected}"))
-        splits[split] = Split(examples=examples, lengths=lengths)
+        splits[split] = Split(examples=examples, lengths=lengths, folder=directory)
     return splits, description
 
 

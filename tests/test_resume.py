@@ -76,23 +76,30 @@ class PowerCutError(Exception):
     pass
 
 
-class Examples:
-    """A split's examples, until the power goes at the given batch."""
+class CutOff(lra_tasks.Split):
+    """A split, until the power goes at the given batch."""
 
-    def __init__(self, examples, num_batches):
-        self.examples, self.left = examples, num_batches
+    def __init__(self, split, num_batches):
+        vars(self).update(vars(split), left=num_batches)
 
-    def __getitems__(self, indices):
-        self.left -= 1
-        if self.left < 0:
-            raise PowerCutError
-        return self.examples.__getitems__(indices)
+    def packed(self, *arguments, **keywords):
+        packed = super().packed(*arguments, **keywords)
+
+        class Rows:
+            labels = packed.labels
+
+            def rows(_, chosen, width):
+                vars(self)["left"] -= 1
+                if self.left < 0:
+                    raise PowerCutError
+                return packed.rows(chosen, width)
+
+        return Rows()
 
 
 def cut_off(task, num_batches):
     """The task, whose training ends with PowerCutError after some batches."""
-    split = task.splits["train"]
-    split = dataclasses.replace(split, examples=Examples(split.examples, num_batches))
+    split = CutOff(task.splits["train"], num_batches)
     return dataclasses.replace(task, splits=task.splits | {"train": split})
 
 

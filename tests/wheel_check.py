@@ -7,6 +7,7 @@ more than its dependencies do, if attention can't be computed, or if lra_tasks, 
 there, doesn't say so.
 """
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ MODULES = {
     for path in (ROOT / package).rglob("*")
     if path.suffix == ".py" or path.name == "py.typed"
 }
+
+LEFT_OUT = (".*", "*.egg-info", "__pycache__", "build", "results", "runs")
 
 USE = """
 import sys
@@ -51,7 +54,10 @@ print("jax", jax.__version__, "flax", flax.__version__, "numpy", numpy.__version
 def main(pip_arguments):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT)
+        # From a copy: a build folder left in the sources would put what is gone into the wheel.
+        shutil.copytree(ROOT, folder / "sources", ignore=shutil.ignore_patterns(*LEFT_OUT))
+        wheel = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder)
+        run(*wheel, folder / "sources")
         (wheel,) = folder.glob("*.whl")
         held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
         if held != MODULES:
