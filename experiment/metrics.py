@@ -58,7 +58,7 @@ class Reporter:
         self.writer = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
         self.start_step, self.num_steps = start_step, num_steps
         self.step, self.loss = start_step, None
-        self.compiled, self.compile_seconds = set(), 0.0
+        self.compiled, self.compile_seconds, self.wait_seconds = set(), 0.0, 0.0
         self.start_time = time.monotonic()
         # The text comes first and the bar gets what room is left, so that a narrow terminal cuts
         # off the bar. disable=None: no bar where stderr is not a terminal.
@@ -112,6 +112,17 @@ class Reporter:
         self.compiled.add((what, shape))
         self.bar.set_description_str(self._status(), refresh=False)
         self.say(f"{text} took {seconds:.1f} s")
+
+    def waiting(self, batches):
+        """Yields what `batches` does; how long it is waited for adds up in `wait_seconds`."""
+        with contextlib.closing(iter(batches)) as batches:
+            while True:
+                start = time.monotonic()
+                found = next(batches, None)
+                self.wait_seconds += time.monotonic() - start
+                if found is None:
+                    return
+                yield found
 
     def doing(self, text: str) -> None:
         """Says on the bar what takes time until the next step or report."""
