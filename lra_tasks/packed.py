@@ -104,6 +104,13 @@ def _allocate(size: int, folder: Path | None) -> np.ndarray:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if folder is None or size <= MEMORY_SHARE * memory:
         return np.zeros(size, np.uint8)
-    with tempfile.TemporaryFile(dir=folder if is_writable(folder) else None) as file:
-        file.truncate(size)
+    place = folder if is_writable(folder) else tempfile.gettempdir()
+    with tempfile.TemporaryFile(dir=place) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would kill the process
+        except OSError as error:
+            raise type(error)(
+                f"{place}: no room for a file of {size:,} bytes with the tokens of a split "
+                f"({error}); make room there"
+            ) from error
         return np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)

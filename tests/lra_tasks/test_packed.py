@@ -1,6 +1,7 @@
 """Batches gathered from a split's arrays are those laid down record by record, to the bit."""
 
 import dataclasses
+import errno
 
 import numpy as np
 import pytest
@@ -45,6 +46,19 @@ def test_arrays_that_are_too_large_for_memory_are_mapped(retrieval_task, tmp_pat
     while isinstance(mapped, np.ndarray):
         mapped = mapped.base
     assert type(getattr(mapped, "obj", mapped)).__name__ == "mmap"
+
+
+def test_a_full_disk_is_an_error_that_names_the_place(listops_task, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(packed, "MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(packed.os, "posix_fallocate", full)
+    split = dataclasses.replace(listops_task.splits["train"], folder=tmp_path)
+    batches = Batches(dataclasses.replace(listops_task, splits={"train": split}), "train", 24)
+    with pytest.raises(OSError, match=r"no room for a file of .*No space left") as caught:
+        batches[0]
+    assert str(tmp_path) in str(caught.value) and list(tmp_path.iterdir()) == []
 
 
 def test_arrays_are_made_once_a_split(listops_task):
