@@ -30,6 +30,7 @@ from experiment.checkpoints import NOT_EVALUATED, Checkpoints
 from experiment.config_checks import CHOICES, check_config, choose_accumulate_steps
 from experiment.mesh import make_mesh, put_batch, sequence_axis
 from experiment.model import make_model
+from experiment.profiling import Profiler, parse_steps
 from experiment.signals import StopSignals, exit_status
 from experiment.training import (
     STEPS_AHEAD,
@@ -60,6 +61,8 @@ command again goes on with a run that was stopped.
   --config.FIELD=VALUE     another value of a field, e.g. --config.seed=1 or
                            --config.model.attention=softmax
   --workdir=DIR            the run's folder, else runs/<config>,<overrides>
+  --profile=START:STOP     a trace of the steps after START up to STOP, in the
+                           run's folder, for tensorboard --logdir=DIR or xprof
   --help_config            every field: what it is, and its value in the config
                            given, else the default
   --helpfull               the libraries' flags too
@@ -68,6 +71,7 @@ command again goes on with a run that was stopped.
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config, configs/lra_<task>.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; the default is in runs/.")
+PROFILE = flags.DEFINE_string("profile", None, "START:STOP: a trace of the steps between.")
 
 
 class Stop(Exception):
@@ -82,8 +86,10 @@ class Stopped(Exception):
         self.signal = signal_name
 
 
-def train(config, workdir: str | Path, task: lra_tasks.Task) -> dict:
-    """Trains to the end and returns the result.
+def train(
+    config, workdir: str | Path, task: lra_tasks.Task, profile: tuple[int, int] = (0, 0)
+) -> dict:
+    """Trains to the end and returns the result; the steps that `profile` is between are traced.
 
     Signals are heeded in the main thread alone.
 
@@ -110,9 +116,11 @@ def train(config, workdir: str | Path, task: lra_tasks.Task) -> dict:
     checkpoints = Checkpoints(workdir / "checkpoints")
     # Kept in checkpoints, for reports after a restart to be those of a run that never stopped.
     progress = {"fingerprint": task.fingerprint, "seconds": 0.0, "since_report": {}}
+    progress |= {"step_seconds": 0.0, "wait_seconds": 0.0, "compile_seconds": 0.0}
     start_step = 0
     if resumed := checkpoints.resume(state):
-        start_step, state, progress = resumed
+        start_step, state, saved = resumed
+        progress |= saved
         if progress["fingerprint"] != task.fingerprint:
             raise Stop(
                 f"--workdir={workdir}: the run began with other data (fingerprint "
@@ -129,6 +137,7 @@ def train(config, workdir: str | Path, task: lra_tasks.Task) -> dict:
     validation = lra_tasks.Batches(task, "validation", config.batch_size // parts)
     test = lra_tasks.Batches(task, "test", config.batch_size // parts)
     clock = time.monotonic() - progress["seconds"]
+    compiled = progress["compile_seconds"]
     waiting = []  # (step, metrics) still on the device
 
     def collect():
@@ -141,21 +150,25 @@ def train(config, workdir: str | Path, task: lra_tasks.Task) -> dict:
 
     def save(step, accuracy=NOT_EVALUATED):
         progress["seconds"] = time.monotonic() - clock
+        progress["compile_seconds"] = compiled + log.compile_seconds
         checkpoints.save(step, state, progress, accuracy)
 
     with (
         contextlib.closing(checkpoints),
         contextlib.closing(metrics.Reporter(workdir, start_step, config.num_train_steps)) as log,
+        contextlib.closing(Profiler(workdir, profile, log.say)) as profiler,
         StopSignals() as stop_signals,
     ):
         report_step, report_time = start_step, log.seconds()
-        for step, batch in lra_tasks.prefetch(batches, start_step, config.num_train_steps):
-            with log.compiling("training", batch):
+        ahead = lra_tasks.prefetch(batches, start_step, config.num_train_steps, config.num_workers)
+        for step, batch in log.waiting(ahead):
+            with log.compiling("training", batch), profiler.step(step):
                 state, totals = train_step(
                     graph, optimizer, state, put_batch(mesh, batch), dropout_key, parts, mesh
                 )
             step += 1  # steps taken so far
             waiting.append((step, totals))
+            profiler.taken(step, totals)
             # The device is kept busy, but no further ahead of what is shown and saved.
             jax.block_until_ready(waiting[-1 - STEPS_AHEAD :][0][1])
             log.progress(step)
@@ -170,9 +183,12 @@ def train(config, workdir: str | Path, task: lra_tasks.Task) -> dict:
                 }
                 log.report(step, "train", values)
                 progress["since_report"] = {}
+                progress["step_seconds"] += seconds
+                progress["wait_seconds"] += log.wait_seconds
+                log.wait_seconds = 0.0
                 report_step, report_time = step, log.seconds()
             if evaluating:
-                values = evaluate(graph, state["params"], validation, log, mesh)
+                values = evaluate(graph, state["params"], validation, log, mesh, config.num_workers)
                 if not math.isfinite(values["loss"]):
                     raise Stop(f"step {step}: the validation loss is {values['loss']}")
                 log.report(step, "validation", values)
@@ -187,7 +203,7 @@ def train(config, workdir: str | Path, task: lra_tasks.Task) -> dict:
 
         best_step, best_accuracy = checkpoints.best()
         best_state, _ = checkpoints.restore(best_step, state)
-        tested = evaluate(graph, best_state["params"], test, log, mesh)
+        tested = evaluate(graph, best_state["params"], test, log, mesh, config.num_workers)
         if not math.isfinite(tested["loss"]):
             raise Stop(f"step {best_step}, the best on validation: test loss {tested['loss']}")
         log.report(config.num_train_steps, "test", tested)
@@ -199,6 +215,8 @@ def train(config, workdir: str | Path, task: lra_tasks.Task) -> dict:
         "num_train_steps": config.num_train_steps,
         "accumulate_steps": parts,
         "wall_seconds": time.monotonic() - clock,
+        "compile_seconds": compiled + log.compile_seconds,
+        "data_wait_share": progress["wait_seconds"] / (progress["step_seconds"] or 1),
         "examples_per_second": metrics.median_rate(workdir / "metrics.jsonl"),
         "num_parameters": sum(p.size for p in jax.tree.leaves(params)),
     }
@@ -231,6 +249,12 @@ def main(_):
         logging.set_verbosity(logging.WARNING)  # orbax says much
     config = CONFIG.value
     problems = check_config(config, jax.device_count())
+    profile = (0, 0)
+    try:
+        if PROFILE.value:
+            profile = parse_steps(PROFILE.value, config.num_train_steps)
+    except ValueError as error:
+        fail(str(error))
     if problems:
         fail("The config can't be run:\n" + "\n".join(f"  {problem}" for problem in problems))
     holder = FLAGS["config"]
@@ -249,7 +273,7 @@ def main(_):
             return
         with plain_warnings():
             task = lra_tasks.load(config.task, config.cache_dir or None)
-        result = train(config, workdir, task) | provenance.describe(config, task, recipe)
+        result = train(config, workdir, task, profile) | provenance.describe(config, task, recipe)
         temporary = workdir / ".result.tmp"
         temporary.write_text(metrics.strict_json(result, indent=2) + "\n")
         os.replace(temporary, result_path)

@@ -52,11 +52,12 @@ def plain(query, key, value, num_landmarks, shared_scale=False):
     import jax.numpy as jnp
 
     dtype, wide = query.dtype, jnp.promote_types(query.dtype, jnp.float32)
+    depth = query.shape[-1]
     product = partial(jnp.matmul, preferred_element_type=wide)
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    query = query / np.sqrt(DEPTH).astype(dtype)
+    query = query / np.sqrt(depth).astype(dtype)
     q_landmarks, k_landmarks = (
-        x.reshape(*x.shape[:2], num_landmarks, -1, DEPTH).mean(axis=3, dtype=wide)
+        x.reshape(*x.shape[:2], num_landmarks, -1, depth).mean(axis=3, dtype=wide)
         for x in (query, key)
     )
     narrow_q, narrow_k = q_landmarks.astype(dtype), k_landmarks.astype(dtype)
@@ -123,11 +124,7 @@ def _torch(name, inputs, num_landmarks, backward):
     if name == LUCIDRAINS:
         tokens = [torch.cat(tokens, dim=-1)]  # what its one projection returns
     tokens = [x.requires_grad_(backward) for x in tokens]
-    attention = {
-        HUGGING_FACE: partial(_hugging_face, length, num_landmarks),
-        LUCIDRAINS: partial(_lucidrains, num_landmarks),
-        TORCH_EXACT: lambda: _torch_exact,
-    }[name]()
+    attention = torch_attention(name, length, num_landmarks, HEADS, DEPTH)
 
     def forward():
         with torch.no_grad():
@@ -140,13 +137,22 @@ def _torch(name, inputs, num_landmarks, backward):
     return forward_and_backward if backward else forward
 
 
-def _hugging_face(length, num_landmarks):
+def torch_attention(name, length, num_landmarks, heads, depth):
+    """A PyTorch attention of tokens B N (H D): query, key and value, LUCIDRAINS' concatenated."""
+    return {
+        HUGGING_FACE: partial(_hugging_face, length, num_landmarks),
+        LUCIDRAINS: partial(_lucidrains, num_landmarks),
+        TORCH_EXACT: lambda heads, depth: partial(_torch_exact, depth=depth),
+    }[name](heads, depth)
+
+
+def _hugging_face(length, num_landmarks, heads, depth):
     from torch import nn
     from transformers.models.nystromformer import NystromformerConfig, modeling_nystromformer
 
     config = NystromformerConfig(
-        hidden_size=HEADS * DEPTH,
-        num_attention_heads=HEADS,
+        hidden_size=heads * depth,
+        num_attention_heads=heads,
         num_landmarks=num_landmarks,
         segment_means_seq_len=length,
     )
@@ -170,14 +176,14 @@ def _hugging_face(length, num_landmarks):
     return attention
 
 
-def _lucidrains(num_landmarks):
+def _lucidrains(num_landmarks, heads, depth):
     from nystrom_attention import NystromAttention
     from torch import nn
 
     module = NystromAttention(
-        dim=HEADS * DEPTH,
-        dim_head=DEPTH,
-        heads=HEADS,
+        dim=heads * depth,
+        dim_head=depth,
+        heads=heads,
         num_landmarks=num_landmarks,
         residual=False,
     )
@@ -186,8 +192,8 @@ def _lucidrains(num_landmarks):
     return module
 
 
-def _torch_exact(*tokens):
+def _torch_exact(*tokens, depth):
     from torch.nn.functional import scaled_dot_product_attention
 
-    heads = (x.unflatten(-1, (-1, DEPTH)).transpose(1, 2) for x in tokens)
+    heads = (x.unflatten(-1, (-1, depth)).transpose(1, 2) for x in tokens)
     return scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)

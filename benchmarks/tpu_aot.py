@@ -111,7 +111,7 @@ def training_step(task_name, attention):
     task = lra_tasks.load(config.task)
     graph, params = nnx.split(model.make_model(config.model, task, 0))
     optimizer = training.make_optimizer(config)
-    state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+    state = training.initial_state(optimizer, params)
     batch = lra_tasks.Batches(task, "train", config.batch_size, seed=0)[0]
     width = config.task.padded_length
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), state)

@@ -113,7 +113,7 @@ def our_training(config, task):
     model = make_model(config.model, task, config.seed)
     graph, params = nnx.split(model)
     optimizer = training.make_optimizer(config)
-    state = {"params": params, "opt_state": optimizer.init(params), "step": jax.numpy.int32(0)}
+    state = training.initial_state(optimizer, params)
     state = jax.tree.map(jax.numpy.copy, state)  # given to the step, while the model is kept
     key = jax.random.key(config.seed)
 

@@ -30,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.adam_eps = 1e-6  # added to the root of that mean
     config.weight_decay = 0.0  # AdamW's, times the rate
 
+    config.num_workers = 1  # threads that build batches ahead; no result changes with them
     config.cache_dir = ""  # prepared data and compiled programs; "": ~/.cache/nystrom
 
     config.mesh = ml_collections.ConfigDict()  # how all devices of a run share the work

@@ -18,6 +18,7 @@ AT_LEAST = {
     "eval_every": 1,
     "log_every": 1,
     "checkpoint_every": 0,
+    "num_workers": 1,
     "warmup_steps": 0,
     "learning_rate": 0,
     "weight_decay": 0,
@@ -37,7 +38,7 @@ BELOW_ONE = ("model.dropout_rate", "adam_b1", "adam_b2")
 FINITE = ("learning_rate", "weight_decay", "adam_eps", "model.embedding_std")
 MAX_FLOAT = 3.4e38
 # Random keys have 32 bits of seed, so larger seeds would be smaller ones again; steps are int32.
-AT_MOST = {"seed": 2**32 - 1, "num_train_steps": 2**31 - 1}
+AT_MOST = {"seed": 2**32 - 1, "num_train_steps": 2**31 - 1, "num_workers": 1024}
 CHOICES = {
     "model.attention": tuple(nystrom.ATTENTIONS),
     "model.position": nystrom.POSITIONS,

@@ -58,7 +58,7 @@ class Reporter:
         self.writer = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
         self.start_step, self.num_steps = start_step, num_steps
         self.step, self.loss = start_step, None
-        self.compiled, self.compile_seconds = set(), 0.0
+        self.compiled, self.compile_seconds, self.wait_seconds = set(), 0.0, 0.0
         self.start_time = time.monotonic()
         # The text comes first and the bar gets what room is left, so that a narrow terminal cuts
         # off the bar. disable=None: no bar where stderr is not a terminal.
@@ -113,6 +113,17 @@ class Reporter:
         self.bar.set_description_str(self._status(), refresh=False)
         self.say(f"{text} took {seconds:.1f} s")
 
+    def waiting(self, batches):
+        """Yields what `batches` does; how long it is waited for adds up in `wait_seconds`."""
+        with contextlib.closing(iter(batches)) as batches:
+            while True:
+                start = time.monotonic()
+                found = next(batches, None)
+                self.wait_seconds += time.monotonic() - start
+                if found is None:
+                    return
+                yield found
+
     def doing(self, text: str) -> None:
         """Says on the bar what takes time until the next step or report."""
         self.bar.set_description_str(f"{self._status()}  {text}")
@@ -147,6 +158,24 @@ class Reporter:
     def _time_left(self):
         rate = self.seconds() / max(self.step - self.start_step, 1)
         return tqdm.tqdm.format_interval(rate * (self.num_steps - self.step))
+
+
+class Silence:
+    """What an evaluation asks of a Reporter, where nothing is reported."""
+
+    def __init__(self):
+        self.start_time = time.monotonic()
+
+    def doing(self, text: str) -> None:
+        """Says nothing."""
+
+    def compiling(self, what: str, batch: dict):
+        """Entered for a call on a batch."""
+        return contextlib.nullcontext()
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.start_time
 
 
 # Names of metrics where room is short; what has none is shown where there is room for all.

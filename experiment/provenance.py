@@ -30,6 +30,7 @@ FREE_FIELDS = (
     "model.attention",
     "model.num_landmarks",
     "model.remat",
+    "num_workers",
     "task.source",
     "task.data_dir",
     "task.data_seed",

@@ -45,6 +45,7 @@ NOT_THE_RECIPE = (
     "log_every",
     "checkpoint_every",
     "accumulate_steps",
+    "num_workers",
 )
 
 

@@ -39,6 +39,11 @@ def make_optimizer(config) -> optax.GradientTransformation:
     )
 
 
+def initial_state(optimizer: optax.GradientTransformation, params) -> dict:
+    """What `train_step` begins with and checkpoints hold."""
+    return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+
+
 def batch_metrics(model, batch, dropout_key=None):
     """Loss (nats) and accuracy of a batch as (sum, weight) pairs; examples of weight 0 are out."""
     logits = model(batch["inputs"], batch["mask"], dropout_key)
@@ -135,15 +140,17 @@ def eval_step(graph, params, batch, mesh=None):
     return over_mesh(mesh, local, batch, params)
 
 
-def evaluate(graph, params, batches, log, mesh=None) -> dict[str, float]:
+def evaluate(graph, params, batches, log=None, mesh=None, num_workers=1) -> dict[str, float]:
     """Mean metrics over every example of a split, and examples per second.
 
-    `log` is a metrics.Reporter, which tells of compilations; their time does not count.
+    `log` is a metrics.Reporter, which tells of compilations; their time does not count. Without
+    one, nothing is said. Batches are built in `num_workers` threads.
     """
+    log = log or metrics.Silence()
     log.doing("evaluating")
     start = log.seconds()
     parts = []
-    for _, batch in lra_tasks.prefetch(batches, 0, len(batches)):
+    for _, batch in lra_tasks.prefetch(batches, 0, len(batches), num_workers):
         with log.compiling("evaluation", batch):
             batch = batch if mesh is None else put_batch(mesh, batch)
             parts.append(eval_step(graph, params, batch, mesh))

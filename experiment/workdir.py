@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "mesh.data",
     "mesh.sequence",
     "model.remat",
+    "num_workers",
     "task.data_dir",
 )
 
@@ -98,7 +99,7 @@ def record_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 def check_same_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Raises WorkdirError if the workdir's config.json is of another recipe than `config`."""
-    different = differing_fields(_saved_config(workdir), json.loads(json.dumps(recorded(config))))
+    different = differing_fields(saved_config(workdir), json.loads(json.dumps(recorded(config))))
     different = {name: values for name, values in different.items() if name not in MAY_CHANGE}
     if different:
         raise WorkdirError(
@@ -122,12 +123,15 @@ def read_result(workdir: Path) -> dict | None:
 
 def recorded_accumulate_steps(workdir: Path) -> int:
     """The config.accumulate_steps that a run was begun with; runs used to record 0 resolved."""
-    saved = _saved_config(workdir).get("accumulate_steps")
+    saved = saved_config(workdir).get("accumulate_steps")
     return saved if type(saved) is int else 0
 
 
-def _saved_config(workdir):
+def saved_config(workdir: Path) -> dict:
+    """A run's config.json; WorkdirError if there is none that can be read."""
     path = workdir / "config.json"
+    if not path.is_file():
+        raise WorkdirError(f"--workdir={workdir}: no config.json there, so not a run's folder")
     try:
         saved = json.loads(path.read_text())
     except (OSError, ValueError) as error:

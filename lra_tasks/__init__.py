@@ -5,6 +5,7 @@ import dataclasses
 import warnings
 from pathlib import Path
 
+import lra_tasks.needs  # noqa: F401  first, since it says what to install
 from lra_tasks import store
 from lra_tasks.check_config import (
     NAMES,
@@ -32,6 +33,7 @@ __all__ = [
     "prefetch",
     "prepare_set",
     "task_module",
+    "without_data",
 ]
 
 
@@ -57,6 +59,17 @@ def open_set(task_config, directory: Path) -> Task:
     splits, description = store.open_splits(directory, module.NUM_DOCUMENTS)
     source = description["source"]
     why_not = module.why_not_comparable(config, source, description["notes"])
+    return _task(config, splits, source, description["fingerprint"], why_not)
+
+
+def without_data(task_config) -> Task:
+    """A task without splits: what a model for it needs to know, where no data are to be read."""
+    config = read_config(task_config)
+    return _task(config, {}, config.source, "", "no data were read")
+
+
+def _task(config: TaskConfig, splits, source: str, fingerprint: str, why_not: str) -> Task:
+    module = task_module(config.name)
     return Task(
         name=config.name,
         num_classes=module.NUM_CLASSES,
@@ -66,7 +79,7 @@ def open_set(task_config, directory: Path) -> Task:
         id_offset=module.ID_OFFSET,
         splits=splits,
         source=source,
-        fingerprint=description["fingerprint"],
+        fingerprint=fingerprint,
         comparable_to_lra=not why_not,
         why_not_comparable=why_not,
         bucket_boundaries=config.bucket_boundaries,

@@ -23,7 +23,15 @@ SHOWN_CHARACTERS = 300
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, 1 after an error in config or data."""
-    reading = _own_reading()
+    try:
+        reading = _own_reading()
+    except ImportError:
+        print(
+            "error: the configs, which say what a task's data are, are not installed with "
+            "lra_tasks: run this in a checkout of the repository",
+            file=sys.stderr,
+        )
+        return 1
     flags, overrides = _parser(reading).parse_known_args(arguments)
     try:
         config, cache_dir = _task_config(flags, overrides, reading)

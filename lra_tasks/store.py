@@ -34,7 +34,9 @@ Importing it must be cheap: no tensorflow_datasets, no JAX. It defines
         are shown by `lra_tasks.prepare` and stay with the set.
     why_not_comparable(config, source, notes) -> str
         '' where results on this set compare with the published ones, else the reason.
-    decode(ids) -> str        text of token ids (int or uint8 array, padding dropped), or instead
+    LABEL_NAMES               what the labels stand for, NUM_CLASSES of them
+    decode(ids) -> str        text of token ids (int or uint8 array, padding dropped), and
+    encode(text) -> uint8 [n] what is stored of a text (ValueError if it is none), or instead
     PICTURE_SHAPE             (height, width), for tasks whose inputs are pixels
 
     download(folder, progress) -> None      (optional)
@@ -70,7 +72,8 @@ import numpy as np
 
 from lra_tasks import progress
 from lra_tasks.disk import lock, naming_cache_dir, sha256_of_file, sync
-from lra_tasks.task import Split, foreign_ids
+from lra_tasks.packed import foreign_ids
+from lra_tasks.task import Split
 
 SPLITS = ("train", "validation", "test")
 
@@ -153,7 +156,7 @@ def open_splits(directory: Path, num_documents: int) -> tuple[dict[str, Split], 
         if len(examples) != expected or lengths.shape != (expected, num_documents):
             problem = f"{split} has {len(examples)} examples and lengths {lengths.shape}"
             raise ValueError(damaged(directory, f"{problem}, expected {expected}"))
-        splits[split] = Split(examples=examples, lengths=lengths)
+        splits[split] = Split(examples=examples, lengths=lengths, folder=directory)
     return splits, description
 
 

@@ -3,11 +3,17 @@
 import collections
 import dataclasses
 import functools
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lra_tasks.packed import Packed, pack
+
+_packing = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +24,21 @@ class Split:
       examples: random access, `examples.__getitems__([3, 1])` -> list of {"inputs": uint8 [n],
         "label": int}, with "inputs2" for a second document; `len(examples)`.
       lengths: int32 [num_examples, num_documents], tokens of each document.
+      folder: where a file may be made for what doesn't fit in memory.
     """
 
     examples: Any
     lengths: np.ndarray = dataclasses.field(repr=False)
+    folder: Path | None = None
+
+    def packed(self, where: str, width: int, num_ids: int, num_classes: int) -> Packed:
+        """All examples as arrays, read and checked at the first call: see `packed.pack`."""
+        with _packing:
+            kept = self.__dict__.get("_kept", (0, None))
+            if kept[0] < width:
+                kept = width, pack(self, where, width, num_ids, num_classes)
+                self.__dict__["_kept"] = kept  # frozen is only what it was given
+        return kept[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,20 +76,6 @@ def seeded_permutation(num_items: int, *seed: int) -> np.ndarray:
     """
     bits = np.random.Philox(np.random.SeedSequence(seed)).random_raw(num_items)
     return np.argsort(bits, kind="stable")
-
-
-def foreign_ids(ids: np.ndarray, limit: int) -> str:
-    """'' if all token ids are 0 .. limit - 1, else what is wrong with the first that isn't.
-
-    An embedding of `limit` rows would give NaN, or another token's row, without a word.
-    """
-    if ids.dtype == np.uint8 and limit > 255:
-        return ""
-    outside = (ids < 0) | (ids >= limit)
-    if not outside.any():
-        return ""
-    position = int(outside.argmax())
-    return f"the token id {ids[position]} at position {position}, expected 0 to {limit - 1}"
 
 
 class Batches:
@@ -134,38 +137,31 @@ class Batches:
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         chosen, width = self.indices(step)
+        packed = self._packed
         shape = (self.batch_size, self.task.num_documents, width)
-        inputs = np.zeros(shape, np.int32)
-        label = np.zeros(self.batch_size, np.int32)
-        names = ("inputs", "inputs2")[: self.task.num_documents]
-        for row, example in enumerate(self.split.examples.__getitems__(chosen.tolist())):
-            self._check(example, names, int(chosen[row]))
-            label[row] = example["label"]
-            for document, name in enumerate(names):
-                ids = example[name]
-                inputs[row, document, : len(ids)] = ids
         lengths = np.zeros(shape[:2], np.int32)
         lengths[: len(chosen)] = self.split.lengths[chosen]
-        mask = np.arange(width) < lengths[..., None]
-        if self.task.id_offset:
-            inputs += self.task.id_offset * mask
+        mask = np.arange(width, dtype=np.int32) < lengths[..., None]
+        inputs = np.zeros(shape, np.int32)
+        real = inputs[: len(chosen)]
+        np.add(packed.rows(chosen, width), self.task.id_offset, out=real, dtype=np.int32)
+        real *= mask[: len(chosen)]
+        label = np.zeros(self.batch_size, np.int32)
+        label[: len(chosen)] = packed.labels[chosen]
         if self.task.num_documents == 1:
             inputs, mask = inputs[:, 0], mask[:, 0]
         weight = (np.arange(self.batch_size) < len(chosen)).astype(np.float32)
         return {"inputs": inputs, "mask": mask, "label": label, "weight": weight}
 
-    def _check(self, example: dict, names: tuple[str, ...], index: int) -> None:
-        """Raises ValueError for what the model would turn into NaN or another example."""
-        task, problem = self.task, ""
-        for name, length in zip(names, self.split.lengths[index], strict=True):
-            if len(example[name]) != length:
-                problem = f"{name} has {len(example[name])} tokens, expected {length}"
-            elif wrong := foreign_ids(example[name], task.vocab_size - task.id_offset):
-                problem = f"{name} has {wrong}"
-        if not 0 <= example["label"] < task.num_classes:
-            problem = f"label {example['label']}, expected 0 to {task.num_classes - 1}"
-        if problem:
-            raise ValueError(f"{task.name} {self.split_name}, example {index}: {problem}")
+    @functools.cached_property
+    def _packed(self) -> Packed:
+        task = self.task
+        return self.split.packed(
+            f"{task.name} {self.split_name}",
+            width=int(self._widths[-1]),
+            num_ids=task.vocab_size - task.id_offset,
+            num_classes=task.num_classes,
+        )
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """An epoch's order of examples, and where each batch starts in it (and the last ends)."""

@@ -120,3 +120,23 @@ def test_json_has_no_nan(tmp_path, capsys):
     reporter.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line, parse_constant=pytest.fail)["loss"] is None
+
+
+def test_waiting_for_batches_is_timed_and_ends_what_it_waits_for(tmp_path):
+    ended = []
+
+    def slow():
+        try:
+            for number in range(3):
+                time.sleep(0.02)
+                yield number, {}
+        finally:
+            ended.append(True)
+
+    with contextlib.closing(Reporter(tmp_path, 0, 3)) as reporter:
+        for number, _ in reporter.waiting(slow()):
+            time.sleep(0.1)  # a step, which is no waiting
+            if number == 1:
+                break
+        assert 0.04 <= reporter.wait_seconds < 0.1
+    assert ended

@@ -162,7 +162,12 @@ def test_help_is_short_and_names_every_config_and_variant(capsys):
     for file in (ROOT / "configs").glob("lra_*.py"):
         variants = "".join(f" :{name}" for name in reading.variants(str(file)))
         assert f"configs/{file.name}{variants}\n" in out
-    for option in ("--config.FIELD=VALUE", "--workdir=DIR", "--help_config"):
+    for option in (
+        "--config.FIELD=VALUE",
+        "--workdir=DIR",
+        "--profile=START:STOP",
+        "--help_config",
+    ):
         assert option in out
 
 

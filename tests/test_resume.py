@@ -15,6 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import lra_tasks
 from experiment.config_checks import choose_accumulate_steps
 from experiment.metrics import Reporter
+from experiment.profiling import Profiler, parse_steps
 from experiment.training import not_finite
 from experiment.workdir import (
     WorkdirError,
@@ -44,7 +45,7 @@ FIELDS = {
     "task.padded_length": 64,
     "task.bucket_boundaries": (),
 }
-CLOCK = ("wall_seconds", "examples_per_second")
+CLOCK = ("wall_seconds", "examples_per_second", "compile_seconds", "data_wait_share")
 
 
 def make_config(**fields):
@@ -76,23 +77,30 @@ class PowerCutError(Exception):
     pass
 
 
-class Examples:
-    """A split's examples, until the power goes at the given batch."""
+class CutOff(lra_tasks.Split):
+    """A split, until the power goes at the given batch."""
 
-    def __init__(self, examples, num_batches):
-        self.examples, self.left = examples, num_batches
+    def __init__(self, split, num_batches):
+        vars(self).update(vars(split), left=num_batches)
 
-    def __getitems__(self, indices):
-        self.left -= 1
-        if self.left < 0:
-            raise PowerCutError
-        return self.examples.__getitems__(indices)
+    def packed(self, *arguments, **keywords):
+        packed = super().packed(*arguments, **keywords)
+
+        class Rows:
+            labels = packed.labels
+
+            def rows(_, chosen, width):
+                vars(self)["left"] -= 1
+                if self.left < 0:
+                    raise PowerCutError
+                return packed.rows(chosen, width)
+
+        return Rows()
 
 
 def cut_off(task, num_batches):
     """The task, whose training ends with PowerCutError after some batches."""
-    split = task.splits["train"]
-    split = dataclasses.replace(split, examples=Examples(split.examples, num_batches))
+    split = CutOff(task.splits["train"], num_batches)
     return dataclasses.replace(task, splits=task.splits | {"train": split})
 
 
@@ -111,7 +119,7 @@ def whole(task, tmp_path_factory, compile_once):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     results = []
     thread = threading.Thread(
-        target=lambda: results.append(train(make_config(), str(workdir), task))
+        target=lambda: results.append(train(make_config(), str(workdir), task, profile=(2, 4)))
     )
     thread.start()
     thread.join()
@@ -125,6 +133,40 @@ def test_train_takes_a_config_as_it_is_and_a_folder_as_text_off_the_main_thread(
     assert result["accumulate_steps"] == (2 if on_cpu else 1)
     # As asked, for another device to go on with.
     assert json.loads((workdir / "config.json").read_text())["accumulate_steps"] == 0
+
+
+def test_a_profile_is_of_the_steps_asked_for(whole):
+    [trace] = whole[0].glob("plugins/profile/*/*.xplane.pb")
+    events = [
+        event
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+        for line in plane.lines
+        for event in line.events
+    ]
+    assert [dict(e.stats)["step_num"] for e in events if e.name == "train"] == [3, 4]
+
+
+@pytest.mark.parametrize("text", ["3", "4:4", "5:4", "2:7", "-1:3", "a:b", "1:2:3"])
+def test_steps_to_profile_that_are_not_the_runs_are_refused(text):
+    assert parse_steps("0:6", 6) == (0, 6)
+    with pytest.raises(ValueError, match=rf"--profile={text}: expected START:STOP, .*=6$"):
+        parse_steps(text, 6)
+
+
+def test_a_profile_that_was_cut_short_or_never_begun_says_so(tmp_path):
+    said = []
+    profiler = Profiler(tmp_path, (1, 9), said.append)
+    with profiler.step(1):
+        pass
+    profiler.taken(2, ())
+    profiler.close()
+    late = Profiler(tmp_path, (1, 9), said.append)
+    with late.step(5):
+        pass
+    late.close()
+    assert said[0].startswith("profile of 1 steps: tensorboard --logdir=")
+    assert "step 1 was past or not reached" in said[1]
+    assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1
 
 
 def test_the_test_line_stands_once_however_often_it_is_scored(whole, task, tmp_path):

@@ -57,7 +57,13 @@ def assert_same_run(workdir, whole):
     for a, b in zip(arrays, whole_arrays, strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
-    changing = {"wall_seconds", "examples_per_second", "peak_memory_bytes"}
+    changing = {
+        "wall_seconds",
+        "examples_per_second",
+        "peak_memory_bytes",
+        "compile_seconds",
+        "data_wait_share",
+    }
     a = json.loads((workdir / "result.json").read_text())
     b = json.loads((whole / "result.json").read_text())
     assert {k: v for k, v in a.items() if k not in changing} == {
@@ -81,6 +87,8 @@ def test_a_run_leaves_what_the_readme_says(whole_run):
     assert result["num_parameters"] > 1000
     assert result["examples_per_second"] > 0
     assert result["peak_memory_bytes"] > 1e6
+    assert 0 < result["compile_seconds"] < result["wall_seconds"]
+    assert 0 < result["data_wait_share"] < 1
     assert result["peak_memory_of"] in ("device", "process")
     assert set(result["split_sizes"]) == {"train", "validation", "test"}
     assert {"seed", "commit", "versions", "hardware", "wall_seconds", "config"} <= set(result)

@@ -21,6 +21,9 @@ ID_OFFSET = 0
 VERSION = "1.0.0"
 SOURCES = ("release", "synthetic")
 PICTURE_SHAPE = (32, 32)
+LABEL_NAMES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 
 SIZES = {"train": 45_000, "validation": 5_000, "test": 10_000}
 NUM_PIXELS = PICTURE_SHAPE[0] * PICTURE_SHAPE[1]

@@ -24,6 +24,7 @@ NUM_DOCUMENTS = 1
 ID_OFFSET = 0
 VERSION = "1.0.0"
 SOURCES = ("release", "generated", "synthetic")
+LABEL_NAMES = tuple("0123456789")
 
 IDS = {token: i for i, token in enumerate(TOKENS) if i}
 FIRST_DIGIT, FIRST_OPERATOR, CLOSE = IDS["0"], IDS["[MIN"], IDS["]"]

@@ -19,6 +19,7 @@ ID_OFFSET = 0
 VERSION = "1.0.0"
 SOURCES = ("release", "generated", "synthetic")
 PICTURE_SHAPE = (32, 32)
+LABEL_NAMES = ("the circles are on two contours", "the circles are on one contour")
 
 SIDES = {"pathfinder": 32, "pathx": 128}
 FULL_SIZES = {"train": 160_000, "validation": 20_000, "test": 20_000}

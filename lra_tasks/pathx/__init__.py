@@ -2,6 +2,7 @@
 
 from lra_tasks.pathfinder import (
     ID_OFFSET,
+    LABEL_NAMES,
     NUM_CLASSES,
     NUM_DOCUMENTS,
     SOURCES,
@@ -17,6 +18,7 @@ from lra_tasks.pathfinder import (
 
 __all__ = [
     "ID_OFFSET",
+    "LABEL_NAMES",
     "NUM_CLASSES",
     "NUM_DOCUMENTS",
     "PICTURE_SHAPE",

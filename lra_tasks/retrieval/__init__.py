@@ -14,9 +14,9 @@ from typing import BinaryIO
 import numpy as np
 
 from lra_tasks import release, synthetic
-from lra_tasks.text import decode
+from lra_tasks.text import decode, encode
 
-__all__ = ["decode"]
+__all__ = ["decode", "encode"]
 
 NUM_CLASSES = 2
 VOCAB_SIZE = 257
@@ -24,6 +24,7 @@ NUM_DOCUMENTS = 2
 ID_OFFSET = 1
 VERSION = "1.0.0"
 SOURCES = ("release", "synthetic")
+LABEL_NAMES = ("neither cites the other", "one cites the other")
 
 FOLDER = "tsv_data"
 FILES = {

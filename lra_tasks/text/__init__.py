@@ -20,6 +20,7 @@ NUM_DOCUMENTS = 1
 ID_OFFSET = 1
 VERSION = "1.0.0"
 SOURCES = ("release", "package", "synthetic")
+LABEL_NAMES = ("negative", "positive")
 
 SPLITS = ("train", "validation", "test")
 MAX_LENGTH = 4_000  # bytes of a review that LRA reads
@@ -91,6 +92,11 @@ def download(folder: Path, progress: bool) -> None:
     from lra_tasks.download import fetch
 
     fetch(URL, imdb.ARCHIVE_BYTES, imdb.ARCHIVE_SHA256, folder, progress)
+
+
+def encode(text: str) -> np.ndarray:
+    """The UTF-8 bytes of a text, uint8."""
+    return np.frombuffer(text.encode(), np.uint8)
 
 
 def decode(ids: np.ndarray) -> str:

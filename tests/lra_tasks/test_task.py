@@ -319,9 +319,9 @@ def test_what_a_model_would_turn_into_nan_or_another_example_is_refused(name, va
     task = dataclasses.replace(make_task(), vocab_size=256)
     examples = [{"inputs": np.array([1, 2, 254]), "label": 5} for _ in range(4)]
     lengths = np.full((4, 1), 3, np.int32)
-    good = Split(InMemory(examples), lengths)
-    task = dataclasses.replace(task, splits={"train": good})
+    task = dataclasses.replace(task, splits={"train": Split(InMemory(examples), lengths)})
     assert Batches(task, "train", 4)[0]["inputs"].max() == 255  # the last id, after the offset
     examples[2] = examples[2] | {name: value if name == "label" else np.array(value)}
+    task = dataclasses.replace(task, splits={"train": Split(InMemory(examples), lengths)})
     with pytest.raises(ValueError, match=rf"made train, example 2: {message}"):
         Batches(task, "train", 4)[0]

@@ -1,0 +1,189 @@
+"""One command for a machine with a GPU: are the values right, and what do things cost there?
+
+    python -m benchmarks.gpu [--minutes=6.5] [--output=results/benchmarks/gpu.csv] [--trace=DIR]
+    python -m benchmarks.gpu --quick     (tiny sizes, on any device: that it runs at all)
+
+1. Values and gradients of the attentions against float64 (exit status 1 if one is off).
+2. Milliseconds of attention, forward, and forward and backward: ours, eq. 9 as anyone would write
+   it, exact attention by cuDNN (bfloat16 alone) and, where PyTorch with CUDA is installed, its
+   exact attention and the Nyström attentions of `nystrom-attention` and `transformers`. They take
+   turns round by round; medians. Memory is what the compiled program needs beyond its arguments.
+3. A training step of each LRA task, by its own config on synthetic data at full length.
+
+What runs out of memory or time, or isn't there, is said and left out. --trace writes a trace of
+the training steps, for TensorBoard or xprof.
+"""
+
+import argparse
+import contextlib
+import csv
+import importlib
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+# PyTorch needs memory too. Has to be said before JAX starts.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+
+from benchmarks.gpu_attention import (
+    Sizes,
+    check_values,
+    has_torch,
+    megabytes,
+    statistics_of,
+    take_turns,
+    time_attentions,
+)
+
+TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
+QUICK_TASKS = ("listops",)
+COLUMNS = (
+    "part", "program", "pass", "dtype", "batch", "heads", "depth", "landmarks", "length",
+    "milliseconds", "min", "max", "rounds", "examples_per_second", "compile_s", "memory_mb",
+    "relative_error", "device", "driver", "jax", "torch",
+)  # fmt: skip
+FULL = (
+    Sizes("bfloat16", 4, 16, 128, 64, (4_096, 16_384, 65_536, 131_072)),
+    Sizes("float32", 1, 8, 64, 64, (4_096, 16_384, 65_536, 131_072)),
+)
+QUICK = (Sizes("bfloat16", 2, 2, 16, 8, (64,)), Sizes("float32", 1, 2, 16, 8, ()))
+QUICK_FIELDS = {
+    "batch_size": 4,
+    "accumulate_steps": 1,
+    "model.num_layers": 1,
+    "model.width": 16,
+    "model.mlp_width": 16,
+    "model.num_landmarks": 8,
+    "model.pinv_iterations": 2,
+    "task.min_length": 4,
+    "task.max_length": 60,
+    "task.padded_length": 64,
+}
+
+
+class Bench:
+    """Rows of results as they come, and the time that is left for more."""
+
+    def __init__(self, seconds: float, rounds: int, output: Path):
+        self.end, self.rounds, self.output = time.monotonic() + seconds, rounds, output
+        self.rows, self.wrong = [], []
+        self.machine = machine()
+
+    def add(self, **values) -> None:
+        """Shows a row, and writes all that there are: a later crash loses none."""
+        self.rows.append(values | self.machine)
+        print("  ".join(f"{name} {value}" for name, value in values.items()), flush=True)
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        with self.output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def has_time(self, what: str) -> bool:
+        """Whether there is time left; says what is skipped if not."""
+        if time.monotonic() < self.end:
+            return True
+        print(f"skipped: {what}: no time left", flush=True)
+        return False
+
+    @contextlib.contextmanager
+    def skipping(self, what: str):
+        """While entered, what fails is said and left out: no memory, no such library."""
+        try:
+            yield
+        except Exception as error:  # JAX, cuDNN and PyTorch raise many kinds
+            lines = str(error).splitlines() or [""]
+            print(f"skipped: {what}: {type(error).__name__}: {lines[0][:160]}", flush=True)
+
+
+def main(arguments=None) -> int:
+    """Runs the command; returns its exit status, 1 if values were wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=6.5, help="nothing is begun after these")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tasks", help="whose training steps are timed, else all of LRA's")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--trace", help="a folder for a trace of the training steps")
+    parser.add_argument("--cache_dir", help="of prepared data, else ~/.cache/nystrom")
+    parser.add_argument("--output", type=Path, default=Path("results/benchmarks/gpu.csv"))
+    flags = parser.parse_args(arguments)
+    if jax.default_backend() != "gpu" and not flags.quick:
+        parser.error(f"JAX finds no GPU, its devices are {jax.devices()}; --quick runs anywhere")
+    bench = Bench(60 * flags.minutes, 1 if flags.quick else flags.rounds, flags.output)
+    print("  ".join(f"{name} {value}" for name, value in bench.machine.items()), flush=True)
+    sizes = QUICK if flags.quick else FULL
+    for size in sizes:
+        check_values(bench, size)
+    time_attentions(bench, sizes[0])
+    for task in flags.tasks.split(",") if flags.tasks else QUICK_TASKS if flags.quick else TASKS:
+        if bench.has_time(f"training step of {task}"):
+            with bench.skipping(f"training step of {task}"):
+                time_step(bench, task, flags)
+    for size in sizes[1:]:
+        time_attentions(bench, size)
+    print(f"{len(bench.rows)} rows in {flags.output}")
+    for problem in bench.wrong:
+        print(f"WRONG: {problem}", file=sys.stderr)
+    return 1 if bench.wrong else 0
+
+
+def machine() -> dict[str, str]:
+    """The card, its driver, and versions."""
+    found = {"device": jax.devices()[0].device_kind, "driver": "", "jax": jax.__version__}
+    with contextlib.suppress(OSError, subprocess.CalledProcessError, ValueError):
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        found["device"], found["driver"] = lines.splitlines()[0].split(", ")
+    torch = has_torch()
+    return found | {"torch": torch.__version__ if torch else ""}
+
+
+def time_step(bench: Bench, name: str, flags) -> None:
+    """The trainer's step on a batch of the task's config, padded to its full length."""
+    from flax import nnx
+
+    import lra_tasks
+    from experiment import config_checks, model, training
+
+    config = importlib.import_module(f"configs.lra_{name}").get_config()
+    config.update_from_flattened_dict({"task.source": "synthetic", "task.bucket_boundaries": ()})
+    config.update_from_flattened_dict(QUICK_FIELDS if flags.quick else {})
+    parts = config_checks.choose_accumulate_steps(config, 1, jax.default_backend())
+    task = lra_tasks.load(config.task, flags.cache_dir, progress=False)
+    graph, params = nnx.split(model.make_model(config.model, task, config.seed))
+    optimizer = training.make_optimizer(config)
+    state = training.initial_state(optimizer, params)
+    batch = jax.device_put(lra_tasks.Batches(task, "train", config.batch_size, seed=0)[0])
+    key = jax.random.key(0)
+    start = time.perf_counter()
+    lowered = training.train_step.lower(graph, optimizer, state, batch, key, parts)
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+
+    def step():
+        nonlocal state
+        state, metrics = compiled(state, batch, key)
+        jax.block_until_ready(metrics)
+
+    step()
+    trace = jax.profiler.trace(f"{flags.trace}/{name}") if flags.trace else None
+    with trace or contextlib.nullcontext():
+        values = take_turns(bench, {name: step})[name]
+    rate = 1e3 * config.batch_size / statistics.median(values)
+    bench.add(part="training step", program=f"{name}, {config.model.attention}",
+              **{"pass": "step"}, dtype=config.model.dtype, batch=config.batch_size,
+              heads=config.model.num_heads, depth=config.model.width // config.model.num_heads,
+              landmarks=config.model.num_landmarks, length=task.padded_length,
+              **statistics_of(values), examples_per_second=f"{rate:.4g}",
+              compile_s=round(seconds, 1), memory_mb=megabytes(compiled))  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Scores a split with a trained run, or classifies what is given.
+
+    python -m experiment.evaluate --workdir=runs/lra_text [--split=test]
+    python -m experiment.evaluate --workdir=runs/lra_text --text="A film to remember."
+    python -m experiment.evaluate --workdir=runs/lra_image --file=frog.png
+
+--text and --file may be mixed; a task of two documents takes two of them. A file holds a text or,
+for tasks of pixels, a picture of the task's size. From another folder: python PATH/evaluate.py.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status, 1 after an error."""
+    flags = _parser().parse_args(arguments)
+    from experiment import load  # JAX and the rest, after the flags are known to be right
+
+    try:
+        if flags.documents:
+            loaded = load.load_run(flags.workdir, flags.cache_dir, with_data=False)
+            print_label(*loaded[:2], read_documents(flags.documents, loaded.task))
+        else:
+            print_score(load.load_run(flags.workdir, flags.cache_dir), flags)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m experiment.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", required=True, help="a run's folder")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    parser.add_argument("--cache_dir", default="", help="of prepared data, else ~/.cache/nystrom")
+    for kind, help_text in (("text", "a document"), ("file", "a document, or a picture")):
+        parser.add_argument(
+            f"--{kind}",
+            dest="documents",
+            action="append",
+            default=[],
+            type=lambda value, kind=kind: (kind, value),
+            metavar=kind.upper(),
+            help=f"{help_text} to classify",
+        )
+    return parser
+
+
+def print_score(loaded, flags) -> None:
+    """Prints loss and accuracy over a split."""
+    import jax
+    from flax import nnx
+
+    import lra_tasks
+    from experiment import config_checks, training
+
+    # In the parts that the run was evaluated in, for the same sums.
+    parts = config_checks.choose_accumulate_steps(loaded.config, 1, jax.default_backend())
+    batches = lra_tasks.Batches(loaded.task, flags.split, loaded.config.batch_size // parts)
+    values = training.evaluate(*nnx.split(loaded.model), batches)
+    count = len(loaded.task.splits[flags.split].lengths)
+    print(
+        f"{flags.split}: accuracy {values['accuracy']:.2%}, loss {values['loss']:.4f}, "
+        f"{count:,} examples of {loaded.task.name} ({loaded.task.source})"
+    )
+
+
+def print_label(model, task, documents) -> None:
+    """Prints the likeliest label of an example, then the probability of each."""
+    import lra_tasks
+
+    names = lra_tasks.task_module(task.name).LABEL_NAMES
+    probabilities = classify(model, task, documents)
+    best = int(probabilities.argmax())
+    print(f"label {best} ({names[best]})")
+    for label, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
+        print(f"{label:>3}  {probability:7.2%}  {name}")
+
+
+def classify(model, task, documents):
+    """Probabilities [classes] of one example, given as its documents, uint8 [n] each."""
+    import jax
+    import numpy as np
+
+    import lra_tasks
+
+    lengths = np.array([[len(document) for document in documents]], np.int32)
+    example = dict(zip(("inputs", "inputs2"), documents, strict=False)) | {"label": 0}
+    given = {"given": lra_tasks.Split(_One(example), lengths)}
+    batch = lra_tasks.Batches(dataclasses.replace(task, splits=given), "given", 1)[0]
+    return np.asarray(jax.nn.softmax(model(batch["inputs"], batch["mask"])[0]))
+
+
+class _One:
+    """A split's examples: one."""
+
+    def __init__(self, example):
+        self.example = example
+
+    def __getitems__(self, indices):
+        return [self.example for _ in indices]
+
+
+def read_documents(given: list[tuple[str, str]], task) -> list:
+    """What is stored of the documents given as ("text", TEXT) or ("file", PATH)."""
+    import lra_tasks
+
+    module = lra_tasks.task_module(task.name)
+    if len(given) != task.num_documents:
+        raise ValueError(
+            f"{task.name} classifies {task.num_documents} document(s) at a time, {len(given)} given"
+        )
+    return [_read_document(kind, value, task, module) for kind, value in given]
+
+
+def _read_document(kind, value, task, module):
+    from lra_tasks.pictures import read_picture
+
+    if hasattr(module, "PICTURE_SHAPE"):
+        if kind == "text":
+            raise ValueError(f"--text: {task.name} classifies pictures; give one by --file=PATH")
+        return read_picture(Path(value).expanduser(), module.PICTURE_SHAPE).ravel()
+    text = value
+    if kind == "file":
+        path = Path(value).expanduser()
+        try:
+            text = path.read_bytes().decode().strip("\ufeff\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--file={value}: not a text in UTF-8 ({error})") from error
+    try:
+        ids = module.encode(text)
+    except ValueError as error:
+        raise ValueError(f"--{kind}={value[:80]}: {error}") from error
+    if not len(ids):
+        raise ValueError(f"--{kind}={value}: empty, expected a document")
+    if len(ids) > task.max_length:
+        print(
+            f"--{kind}: {len(ids):,} tokens; the run reads the first {task.max_length:,}",
+            file=sys.stderr,
+        )
+    return ids[: task.max_length]
+
+
+if __name__ == "__main__":
+    if not __package__:  # run as a file: what it imports lies beside its folder
+        sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.exit(main())

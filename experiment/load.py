@@ -1,0 +1,90 @@
+"""A trained run from its folder: model, task and config, as a notebook or a program needs them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+from flax import nnx
+
+import lra_tasks
+from configs import base
+from experiment.checkpoints import Checkpoints
+from experiment.config_checks import check_fields
+from experiment.model import make_model
+from experiment.training import initial_state, make_optimizer
+from experiment.workdir import WorkdirError, saved_config
+
+
+class Loaded(NamedTuple):
+    """`model(inputs, mask)` -> logits [batch, classes]; `task` has the data; `config` made both."""
+
+    model: nnx.Module
+    task: lra_tasks.Task
+    config: ml_collections.ConfigDict
+
+
+def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = True) -> Loaded:
+    """The run in `workdir` with the parameters that were best on validation.
+
+    Args:
+      workdir: a run's folder, finished or not.
+      cache_dir: where prepared data are, if not in ~/.cache/nystrom. What isn't there is prepared
+        as train.py does.
+      with_data: False leaves the data alone: the task is without splits.
+
+    Raises:
+      ValueError: not a run's folder, of another version of the code, without a whole checkpoint,
+        or the data are not those that it was trained on.
+    """
+    workdir = Path(workdir).expanduser()
+    config = read_config(workdir)
+    config.cache_dir = str(cache_dir)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    step = best_step(checkpoints)
+    if with_data:
+        task = lra_tasks.load(config.task, cache_dir or None)
+        trained_on = checkpoints.records[step]["progress"].get("fingerprint")
+        if task.fingerprint != trained_on:
+            raise WorkdirError(
+                f"--workdir={workdir}: the run was trained on other data (fingerprint "
+                f"{trained_on}, now {task.fingerprint}); bring that data back"
+            )
+    else:
+        task = lra_tasks.without_data(config.task)
+    model = make_model(config.model, task, config.seed)
+    graph, params = nnx.split(model)
+    state, _ = checkpoints.restore(step, initial_state(make_optimizer(config), params))
+    return Loaded(nnx.merge(graph, state["params"]), task, config)
+
+
+def read_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The config of a run; fields that came later have their defaults.
+
+    Raises:
+      WorkdirError: no config.json that can be read, or fields that this version doesn't have.
+    """
+    config = base.get_config()
+    with config.unlocked(), config.ignore_type():
+        config.update(saved_config(workdir))
+    if problems := check_fields(config):
+        raise WorkdirError(
+            f"{workdir / 'config.json'}: not of this version of the code: {'; '.join(problems)}"
+        )
+    return config.lock()
+
+
+def best_step(checkpoints: Checkpoints) -> int:
+    """The step of the best checkpoint on validation or, before any evaluation, the latest.
+
+    Raises:
+      WorkdirError: there is no whole checkpoint.
+    """
+    latest = checkpoints.latest_step()
+    if latest is None:
+        broken = checkpoints.broken.items()
+        problems = "".join(f"; step {step} is not whole: {why}" for step, why in broken)
+        raise WorkdirError(
+            f"{checkpoints.directory}: no checkpoint there{problems}. The same train.py command as "
+            "before trains the run, and saves some."
+        )
+    return checkpoints.records[latest]["best_step"] or latest

@@ -1,0 +1,70 @@
+"""The GPU kit runs as a whole, on what there is here, and its rows are whole."""
+
+import csv
+
+import jax
+import pytest
+
+from benchmarks import gpu, gpu_attention
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_the_gpu_kit_in_quick(tmp_path, capsys):
+    output = tmp_path / "gpu.csv"
+    arguments = ["--quick", f"--output={output}", f"--trace={tmp_path / 'trace'}"]
+    assert gpu.main(arguments) == 0
+    said = capsys.readouterr().out
+    rows = list(csv.DictReader(output.read_text().splitlines()))
+    assert {row["part"] for row in rows} == {"values", "attention", "training step"}
+    values = [row for row in rows if row["part"] == "values"]
+    assert {row["program"] for row in values} >= {"ours", "eq. 9 in JAX"}
+    for row in values:
+        limit = {"float32": 1e-5, "bfloat16": 3e-2}[row["dtype"]]
+        assert 0 < float(row["relative_error"]) < limit
+    for row in rows:
+        assert row["device"] and row["jax"]
+        if row["part"] != "values":
+            assert float(row["milliseconds"]) > 0 and float(row["memory_mb"]) > 0
+    (step,) = [row for row in rows if row["part"] == "training step"]
+    assert float(step["examples_per_second"]) > 0
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+    if "cpu" in rows[0]["device"]:  # what isn't there is said, once for each pass and length
+        assert said.count("skipped: exact, cuDNN, forward, bfloat16") == 1
+
+
+def test_a_wrong_value_is_an_error(tmp_path, monkeypatch, capsys):
+    plain = gpu_attention.contenders.plain
+
+    def wrong(*arguments, num_landmarks):
+        return 1.1 * plain(*arguments, num_landmarks=num_landmarks)
+
+    monkeypatch.setattr(gpu_attention.nystrom, "nystrom_attention", wrong)
+    bench = gpu.Bench(60, 1, tmp_path / "gpu.csv")
+    gpu_attention.check_values(bench, gpu.QUICK[1])
+    assert len(bench.wrong) == 2 and all(x.startswith("ours, float32") for x in bench.wrong)
+
+
+def test_time_is_kept_and_failures_are_skipped(tmp_path, capsys):
+    bench = gpu.Bench(0, 1, tmp_path / "gpu.csv")
+    gpu_attention.time_attentions(bench, gpu.QUICK[0])
+    with bench.skipping("it"):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore")
+    assert capsys.readouterr().out.splitlines() == [
+        "skipped: forward of bfloat16 at 64: no time left",
+        "skipped: it: RuntimeError: RESOURCE_EXHAUSTED: out of memory",
+    ]
+    assert bench.rows == []
+
+
+def test_without_a_gpu_it_says_so(capsys):
+    if jax.default_backend() == "gpu":
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit):
+        gpu.main([])
+    assert "JAX finds no GPU" in capsys.readouterr().err

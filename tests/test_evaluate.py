@@ -1,0 +1,171 @@
+"""A trained run, loaded and used: its score again, and labels of what is given."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+import lra_tasks
+from experiment import evaluate
+from experiment.load import load_run
+from experiment.workdir import record_config
+from tests.conftest import ROOT
+from tests.test_tasks_train import run, small
+
+TEXT = "a wonderful film that is moving and superb"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, cache_home):
+    """A run of two steps on Text: its folder and result."""
+    folder = tmp_path_factory.mktemp("runs")
+    lengths = {"task.max_length": 60, "task.padded_length": 64}
+    config = small("text", **lengths, **{"model.attention": "linear"})  # compiles fast
+    _, result = run(config, folder)
+    return folder / "run", result
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """Makes the folder of a run of some task with a checkpoint of its initial parameters."""
+
+    def make(name, **fields):
+        from flax import nnx
+
+        from experiment.checkpoints import Checkpoints
+        from experiment.model import make_model
+        from experiment.training import initial_state, make_optimizer
+
+        config = small(name, **fields)
+        workdir = tmp_path_factory.mktemp(name)
+        record_config(workdir, config)
+        model = make_model(config.model, lra_tasks.without_data(config.task), config.seed)
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        state = initial_state(make_optimizer(config), nnx.state(model))
+        checkpoints.save(3, state, {"fingerprint": "0"})
+        checkpoints.close()
+        return workdir
+
+    return make
+
+
+def test_a_split_is_scored_as_the_run_scored_it(trained, capsys):
+    workdir, result = trained
+    assert evaluate.main([f"--workdir={workdir}"]) == 0
+    shown = capsys.readouterr().out
+    assert shown == (
+        f"test: accuracy {result['test_accuracy']:.2%}, loss {result['test_loss']:.4f}, "
+        "4 examples of text (synthetic)\n"
+    )
+    assert evaluate.main([f"--workdir={workdir}", "--split=validation"]) == 0
+    assert f"accuracy {result['validation_accuracy']:.2%}" in capsys.readouterr().out
+
+
+def test_load_run_gives_the_best_model_its_task_and_config(trained):
+    workdir, _ = trained
+    model, task, config = load_run(workdir)
+    assert config.task.max_length == 60 and set(task.splits) == {"train", "validation", "test"}
+    batch = lra_tasks.Batches(task, "test", 4)[0]
+    logits = np.asarray(model(batch["inputs"], batch["mask"]))
+    assert logits.shape == (4, 2) and np.isfinite(logits).all()
+    without = load_run(workdir, with_data=False)
+    np.testing.assert_array_equal(without.model(batch["inputs"], batch["mask"]), logits)
+    assert without.task.splits == {}
+
+
+def test_a_text_gets_the_probabilities_of_the_model(trained, tmp_path, capsys):
+    workdir, _ = trained
+    assert evaluate.main([f"--workdir={workdir}", f"--text={TEXT}"]) == 0
+    given = capsys.readouterr().out
+    (tmp_path / "review.txt").write_text(TEXT + "\n")
+    assert evaluate.main([f"--workdir={workdir}", f"--file={tmp_path / 'review.txt'}"]) == 0
+    assert capsys.readouterr().out == given
+    model = load_run(workdir, with_data=False).model
+    ids = np.frombuffer(TEXT.encode(), np.uint8).astype(np.int32)[None] + 1
+    expected = jax.nn.softmax(model(ids, np.ones(ids.shape, bool))[0])
+    first, *rest = given.splitlines()
+    best = int(expected.argmax())
+    assert first == f"label {best} ({('negative', 'positive')[best]})"
+    shown = [float(line.split()[1].rstrip("%")) / 100 for line in rest]
+    np.testing.assert_allclose(shown, expected, atol=1e-4)
+    assert evaluate.main([f"--workdir={workdir}", f"--text={TEXT * 3}"]) == 0
+    assert "126 tokens; the run reads the first 60" in capsys.readouterr().err
+
+
+def test_from_another_folder_as_a_file(trained, tmp_path):
+    workdir, _ = trained
+    command = [sys.executable, ROOT / "experiment" / "evaluate.py", f"--workdir={workdir}"]
+    done = subprocess.run(
+        [*command, f"--text={TEXT}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("label ") and done.stderr == ""
+
+
+def test_the_other_tasks_documents(untrained, tmp_path, capsys):
+    listops = untrained("listops", **{"model.attention": "none"})
+    assert evaluate.main([f"--workdir={listops}", "--text=[MAX 2 9 [MIN 4 7 ] 0 ]"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 11
+    assert evaluate.main([f"--workdir={listops}", "--text=[MAX 2 x ]"]) == 1
+    assert "unknown token 'x'" in capsys.readouterr().err
+
+    retrieval = untrained("retrieval", **{"model.attention": "none"})
+    assert evaluate.main([f"--workdir={retrieval}", "--text=one", "--text=two"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert evaluate.main([f"--workdir={retrieval}", "--text=one"]) == 1
+    assert "2 document(s) at a time, 1 given" in capsys.readouterr().err
+
+    image = untrained("image", **{"model.attention": "none"})
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
+    PIL.Image.fromarray(pixels[:30]).save(tmp_path / "small.png")
+    (tmp_path / "no.png").write_bytes(b"no picture")
+    assert evaluate.main([f"--workdir={image}", f"--file={tmp_path / 'a.png'}"]) == 0
+    assert "frog" in capsys.readouterr().out
+    for argument, expected in (
+        (f"--file={tmp_path / 'small.png'}", "32 x 30 pixels, expected 32 x 32"),
+        (f"--file={tmp_path / 'no.png'}", "not a picture that can be read"),
+        (f"--file={tmp_path / 'gone.png'}", "No such file"),
+        ("--text=a frog", "classifies pictures"),
+    ):
+        assert evaluate.main([f"--workdir={image}", argument]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and expected in error
+        assert len(error.splitlines()) == 1
+
+
+def test_what_is_no_run_is_refused_in_a_line(trained, tmp_path, capsys):
+    workdir, _ = trained
+
+    def error_of(folder, *arguments):
+        assert evaluate.main([f"--workdir={folder}", *arguments]) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.startswith("error: ") for line in lines] == [False] * (len(lines) - 1) + [True]
+        return lines[-1]  # after what is said of data being prepared
+
+    assert "no config.json there" in error_of(tmp_path / "nothing")
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("checkpoints"))
+    assert "no checkpoint there" in error_of(copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"gone": 1}))
+    assert "config.gone: no such field" in error_of(copy)
+
+    other = tmp_path / "other"
+    shutil.copytree(workdir, other)
+    config["task"]["data_seed"] = 5
+    (other / "config.json").write_text(json.dumps(config))
+    assert "trained on other data" in error_of(other)
+    assert evaluate.main([f"--workdir={other}", f"--text={TEXT}"]) == 0
