@@ -78,21 +78,16 @@ def softmax(query, key, key_mask, scale, product=einsum):
 
 
 def attend(query, key, value, key_mask, scale, axis_name=None, is_causal=False):
-    """softmax(scale query key^T) value, *B N H E in float32; weights are not kept for gradients."""
-
-    @jax.checkpoint
-    def attended(query, key, value, key_mask):
-        weights = unnormalised(query, key, key_mask, scale, axis_name, is_causal)
-        total = jnp.swapaxes(weights.sum(axis=-1), -1, -2)[..., None]
-        *batch, _, length, key_length = weights.shape
-        weights = weights.astype(value.dtype).reshape(*batch, key.shape[-2], -1, length, key_length)
-        out = einsum("...grnm,...mge->...ngre", weights, value)
-        out = out.reshape(*total.shape[:-1], value.shape[-1])
-        if axis_name is not None:
-            total, out = jax.lax.psum((total, out), axis_name)
-        return out / total
-
-    return attended(query, key, value, key_mask)
+    """softmax(scale query key^T) value over the real keys (eq. 1), *B N H E in float32."""
+    weights = unnormalised(query, key, key_mask, scale, axis_name, is_causal)
+    total = jnp.swapaxes(weights.sum(axis=-1), -1, -2)[..., None]
+    *batch, _, length, key_length = weights.shape
+    weights = weights.astype(value.dtype).reshape(*batch, key.shape[-2], -1, length, key_length)
+    out = einsum("...grnm,...mge->...ngre", weights, value)
+    out = out.reshape(*total.shape[:-1], value.shape[-1])
+    if axis_name is not None:
+        total, out = jax.lax.psum((total, out), axis_name)
+    return out / total
 
 
 def unnormalised(query, key, key_mask, scale, axis_name=None, is_causal=False, product=einsum):
@@ -245,6 +240,7 @@ def _exact(query, key, value, query_mask, key_mask, options, implementation):
     if is_empty(*out_shape, key.shape[-3]):
         return jnp.zeros(out_shape, query.dtype)
 
+    @jax.checkpoint  # the N x M weights are made anew for gradients, not kept
     def plain(query, key, value, query_mask, key_mask):
         return attend(query, key, value, key_mask, scale, None, is_causal).astype(dtype)
 
