@@ -64,7 +64,7 @@ def test_an_unknown_variant_is_refused(name):
         ("model.embedding_std", -0.1, "expected 0 or more"),
         ("model.embedding_std", float("inf"), "finite"),
         ("model.dtype", "float8", "expected one of float32, bfloat16"),
-        ("model.pooling", "max", "expected one of mean, cls"),
+        ("model.pooling", "sum", "expected one of mean, max, cls, last, mean_padded"),
         ("model.pinv", "svd", "expected one of iterative, chebyshev"),
         ("warmup_steps", 5_001, "at most config.num_train_steps=5000"),
         ("learning_rate", float("nan"), "expected 0 or more"),
