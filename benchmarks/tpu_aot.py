@@ -137,7 +137,7 @@ def plan(function, arrays, place):
         round(memory.temp_size_in_bytes / 1e6, 2),
         round(cost["bytes accessed"] / 1e6, 1),
         round(cost["flops"] / 1e9, 2),
-        round(1e3 * cost.get("optimal_seconds", float("nan")), 3),
+        estimate if (estimate := round(1e3 * cost.get("optimal_seconds", 0), 3)) > 0 else "",
         round(seconds, 1),
     ]
 

@@ -92,7 +92,7 @@ def test_every_attention_trains_listops_two_steps(attention, tmp_path):
     assert np.isfinite(result["test_loss"])
 
 
-@pytest.mark.parametrize("pooling", nystrom.POOLINGS)
+@pytest.mark.parametrize("pooling", [p for p in nystrom.POOLINGS if p != "mean_padded"])
 def test_buckets_change_no_examples_logits(pooling):
     config = small("listops", **{"model.pooling": pooling})
     logits = []

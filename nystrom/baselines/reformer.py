@@ -22,7 +22,7 @@ def reformer_attention(
     mask: Bool[Array, "*B N"] | None = None,
     query_mask: Bool[Array, "*B N"] | None = None,
     key_mask: Bool[Array, "*B N"] | None = None,
-    rotations: Float[Array, "R D G"],
+    rotations: Float[Array, "R D P"],
     bucket_size: int = 64,
 ) -> Float[Array, "*B N H E"]:
     """LSH attention with R rounds of hashing (its section 2, eq. 4-7).
@@ -39,7 +39,7 @@ def reformer_attention(
 
     Args:
       query, key, value, mask, query_mask, key_mask: as for `nystrom_attention`, with M = N.
-      rotations: one random matrix a round with G columns, see `random_rotations`; at least
+      rotations: one random matrix a round with P columns, see `random_rotations`; at least
         N // bucket_size of them.
       bucket_size: tokens in a chunk.
 
@@ -57,7 +57,7 @@ def reformer_attention(
     half_buckets = max(1, query.shape[-3] // bucket_size)
     if rotations.ndim != 3 or rotations.shape[1] != query.shape[-1]:
         raise ValueError(
-            f"rotations have shape {rotations.shape}: expected R D G with D = {query.shape[-1]}"
+            f"rotations have shape {rotations.shape}: expected R D P with D = {query.shape[-1]}"
         )
     if rotations.shape[2] < half_buckets:
         raise ValueError(
@@ -77,7 +77,7 @@ def _attention(query, key, value, query_mask, key_mask, rotations, bucket_size, 
 
 @cache
 def random_rotations(num_hashes: int, depth: int, half_buckets: int, seed: int = 0) -> np.ndarray:
-    """Standard normal matrices R D G for `reformer_attention`, float32; equal for equal seeds."""
+    """Standard normal matrices R D P for `reformer_attention`, float32; equal for equal seeds."""
     rng = np.random.default_rng(seed)
     rotations = rng.normal(size=(num_hashes, depth, half_buckets)).astype(np.float32)
     rotations.flags.writeable = False  # all who ask get this one
