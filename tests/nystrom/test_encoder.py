@@ -274,3 +274,45 @@ def run_python(code, **environment):
         check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan"), 2, "0.1", True])
+def test_dropout_rates_that_cannot_be_are_refused_when_made(rate):
+    with pytest.raises(ValueError, match=r"dropout_rate=.*: expected a number of at least 0"):
+        make_encoder(dropout_rate=rate)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        ([True] * 9, TypeError, "mask has type list: expected a bool array"),
+        (np.ones((1, 9), np.float32), TypeError, "mask has dtype float32: expected a bool array"),
+        (np.ones((1, 8), bool), ValueError, r"mask has shape \(1, 8\), tokens \(1, 9\)"),
+    ],
+)
+def test_masks_that_cannot_be_are_refused(mask, error, message):
+    with pytest.raises(error, match=message):
+        make_encoder()(random_tokens(0, 1, 9), mask)
+    with pytest.raises(TypeError, match="tokens have dtype float32: expected an array of integer"):
+        make_encoder()(np.ones((1, 9), np.float32))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"position": "rotary", "make_attention": None}, {"position": "none"}, {"norm": "post"}],
+)
+def test_positions_and_norms(options):
+    """Padding changes nothing with any of them, and each is a model of its own."""
+    model = make_encoder(**options)
+    tokens, mask = random_tokens(1, 1, 9), mask_with(9, 13, "holes")[None]
+    padded = np.full((1, 13), 3, np.int32)
+    padded[mask] = tokens[0]
+    run = jitted(lambda tokens, mask: model(tokens, mask))
+    alone = run(tokens, None)
+    np.testing.assert_allclose(run(padded, mask)[mask], alone[0], atol=2e-5)
+    default = jitted(lambda tokens: make_encoder()(tokens))(tokens)
+    assert np.abs(default - alone).max() > 1e-3
+    backwards = run(tokens[:, ::-1], None)[:, ::-1]
+    assert np.abs(backwards - alone).max() > 1e-5  # the convolution and landmarks see the order
