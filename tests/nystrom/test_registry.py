@@ -13,21 +13,17 @@ LENGTH = 14
 
 def make_encoder(name, *, seed=0, **options):
     rngs = nnx.Rngs(0)
+    small = {
+        "num_landmarks": 4,
+        "conv_kernel_size": 5,
+        "num_features": 16,
+        "projection_length": 6,
+        "bucket_size": 4,
+    }
+    known = nystrom.ATTENTIONS[name].options
+    options = {key: value for key, value in small.items() if key in known} | options
     make_attention = nystrom.self_attention_maker(
-        name,
-        8,
-        2,
-        max_length=24,
-        **{
-            "num_landmarks": 4,
-            "conv_kernel_size": 5,
-            "num_features": 16,
-            "projection_length": 6,
-            "bucket_size": 4,
-            **options,
-        },
-        seed=seed,
-        rngs=rngs,
+        name, 8, 2, max_length=24, seed=seed, rngs=rngs, **options
     )
     return nystrom.Encoder(
         12, 24, width=8, mlp_width=16, num_heads=2, make_attention=make_attention, rngs=rngs
