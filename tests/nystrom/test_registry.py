@@ -20,7 +20,7 @@ def make_encoder(name, *, seed=0, **options):
         "projection_length": 6,
         "bucket_size": 4,
     }
-    known = nystrom.ATTENTIONS[name].options
+    known = nystrom.ATTENTIONS[name].options if name in nystrom.ATTENTIONS else ()
     options = {key: value for key, value in small.items() if key in known} | options
     make_attention = nystrom.self_attention_maker(
         name, 8, 2, max_length=24, seed=seed, rngs=rngs, **options
