@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
@@ -35,6 +34,7 @@ from experiment.signals import StopSignals, exit_status
 from experiment.training import (
     STEPS_AHEAD,
     evaluate,
+    initial_state,
     make_optimizer,
     make_schedule,
     not_finite,
@@ -108,7 +108,7 @@ def train(
     graph, params = nnx.split(model)
     learning_rate = make_schedule(config)
     optimizer = make_optimizer(config)
-    state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+    state = initial_state(optimizer, params)
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
