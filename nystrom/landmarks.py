@@ -110,7 +110,8 @@ def segment_sums(
 def segment_sizes(count: Int[Array, "*B"], num_landmarks: int) -> Int[Array, "*B L"]:
     """Tokens in each segment when `count` real tokens are shared out among L segments."""
     quotient, remainder = jnp.divmod(count[..., None], num_landmarks)
-    longer = jnp.arange(num_landmarks, dtype=count.dtype) < remainder
+    places = jnp.arange(num_landmarks, dtype=count.dtype)
+    longer = places.reshape((1,) * count.ndim + (-1,)) < remainder
     return quotient + longer.astype(count.dtype)
 
 
