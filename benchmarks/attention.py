@@ -54,6 +54,7 @@ def main():
     parser.add_argument("--long", action="store_true", help="long sequences instead of the grid")
     parser.add_argument("--huge_pages", action="store_true")
     parser.add_argument("--output_dir", default="results/benchmarks")
+    parser.add_argument("--plots_dir", default="docs")
     parser.add_argument(
         "--measure", help=argparse.SUPPRESS
     )  # one case's memory, by a fresh process
@@ -95,7 +96,7 @@ def grid(arguments):
             attention_report.print_table(new)
     rows = list(csv.DictReader(path.open()))
     attention_report.print_summary(rows)
-    attention_report.draw(rows, path.parent)
+    attention_report.draw(rows, Path(arguments.plots_dir))
 
 
 def measure_pair(length, num_landmarks, names, arguments) -> list[dict]:

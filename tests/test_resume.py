@@ -24,7 +24,6 @@ from experiment.workdir import (
     record_config,
     recorded_accumulate_steps,
 )
-from tests.conftest import COMPILE_FAST
 from train import train
 
 FIELDS = {
@@ -207,7 +206,7 @@ def test_another_number_of_devices_goes_on_with_the_same_command(whole, task, tm
         "--config=configs/lra_listops.py",
         f"--workdir={workdir}",
         *(f"--config.{name}={value}" for name, value in FIELDS.items()),
-        env={"XLA_FLAGS": f"{COMPILE_FAST} --xla_force_host_platform_device_count=8"},
+        env={"JAX_NUM_CPU_DEVICES": "8"},
     )
     result = read_result(workdir)
     assert result["accumulate_steps"] == 1 and result["hardware"]["num_devices"] == 8

@@ -17,7 +17,7 @@ from experiment.grid import GridError, make_runs, split_values
 from experiment.read_runs import read_runs
 from experiment.workdir import default_workdir
 from sweep import Job, Sweep, is_finished, log_path
-from tests.conftest import COMPILE_FAST, ROOT, SMALL, SMALL_ONE_LENGTH
+from tests.conftest import ROOT, SMALL, SMALL_ONE_LENGTH
 
 LISTOPS = f"--config={ROOT}/configs/lra_listops.py"
 
@@ -27,7 +27,6 @@ def sweep(*arguments, cwd=ROOT):
     return subprocess.run(
         [sys.executable, str(ROOT / "sweep.py"), *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"XLA_FLAGS": COMPILE_FAST},
         capture_output=True,
         text=True,
         timeout=600,
@@ -195,7 +194,6 @@ def test_an_interrupted_sweep_started_again_completes_what_is_missing(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "sweep.py", *arguments],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": COMPILE_FAST},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a process group, as the shell makes one

@@ -251,7 +251,7 @@ for attend in (partial(nystrom_attention, num_landmarks=4), softmax_attention):
 
 
 def test_sharded_over_the_batch_equals_one_device():
-    run_python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    run_python(SHARDED, JAX_NUM_CPU_DEVICES="4")
 
 
 def test_import_pulls_in_no_data_library():
