@@ -4,6 +4,8 @@ import re
 
 from tests.conftest import ROOT
 
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+
 
 def test_the_python_in_readme_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -16,3 +18,12 @@ def test_the_python_in_readme_runs(capsys):
         padded = names["x"].at[1, 700:].set(float("nan"))
         again = names["nystrom"].nystrom_attention(padded, padded, padded, mask=names["is_real"])
         assert (again == names["out"]).all()
+
+
+def test_readme_is_short_and_what_it_links_to_is_there():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 700
+    for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in DOCS)):
+        page = ROOT / name
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), (name, link)
