@@ -136,7 +136,7 @@ def test_remat_changes_nothing():
     mask = np.stack([mask_with(9, LENGTH, "holes"), np.ones(LENGTH, bool)])
     results = []
     for remat in (False, True):
-        graph, state = nnx.split(make_model(dropout_rate=0.3, num_layers=2, remat=remat))
+        graph, state = nnx.split(make_model(dropout_rate=0.3, remat=remat))
         results.append(apply_and_grads(graph, state, tokens, mask, key))
     assert_trees_close(*results, atol=1e-5, rtol=1e-4)
 

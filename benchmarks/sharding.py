@@ -1,0 +1,149 @@
+"""A sequence cut over devices: what each holds, what they exchange, and that values are right.
+
+    python -m benchmarks.sharding
+
+One head of 64 features and 64 landmarks, on eight virtual devices of the CPU. For each number of
+tokens and devices the program is compiled and its plan read: bytes that a device holds beyond its
+inputs and outputs, and bytes of all collectives' results on a device. On eight devices it also
+runs, and values and gradients are compared with one device's: the largest difference, beside the
+largest entry, in float64 at the shorter length and in float32 at both. Virtual devices share the
+machine's cores, so that times would say nothing: none are taken. Writes
+results/benchmarks/sharding.csv and docs/sharding.png.
+"""
+
+import argparse
+import csv
+import os
+import platform
+from functools import partial
+from pathlib import Path
+
+COLUMNS = (
+    "tokens",
+    "dtype",
+    "mode",
+    "devices",
+    "temporary_bytes",
+    "collective_bytes",
+    "apart",
+    "largest",
+)
+LENGTHS = (65_536, 1_048_576)
+DEVICES = (1, 2, 4, 8)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--output_dir", default="results/benchmarks")
+    parser.add_argument("--plots_dir", default="docs")
+    arguments = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", max(DEVICES))
+    rows = []
+    for length in arguments.lengths:
+        for dtype in ("float64", "float32") if length == min(arguments.lengths) else ("float32",):
+            with jax.enable_x64(dtype == "float64"):
+                rows += measure(length, dtype)
+    path = Path(arguments.output_dir) / "sharding.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    draw(rows, Path(arguments.plots_dir) / "sharding.png")
+    print(f"{path}, with jax {jax.__version__} on {platform.machine()}")
+
+
+def measure(length, dtype):
+    """A row for each mode and number of devices."""
+    import jax
+    import numpy as np
+    from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+    import nystrom
+    from experiment.traffic import collective_bytes
+
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((length, 1, 64)).astype(dtype) for _ in range(4)]
+
+    def forward(attend, query, key, value, d_out):
+        return attend(query, key, value)
+
+    def gradient(attend, query, key, value, d_out):
+        return jax.vjp(attend, query, key, value)[1](d_out)
+
+    for mode, function in (("forward", forward), ("gradient", gradient)):
+        one = jax.jit(partial(function, nystrom.nystrom_attention))(*arrays)
+        for devices in DEVICES:
+            mesh = Mesh(
+                np.array(jax.devices()[:devices]), ("sequence",), axis_types=(AxisType.Auto,)
+            )
+            cut = NamedSharding(mesh, PartitionSpec("sequence"))
+            attend = nystrom.sharded_attention(mesh, num_landmarks=64)
+            compiled = (
+                jax.jit(partial(function, attend), in_shardings=cut, out_shardings=cut)
+                .lower(*arrays)
+                .compile()
+            )
+            row = {
+                "tokens": length,
+                "dtype": dtype,
+                "mode": mode,
+                "devices": devices,
+                "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+                "collective_bytes": collective_bytes(compiled.as_text()),
+                "apart": "",
+                "largest": "",
+            }
+            if devices == max(DEVICES):
+                out = compiled(*(jax.device_put(x, cut) for x in arrays))
+                pairs = list(zip(jax.tree.leaves(out), jax.tree.leaves(one), strict=True))
+                row["apart"] = max(float(np.abs(np.asarray(x) - y).max()) for x, y in pairs)
+                row["largest"] = max(float(np.abs(y).max()) for _, y in pairs)
+            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+            yield row
+
+
+def draw(rows, path):
+    """Memory of a device against devices, and what they exchange beside the whole sequence."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if row["dtype"] == "float32"]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    memory, traffic = figure.subplots(1, 2)
+    for length in sorted({row["tokens"] for row in rows}):
+        for mode, style in (("forward", "--"), ("gradient", "-")):
+            case = [row for row in rows if (row["tokens"], row["mode"]) == (length, mode)]
+            devices = [row["devices"] for row in case]
+            label = f"{length:,} tokens, {mode}"
+            sizes = [row["temporary_bytes"] / 2**20 for row in case]
+            memory.loglog(devices, sizes, style, marker="o", label=label)
+            several = [row for row in case if row["devices"] > 1]
+            sizes = [row["collective_bytes"] / 1e3 for row in several]
+            devices = [row["devices"] for row in several]
+            traffic.semilogx(devices, sizes, style, marker="o", label=label)
+    memory.set(title="Temporary memory of a device", ylabel="MiB", xlabel="devices")
+    memory.yaxis.set_major_formatter("{x:,g}")
+    traffic.set(
+        title="What a device receives, at either length",
+        ylabel="kB",
+        xlabel="devices",
+        ylim=(0, None),
+    )
+    traffic.set_xlim(memory.get_xlim())
+    for panel in (memory, traffic):
+        panel.set_xticks(DEVICES, DEVICES)
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    handles, labels = memory.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
