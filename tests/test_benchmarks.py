@@ -1,11 +1,13 @@
-"""The GPU kit runs as a whole, on what there is here, and its rows are whole."""
+"""The GPU kit and the campaign run as a whole, on what there is here."""
 
 import csv
+import json
 
 import jax
 import pytest
 
-from benchmarks import gpu, gpu_attention
+from benchmarks import campaign, gpu, gpu_attention
+from tests.conftest import SMALL_ONE_LENGTH
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -68,3 +70,19 @@ def test_without_a_gpu_it_says_so(capsys):
     with pytest.raises(SystemExit):
         gpu.main([])
     assert "JAX finds no GPU" in capsys.readouterr().err
+
+
+def test_the_campaign_gives_whole_results_and_goes_on(tmp_path, capsys, cache_home):
+    small = [x for x in SMALL_ONE_LENGTH[2:] if "num_train_steps" not in x and "every" not in x]
+    arguments = [f"--out={tmp_path}", "--tasks", "listops", "image", "--scale=0.001", *small]
+    assert campaign.main([*arguments, "--config.task.source=synthetic", "--minutes=10"]) == 0
+    summary = json.loads((tmp_path / "results/campaign.json").read_text())
+    assert list(summary["runs"].values()) == ["finished"] * 2
+    assert list(summary["left_out"]) == ["image"]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1]["finished"] == 2 and {"test_accuracy", "run"} <= set(lines[-2])
+    results = [json.loads(x.read_text()) for x in tmp_path.glob("results/*/result.json")]
+    assert {x["config"]["model"]["attention"] for x in results} == {"nystrom", "softmax"}
+    # Again: nothing is left to do, and with no time left nothing is begun.
+    assert campaign.main([*arguments, "--config.task.source=synthetic", "--minutes=0.01"]) == 0
+    assert "finished" in capsys.readouterr().out

@@ -1,0 +1,204 @@
+"""The paper's recipes on one machine with one GPU and little time: whole results first.
+
+    python -m benchmarks.campaign --minutes=25 --out=DIR [--data_dir=OFFICIAL_FILES]
+
+For each task Nyström, then softmax, by train.py. ListOps and Pathfinder are generated, Text comes
+from its package; official files in --data_dir are used where they are there, and Image and
+Retrieval run only then. No network is needed. Tasks are taken from the shortest recipe to the
+longest. A run that would not end in time makes room for those not yet begun, and what time remains
+goes to the unfinished ones, in order; each saves when it stops. The same command goes on.
+
+A line of JSON a minute says how far it is. DIR/results gets config.json, metrics.jsonl and
+result.json of each run, and campaign.json: ready to be put under results/. --scale=0.001 takes that
+share of steps and examples, to try it out. Other arguments, --config.field=value, go to every run.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from experiment.config_checks import check_config
+from experiment.grid import GridError, Run, make_runs
+from experiment.signals import StopSignals, exit_status
+from sweep import ask_devices, command, is_finished, log_path, steps_done
+
+TASKS = ("listops", "text", "image", "retrieval", "pathfinder")  # by the work of their recipes
+NEED_FILES = ("image", "retrieval")
+ATTENTIONS = "nystrom,softmax"
+SETTLING_STEPS = 20  # before a run's rate, free of its compilation, says when it would end
+POLL_SECONDS = 0.5
+SAVE_SECONDS = 30  # kept of the time, for a run to save and stop
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data_dir", type=Path, help="where official files lie")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--line_seconds", type=float, default=60.0)
+    options, more = parser.parse_known_args(argv)
+    if not 0 < options.scale <= 1 or options.minutes <= 0:
+        parser.error("expected 0 < --scale <= 1 and --minutes above 0")
+    deadline = time.monotonic() + 60 * options.minutes
+    try:
+        runs, left_out = plan(options, more)
+    except GridError as error:
+        parser.error(str(error))
+    with StopSignals() as stop:
+        failed = Campaign(runs, deadline, options.line_seconds, stop).run()
+    collect(runs, left_out, failed, options)
+    if stop.received:
+        return exit_status(stop.received)
+    return 1 if failed else 0
+
+
+def plan(options, more: list[str]) -> tuple[list[Run], dict[str, str]]:
+    """The runs in order, and why tasks are left out."""
+    runs, left_out, num_devices = [], {}, ask_devices()
+    for task in options.tasks:
+        arguments = [f"--config=configs/lra_{task}.py", f"--config.model.attention={ATTENTIONS}"]
+        folders = [options.data_dir] if options.data_dir else []
+        if task not in NEED_FILES:
+            folders.append(None)  # without official files
+        problems = ["it needs official files: give --data_dir"]
+        for folder in folders:
+            extra = [f"--config.task.data_dir={folder.resolve()}"] if folder else []
+            found = make_runs([*arguments, *extra, *more], options.out / "runs")
+            if options.scale < 1:
+                given = {argument.partition("=")[0] for argument in more}
+                scaled = [
+                    argument
+                    for argument in scaling(found[0].config, options.scale)
+                    if argument.partition("=")[0] not in given
+                ]
+                found = make_runs([*arguments, *extra, *scaled, *more], options.out / "runs")
+            problems = check_config(found[0].config, num_devices)
+            if not problems:
+                runs += found
+                break
+        if problems:
+            left_out[task] = "; ".join(problems)
+            say(task=task, left_out=left_out[task])
+    return runs, left_out
+
+
+def scaling(config, scale: float) -> list[str]:
+    """Arguments that take this share of a recipe's steps and examples."""
+    fields = {
+        name: max(least, round(scale * getattr(config, name)))
+        for name, least in (("num_train_steps", 4), ("warmup_steps", 1), ("eval_every", 2))
+    }
+    fields["log_every"] = 1
+    for split, full in (("train", 160_000), ("validation", 20_000), ("test", 20_000)):
+        fields[f"task.num_{split}"] = max(32, round(scale * full))
+    return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+class Campaign:
+    """Runs, one at a time, until all are finished or the time is up."""
+
+    def __init__(self, runs: list[Run], deadline: float, line_seconds: float, stop: StopSignals):
+        self.runs, self.deadline, self.stop = runs, deadline, stop
+        self.line_seconds, self.last_line = line_seconds, time.monotonic()
+        self.failed = {}
+
+    def run(self) -> dict[str, str]:
+        """To the end; returns what runs that failed said last."""
+        unfinished = [run for run in self.runs if not is_finished(run)]
+        for give_way in (True, False):
+            for i, run in enumerate(unfinished):
+                others = give_way and i + 1 < len(unfinished)
+                if not self.over() and not is_finished(run) and run.workdir.name not in self.failed:
+                    self.train(run, others)
+        return self.failed
+
+    def over(self) -> bool:
+        return bool(self.stop.received) or time.monotonic() > self.deadline - SAVE_SECONDS
+
+    def train(self, run: Run, give_way: bool) -> None:
+        """A run to its end, until the time is up, or until it is seen not to end in time."""
+        path = log_path(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *command(run)[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        settled = None  # (time, step) when it had taken some steps
+        begun, why = steps_done(run), ""
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+            step, now = steps_done(run), time.monotonic()
+            if settled is None and step >= begun + SETTLING_STEPS:
+                settled = now, step
+            rate = (step - settled[1]) / (now - settled[0]) if settled and now > settled[0] else 0
+            left = (run.config.num_train_steps - step) / rate if rate else None
+            if now > self.last_line + self.line_seconds:
+                self.last_line = now
+                self.tell(run, step, rate, left)
+            late = give_way and left is not None and now + left > self.deadline - SAVE_SECONDS
+            if self.over() or late:
+                why = self.stop.received or ("makes room for others" if late else "time is up")
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+        if is_finished(run):
+            result = json.loads((run.workdir / "result.json").read_text())
+            say(run=run.workdir.name, test_accuracy=result["test_accuracy"])
+        elif why:
+            say(run=run.workdir.name, stopped=why, step=steps_done(run))
+        else:
+            lines = path.read_text(errors="replace").strip().splitlines()
+            self.failed[run.workdir.name] = lines[-1] if lines else "no output"
+            say(run=run.workdir.name, failed=self.failed[run.workdir.name], log=str(path))
+
+    def tell(self, run: Run, step: int, rate: float, left: float | None) -> None:
+        say(
+            run=run.workdir.name,
+            step=step,
+            num_train_steps=run.config.num_train_steps,
+            steps_per_second=round(rate, 2),
+            seconds_left_of_run=None if left is None else round(left),
+            seconds_left=round(self.deadline - time.monotonic()),
+            finished=sum(map(is_finished, self.runs)),
+            runs=len(self.runs),
+        )
+
+
+def say(**what) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def collect(runs: list[Run], left_out: dict[str, str], failed: dict[str, str], options) -> None:
+    """DIR/results: what of each run is small, and what became of all of them."""
+    folder = options.out / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    states = {}
+    for run in runs:
+        state = "finished" if is_finished(run) else f"at step {steps_done(run)}"
+        states[run.workdir.name] = failed.get(run.workdir.name, state)
+        for name in ("config.json", "metrics.jsonl", "result.json"):
+            if (run.workdir / name).exists():
+                (folder / run.workdir.name).mkdir(exist_ok=True)
+                shutil.copy2(run.workdir / name, folder / run.workdir.name / name)
+    summary = {"minutes": options.minutes, "scale": options.scale, "runs": states}
+    (folder / "campaign.json").write_text(json.dumps(summary | {"left_out": left_out}, indent=2))
+    finished = sum(map(is_finished, runs))
+    say(results=str(folder), finished=finished, runs=len(runs))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
