@@ -28,7 +28,9 @@ from experiment import metrics, provenance
 from experiment.checkpoints import NOT_EVALUATED, Checkpoints
 from experiment.config_checks import CHOICES, check_config, choose_accumulate_steps
 from experiment.mesh import make_mesh, put_batch, sequence_axis
-from experiment.model import make_model
+from experiment.model import head_of, make_model
+from experiment.objectives import checkpoint_score, make_objective
+from experiment.pretrained import source_problems, start_from
 from experiment.profiling import Profiler, parse_steps
 from experiment.signals import StopSignals, exit_status
 from experiment.training import (
@@ -104,12 +106,13 @@ def train(
         raise ValueError("The config can't be run:\n" + "\n".join(problems))
     record_config(workdir, config)
     mesh = make_mesh(config)
-    model = make_model(config.model, task, config.seed, sequence_axis(mesh))
+    model = make_model(config.model, task, config.seed, sequence_axis(mesh), head_of(config))
+    objective = make_objective(config, task)
     graph, params = nnx.split(model)
     learning_rate = make_schedule(config)
     optimizer = make_optimizer(config)
-    state = initial_state(optimizer, params)
-    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    on_all = NamedSharding(mesh, PartitionSpec())
+    state = jax.device_put(initial_state(optimizer, params), on_all)
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
     batches = lra_tasks.Batches(task, "train", config.batch_size, seed=config.seed)
@@ -127,6 +130,9 @@ def train(
                 f"{progress['fingerprint']}, now {task.fingerprint}); bring that data back, or "
                 "choose another --workdir"
             )
+    elif config.init_from:
+        params, progress["init_from"] = start_from(config, task, params)
+        state["params"] = jax.device_put(params, on_all)
     parts = choose_accumulate_steps(
         config,
         mesh.shape["data"],
@@ -148,10 +154,13 @@ def train(
             progress["since_report"] = metrics.merge(progress["since_report"], totals)
         waiting.clear()
 
-    def save(step, accuracy=NOT_EVALUATED):
+    def save(step, score=NOT_EVALUATED):
         progress["seconds"] = time.monotonic() - clock
         progress["compile_seconds"] = compiled + log.compile_seconds
-        checkpoints.save(step, state, progress, accuracy)
+        checkpoints.save(step, state, progress, score)
+
+    def evaluated(params, batches):
+        return evaluate(graph, params, batches, log, mesh, config.num_workers, objective)
 
     with (
         contextlib.closing(checkpoints),
@@ -163,8 +172,9 @@ def train(
         ahead = lra_tasks.prefetch(batches, start_step, config.num_train_steps, config.num_workers)
         for step, batch in log.waiting(ahead):
             with log.compiling("training", batch), profiler.step(step):
+                batch = put_batch(mesh, batch)
                 state, totals = train_step(
-                    graph, optimizer, state, put_batch(mesh, batch), dropout_key, parts, mesh
+                    graph, optimizer, state, batch, dropout_key, parts, mesh, objective
                 )
             step += 1  # steps taken so far
             waiting.append((step, totals))
@@ -188,11 +198,12 @@ def train(
                 log.wait_seconds = 0.0
                 report_step, report_time = step, log.seconds()
             if evaluating:
-                values = evaluate(graph, state["params"], validation, log, mesh, config.num_workers)
+                values = evaluated(state["params"], validation)
                 if not math.isfinite(values["loss"]):
                     raise Stop(f"step {step}: the validation loss is {values['loss']}")
                 log.report(step, "validation", values)
-                save(step, values["accuracy"])
+                progress["validation"] = metrics.without_speed(values)
+                save(step, checkpoint_score(config.objective, values))
                 report_time = log.seconds()
             elif stop_signals.received or step % (config.checkpoint_every or math.inf) == 0:
                 collect()
@@ -201,16 +212,17 @@ def train(
                 log.say(f"{stop_signals.received}: stopped at step {step}, which is saved")
                 raise Stopped(stop_signals.received)
 
-        best_step, best_accuracy = checkpoints.best()
-        best_state, _ = checkpoints.restore(best_step, state)
-        tested = evaluate(graph, best_state["params"], test, log, mesh, config.num_workers)
+        best_step, best_score = checkpoints.best()
+        best_state, then = checkpoints.restore(best_step, state)
+        tested = evaluated(best_state["params"], test)
         if not math.isfinite(tested["loss"]):
             raise Stop(f"step {best_step}, the best on validation: test loss {tested['loss']}")
         log.report(config.num_train_steps, "test", tested)
+    validated = then.get("validation", {"accuracy": best_score})  # of older runs that alone
     return {
-        "test_accuracy": tested["accuracy"],
-        "test_loss": tested["loss"],
-        "validation_accuracy": best_accuracy,
+        **{f"test_{name}": value for name, value in metrics.without_speed(tested).items()},
+        **{f"validation_{name}": value for name, value in validated.items()},
+        **({"init_from": progress["init_from"]} if config.init_from else {}),
         "best_step": best_step,
         "num_train_steps": config.num_train_steps,
         "accumulate_steps": parts,
@@ -249,6 +261,9 @@ def main(_):
         logging.set_verbosity(logging.WARNING)  # orbax says much
     config = CONFIG.value
     problems = check_config(config, jax.device_count())
+    holder = FLAGS["config"]
+    workdir = Path(WORKDIR.value or default_workdir(holder.config_filename, holder.override_values))
+    problems += source_problems(config, workdir)
     profile = (0, 0)
     try:
         if PROFILE.value:
@@ -257,9 +272,7 @@ def main(_):
         fail(str(error))
     if problems:
         fail("The config can't be run:\n" + "\n".join(f"  {problem}" for problem in problems))
-    holder = FLAGS["config"]
     recipe = reading.load_recipe(holder.config_filename)
-    workdir = Path(WORKDIR.value or default_workdir(holder.config_filename, holder.override_values))
     cache = lra_tasks.store.datasets_dir(config.cache_dir or None).parent
     if lra_tasks.disk.is_writable(cache / "compiled"):  # else JAX warns of each program
         jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
@@ -289,7 +302,10 @@ def main(_):
 
 def show_result(result: dict, path: Path) -> None:
     """The end of a run in one line."""
-    print(f"test accuracy {result['test_accuracy']:.2%}, result in {path}")
+    what = f"test accuracy {result['test_accuracy']:.2%}"
+    if "test_bits_per_token" in result:
+        what = f"test loss {result['test_loss']:.4f} nats a hidden token, {what[5:]} of them"
+    print(f"{what}, result in {path}")
 
 
 def leave(signal_name: str):

@@ -14,7 +14,10 @@ def get_config() -> ml_collections.ConfigDict:
     """The base config. Counts are in steps, lengths in tokens, a size of 0 is the task's own."""
     config = ml_collections.ConfigDict()
     config.name = ""  # the config file's name, set there
-    config.seed = 0  # initial weights, order of examples, dropout
+    config.seed = 0  # initial weights, order of examples, dropout, hidden tokens
+
+    config.objective = "classify"  # what is learned: labels, or tokens that are hidden ("masked")
+    config.init_from = ""  # a run's folder: start with the encoder of its best checkpoint
 
     config.batch_size = 32  # examples in a step
     config.accumulate_steps = 0  # gradient of a batch in this many parts; 0: what suits the device
@@ -36,6 +39,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict()  # how all devices of a run share the work
     config.mesh.data = 0  # devices among which the examples of a batch are cut; 0: all that remain
     config.mesh.sequence = 1  # devices among which each sequence is cut (attention nystrom)
+
+    config.masked = ml_collections.ConfigDict()  # of the objective "masked"
+    config.masked.share = 0.15  # of the tokens that are hidden
+    config.masked.mask_share = 0.8  # of those that a mask stands for
+    config.masked.random_share = 0.1  # of those that a random token stands for; the rest stay
+    config.masked.head = "tied"  # weights of the logits: the embeddings' (tied) or own
 
     config.model = ml_collections.ConfigDict()
     config.model.attention = "nystrom"  # of every block

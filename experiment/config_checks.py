@@ -25,6 +25,9 @@ AT_LEAST = {
     "adam_eps": 0,
     "adam_b1": 0,
     "adam_b2": 0,
+    "masked.share": 0,
+    "masked.mask_share": 0,
+    "masked.random_share": 0,
     "model.num_layers": 1,
     "model.width": 1,
     "model.num_heads": 1,
@@ -40,6 +43,8 @@ MAX_FLOAT = 3.4e38
 # Random keys have 32 bits of seed, so larger seeds would be smaller ones again; steps are int32.
 AT_MOST = {"seed": 2**32 - 1, "num_train_steps": 2**31 - 1, "num_workers": 1024}
 CHOICES = {
+    "objective": ("classify", "masked"),
+    "masked.head": ("tied", "own"),
     "model.attention": tuple(nystrom.ATTENTIONS),
     "model.position": nystrom.POSITIONS,
     "model.norm": nystrom.NORMS,
@@ -80,6 +85,13 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         model.width % model.num_heads == 0,
         "model.num_heads",
         f"expected a divisor of config.model.width={model.width}",
+    )
+    masked = config.masked
+    expect(0 < masked.share <= 1, "masked.share", "expected more than 0 and at most 1")
+    expect(
+        masked.mask_share + masked.random_share <= 1,
+        "masked.random_share",
+        f"expected at most 1 with config.masked.mask_share={masked.mask_share}",
     )
     expect(
         model.conv_kernel_size == 0 or model.conv_kernel_size % 2 == 1,

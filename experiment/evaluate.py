@@ -23,6 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if flags.documents:
             loaded = load.load_run(flags.workdir, flags.cache_dir, with_data=False)
+            if loaded.config.objective != "classify":
+                raise ValueError(
+                    f"--workdir={flags.workdir}: a run with hidden tokens knows no labels; give "
+                    "that of a run begun with it, by config.init_from"
+                )
             print_label(*loaded[:2], read_documents(flags.documents, loaded.task))
         else:
             print_score(load.load_run(flags.workdir, flags.cache_dir), flags)
@@ -63,12 +68,13 @@ def print_score(loaded, flags) -> None:
     from flax import nnx
 
     import lra_tasks
-    from experiment import config_checks, training
+    from experiment import config_checks, objectives, training
 
     # In the parts that the run was evaluated in, for the same sums.
     parts = config_checks.choose_accumulate_steps(loaded.config, 1, jax.default_backend())
     batches = lra_tasks.Batches(loaded.task, flags.split, loaded.config.batch_size // parts)
-    values = training.evaluate(*nnx.split(loaded.model), batches)
+    objective = objectives.make_objective(loaded.config, loaded.task)
+    values = training.evaluate(*nnx.split(loaded.model), batches, objective=objective)
     count = len(loaded.task.splits[flags.split].lengths)
     print(
         f"{flags.split}: accuracy {values['accuracy']:.2%}, loss {values['loss']:.4f}, "

@@ -10,13 +10,16 @@ import lra_tasks
 from configs import base
 from experiment.checkpoints import Checkpoints
 from experiment.config_checks import check_fields
-from experiment.model import make_model
+from experiment.model import head_of, make_model
 from experiment.training import initial_state, make_optimizer
 from experiment.workdir import WorkdirError, saved_config
 
 
 class Loaded(NamedTuple):
-    """`model(inputs, mask)` -> logits [batch, classes]; `task` has the data; `config` made both."""
+    """`model(inputs, mask)` -> logits [batch, classes]; `task` has the data; `config` made both.
+
+    A run with hidden tokens has a `nystrom.TokenPredictor` instead.
+    """
 
     model: nnx.Module
     task: lra_tasks.Task
@@ -51,10 +54,16 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
             )
     else:
         task = lra_tasks.without_data(config.task)
-    model = make_model(config.model, task, config.seed)
-    graph, params = nnx.split(model)
+    return Loaded(best_model(config, task, checkpoints, step), task, config)
+
+
+def best_model(
+    config: ml_collections.ConfigDict, task: lra_tasks.Task, checkpoints: Checkpoints, step: int
+) -> nnx.Module:
+    """The model of a run as it was after `step` steps."""
+    graph, params = nnx.split(make_model(config.model, task, config.seed, head=head_of(config)))
     state, _ = checkpoints.restore(step, initial_state(make_optimizer(config), params))
-    return Loaded(nnx.merge(graph, state["params"]), task, config)
+    return nnx.merge(graph, state["params"])
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:

@@ -31,6 +31,11 @@ def means(total: dict) -> dict[str, float]:
     return {name: s / w if w else math.nan for name, (s, w) in total.items()}
 
 
+def without_speed(values: dict[str, float]) -> dict[str, float]:
+    """The values that do not depend on the clock."""
+    return {name: value for name, value in values.items() if name != "examples_per_second"}
+
+
 def strict_json(value, indent: int | None = None) -> str:
     """JSON as its standard has it: numbers that are not finite become null."""
     return json.dumps(_without_nan(value), indent=indent, allow_nan=False)

@@ -1,4 +1,4 @@
-"""The model of a config."""
+"""The model of a config: an encoder, and the head that its objective needs."""
 
 import jax.numpy as jnp
 import ml_collections
@@ -6,6 +6,9 @@ from flax import nnx
 
 import lra_tasks
 import nystrom
+from experiment.objectives import mask_token
+
+HEADS = ("classify", "tied", "own")
 
 
 def make_model(
@@ -13,10 +16,13 @@ def make_model(
     task: lra_tasks.Task,
     seed: int,
     axis_name: str | None = None,
+    head: str = "classify",
 ) -> nnx.Module:
-    """A classifier for `task`; `config` is config.model, `seed` draws the weights.
+    """A model for `task`; `config` is config.model, `seed` draws the weights.
 
-    `axis_name` is the mesh axis over which sequences are cut, if they are.
+    `axis_name` is the mesh axis over which sequences are cut, if they are. `head` is of HEADS:
+    a classifier, or what predicts hidden tokens with the embeddings' weights or its own. The table
+    of embeddings has the task's ids, then the token put first, then that of hidden ones.
     """
     rngs = nnx.Rngs(seed)
     dtype = jnp.dtype(config.dtype)
@@ -34,8 +40,11 @@ def make_model(
         rngs=rngs,
         **{name: config[name] for name in nystrom.ATTENTIONS[config.attention].options},
     )
+    num_ids = task.vocab_size + has_cls
+    if head != "classify":
+        num_ids = max(num_ids, mask_token(task, config.pooling) + 1)
     encoder = nystrom.Encoder(
-        task.vocab_size + has_cls,
+        num_ids,
         length,
         width=config.width,
         num_layers=config.num_layers,
@@ -51,14 +60,24 @@ def make_model(
         dtype=dtype,
         rngs=rngs,
     )
+    options = {
+        "width": config.width,
+        "cls_token": task.vocab_size if has_cls else None,
+        "dtype": dtype,
+        "rngs": rngs,
+    }
+    if head != "classify":
+        return nystrom.TokenPredictor(encoder, task.vocab_size, tied=head == "tied", **options)
     classifier = nystrom.Classifier if task.num_documents == 1 else nystrom.PairClassifier
     return classifier(
         encoder,
         task.num_classes,
-        width=config.width,
         head_width=config.head_width,
         pooling=config.pooling,
-        cls_token=task.vocab_size if has_cls else None,
-        dtype=dtype,
-        rngs=rngs,
+        **options,
     )
+
+
+def head_of(config: ml_collections.ConfigDict) -> str:
+    """The head that a config's objective needs."""
+    return "classify" if config.objective == "classify" else config.masked.head

@@ -11,6 +11,7 @@ from flax import nnx
 import lra_tasks
 from experiment import metrics
 from experiment.mesh import over_mesh, put_batch, vary
+from experiment.objectives import classify
 
 STEPS_AHEAD = 2  # steps handed to the device before an earlier one is waited for
 
@@ -44,25 +45,14 @@ def initial_state(optimizer: optax.GradientTransformation, params) -> dict:
     return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
 
 
-def batch_metrics(model, batch, dropout_key=None):
-    """Loss (nats) and accuracy of a batch as (sum, weight) pairs; examples of weight 0 are out."""
-    logits = model(batch["inputs"], batch["mask"], dropout_key)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    correct = logits.argmax(axis=-1) == batch["label"]
-    weight = batch["weight"]
-    total = weight.sum()
-    return {
-        "loss": (jnp.sum(loss * weight), total),
-        "accuracy": (jnp.sum(correct * weight), total),
-    }
-
-
 @functools.partial(
     jax.jit,
-    static_argnames=("graph", "optimizer", "accumulate_steps", "mesh"),
+    static_argnames=("graph", "optimizer", "accumulate_steps", "mesh", "objective"),
     donate_argnames="state",
 )
-def train_step(graph, optimizer, state, batch, key, accumulate_steps=1, mesh=None):
+def train_step(
+    graph, optimizer, state, batch, key, accumulate_steps=1, mesh=None, objective=classify
+):
     """One optimiser step on the mean loss of a batch: the new state, and the batch's metrics.
 
     The batch is taken in `accumulate_steps` parts, one after another, whose gradients add up. All
@@ -70,7 +60,7 @@ def train_step(graph, optimizer, state, batch, key, accumulate_steps=1, mesh=Non
     parts nor a mesh, over which the batch is cut (see mesh.py), changes more than rounding.
     """
     step_key = jax.random.fold_in(key, state["step"])
-    summed = functools.partial(summed_gradients, graph, accumulate_steps, mesh)
+    summed = functools.partial(summed_gradients, graph, accumulate_steps, mesh, objective)
     grads, totals = over_mesh(mesh, summed, batch, state["params"], step_key)
     weight = jnp.maximum(totals["loss"][1], 1)
     grads = jax.tree.map(lambda g: g / weight, grads)
@@ -84,7 +74,7 @@ def train_step(graph, optimizer, state, batch, key, accumulate_steps=1, mesh=Non
     return new_state, totals
 
 
-def summed_gradients(graph, num_parts, mesh, batch, params, step_key):
+def summed_gradients(graph, num_parts, mesh, objective, batch, params, step_key):
     """Gradients of the summed loss, and metrics, of this device's piece of a batch."""
     rows, copies = len(batch["label"]), 1
     first = 0
@@ -94,8 +84,7 @@ def summed_gradients(graph, num_parts, mesh, batch, params, step_key):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, first + jnp.arange(rows))
 
     def loss(params, part, keys):
-        found = batch_metrics(nnx.merge(graph, params), part, keys)
-        found = jax.tree.map(lambda x: x / copies, found)
+        found = objective(nnx.merge(graph, params), part, keys, copies)
         return found["loss"][0], found
 
     gradient = jax.grad(loss, has_aux=True)
@@ -128,19 +117,20 @@ def not_finite(step: int, totals: dict, saved_step: int | None, config) -> str:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "mesh"))
-def eval_step(graph, params, batch, mesh=None):
+@functools.partial(jax.jit, static_argnames=("graph", "mesh", "objective"))
+def eval_step(graph, params, batch, mesh=None, objective=classify):
     """Metrics of a batch without dropout."""
     copies = 1 if mesh is None else mesh.shape["sequence"]
 
     def local(batch, params):
-        found = batch_metrics(nnx.merge(graph, params), batch)
-        return jax.tree.map(lambda x: x / copies, found)
+        return objective(nnx.merge(graph, params), batch, None, copies)
 
     return over_mesh(mesh, local, batch, params)
 
 
-def evaluate(graph, params, batches, log=None, mesh=None, num_workers=1) -> dict[str, float]:
+def evaluate(
+    graph, params, batches, log=None, mesh=None, num_workers=1, objective=classify
+) -> dict[str, float]:
     """Mean metrics over every example of a split, and examples per second.
 
     `log` is a metrics.Reporter, which tells of compilations; their time does not count. Without
@@ -153,8 +143,8 @@ def evaluate(graph, params, batches, log=None, mesh=None, num_workers=1) -> dict
     for _, batch in lra_tasks.prefetch(batches, 0, len(batches), num_workers):
         with log.compiling("evaluation", batch):
             batch = batch if mesh is None else put_batch(mesh, batch)
-            parts.append(eval_step(graph, params, batch, mesh))
+            parts.append(eval_step(graph, params, batch, mesh, objective))
         jax.block_until_ready(parts[-1 - STEPS_AHEAD :][0])
     total = functools.reduce(metrics.merge, jax.device_get(parts), {})
     seconds = log.seconds() - start
-    return metrics.means(total) | {"examples_per_second": total["loss"][1] / seconds}
+    return metrics.means(total) | {"examples_per_second": len(batches.split.lengths) / seconds}

@@ -84,6 +84,7 @@ def _task(config: TaskConfig, splits, source: str, fingerprint: str, why_not: st
         why_not_comparable=why_not,
         bucket_boundaries=config.bucket_boundaries,
         padded_length=config.padded_length,
+        first_id=module.FIRST_ID,
     )
 
 

@@ -7,6 +7,7 @@ Importing it must be cheap: no tensorflow_datasets, no JAX. It defines
     NUM_CLASSES, VOCAB_SIZE   int (VOCAB_SIZE counts the padding id)
     NUM_DOCUMENTS             1 or 2
     ID_OFFSET                 added to stored uint8 to make token ids: 1 for bytes, else 0
+    FIRST_ID                  the least token id that is no padding
     VERSION                   "1.0.0"; raised when the same settings come to mean other examples
     SOURCES                   the sources it has, a subset of lra_tasks.SOURCES, in the order in
                               which 'auto' prefers them ('synthetic' is never chosen by 'auto')

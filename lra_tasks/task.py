@@ -52,6 +52,8 @@ class Task:
       fingerprint: sha256, hex: of the official file if there is one, else of the examples in order.
       comparable_to_lra: whether results compare with published ones; if not, why_not_comparable.
       bucket_boundaries: padded lengths, ascending; () pads everything to padded_length.
+      first_id: the least id of a token; below it are padding and other special ones.
+      mask_id: the id that stands for a hidden token, where the task has one.
     """
 
     name: str
@@ -67,6 +69,8 @@ class Task:
     why_not_comparable: str
     bucket_boundaries: tuple[int, ...]
     padded_length: int
+    first_id: int = 0
+    mask_id: int | None = None
 
 
 def seeded_permutation(num_items: int, *seed: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from nystrom.convolution import depthwise_convolution
 from nystrom.encoder import NORMS, POSITIONS, Encoder, NystromSelfAttention, SelfAttention
 from nystrom.flax_adapter import attention_fn, cross_attention_fn
 from nystrom.landmarks import segment_means
-from nystrom.models import POOLINGS, Classifier, PairClassifier
+from nystrom.models import POOLINGS, Classifier, PairClassifier, TokenPredictor
 from nystrom.pinv import iterative_pinv
 from nystrom.registry import ATTENTIONS, self_attention_maker
 from nystrom.sharding import sharded_attention
@@ -35,6 +35,7 @@ __all__ = [
     "NystromSelfAttention",
     "PairClassifier",
     "SelfAttention",
+    "TokenPredictor",
     "attention_fn",
     "chebyshev_pinv",
     "cross_attention_fn",

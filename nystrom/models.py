@@ -1,4 +1,4 @@
-"""Classifiers on the encoder: one document, or two encoded by the same weights."""
+"""Heads on the encoder: classes of one document or of two, and tokens that were hidden."""
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +57,7 @@ class Classifier(nnx.Module):
         return self._head(self._pool(tokens, mask, dropout_key))
 
     def _pool(self, tokens, mask, dropout_key):
-        if self.cls_token is not None:
-            tokens = _put_first(tokens, self.cls_token)
-            mask = None if mask is None else _put_first(mask, True)
+        tokens, mask = _with_cls(tokens, mask, self.cls_token)
         hidden = self.encoder(tokens, mask, dropout_key)
         return pool(hidden, mask, self.pooling, self.encoder.axis_name)
 
@@ -81,12 +79,62 @@ class PairClassifier(Classifier):
         dropout_key: Array | None = None,
     ) -> Float[Array, "*B num_classes"]:
         """Logits in float32; dropout acts only when given a key."""
-        if dropout_key is not None and dropout_key.ndim:  # one for each document of an example
-            dropout_key = jax.vmap(jax.random.split)(dropout_key.ravel())
-            dropout_key = dropout_key.reshape(tokens.shape[:-1])
-        documents = self._pool(tokens, mask, dropout_key)
+        documents = self._pool(tokens, mask, document_keys(dropout_key, tokens.shape[:-1]))
         a, b = documents[..., 0, :], documents[..., 1, :]
         return self._head(jnp.concatenate([a, b, a * b, a - b], axis=-1))
+
+
+class TokenPredictor(nnx.Module):
+    """Logits of the token at each of chosen places, from the hidden states there.
+
+    Of the first `vocab_size` ids; the encoder may know more, such as one for what is hidden. With
+    `tied` they are products with the encoder's own embeddings, else those of a dense layer. A
+    `cls_token` is put before every document as `Classifier` does; places don't count it.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        vocab_size: int,
+        *,
+        width: int = 64,
+        tied: bool = True,
+        cls_token: int | None = None,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.encoder = encoder
+        self.vocab_size = vocab_size
+        self.cls_token = cls_token
+        self.bias, self.logits = nnx.data(None), nnx.data(None)
+        if tied:
+            self.bias = nnx.Param(jnp.zeros(vocab_size))
+        else:
+            self.logits = Dense(width, vocab_size, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "*B N"],
+        mask: Bool[Array, "*B N"] | None,
+        places: Int[Array, "*B K"],
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "*B K vocab_size"]:
+        """Logits in float32; a key, or one a sequence, makes dropout act."""
+        tokens, mask = _with_cls(tokens, mask, self.cls_token)
+        hidden = self.encoder(tokens, mask, dropout_key)
+        places = places if self.cls_token is None else places + 1
+        x = jnp.take_along_axis(hidden, places[..., None], axis=-2)
+        if self.logits is not None:
+            return self.logits(x).astype(jnp.float32)
+        table = self.encoder.token_embed.embedding[...][: self.vocab_size].astype(x.dtype)
+        return (x @ table.T).astype(jnp.float32) + self.bias[...]
+
+
+def document_keys(key: Array | None, shape: tuple[int, ...]) -> Array | None:
+    """Of a key an example one for each of its documents, `shape`; a single key or None as it is."""
+    if key is None or key.ndim in (0, len(shape)):
+        return key
+    return jax.vmap(jax.random.split)(key.ravel()).reshape(shape)
 
 
 def pool(
@@ -119,6 +167,12 @@ def pool(
         count = jnp.maximum(total(mask.sum(axis=-1, dtype=jnp.int32)), 1)
     summed = total(jnp.where(mask[..., None], x, jnp.zeros((), x.dtype)).sum(axis=-2))
     return summed / count[..., None].astype(x.dtype)
+
+
+def _with_cls(tokens, mask, cls_token):
+    if cls_token is None:
+        return tokens, mask
+    return _put_first(tokens, cls_token), None if mask is None else _put_first(mask, True)
 
 
 def _put_first(x, first):

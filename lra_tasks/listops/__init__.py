@@ -22,6 +22,7 @@ TOKENS = ("<pad>", *"0123456789", "[MIN", "[MAX", "[MED", "[SM", "]")
 VOCAB_SIZE = len(TOKENS)
 NUM_DOCUMENTS = 1
 ID_OFFSET = 0
+FIRST_ID = 1
 VERSION = "1.0.0"
 SOURCES = ("release", "generated", "synthetic")
 LABEL_NAMES = tuple("0123456789")

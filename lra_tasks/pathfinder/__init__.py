@@ -16,6 +16,7 @@ NUM_CLASSES = 2
 VOCAB_SIZE = 256
 NUM_DOCUMENTS = 1
 ID_OFFSET = 0
+FIRST_ID = 0
 VERSION = "1.0.0"
 SOURCES = ("release", "generated", "synthetic")
 PICTURE_SHAPE = (32, 32)

@@ -1,6 +1,7 @@
 """Path-X: Pathfinder at 128x128, 16,384 grey pixels. All but the size is in `pathfinder`."""
 
 from lra_tasks.pathfinder import (
+    FIRST_ID,
     ID_OFFSET,
     LABEL_NAMES,
     NUM_CLASSES,
@@ -17,6 +18,7 @@ from lra_tasks.pathfinder import (
 )
 
 __all__ = [
+    "FIRST_ID",
     "ID_OFFSET",
     "LABEL_NAMES",
     "NUM_CLASSES",

@@ -22,6 +22,7 @@ NUM_CLASSES = 2
 VOCAB_SIZE = 257
 NUM_DOCUMENTS = 2
 ID_OFFSET = 1
+FIRST_ID = 1
 VERSION = "1.0.0"
 SOURCES = ("release", "synthetic")
 LABEL_NAMES = ("neither cites the other", "one cites the other")

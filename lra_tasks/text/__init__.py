@@ -18,6 +18,7 @@ NUM_CLASSES = 2
 VOCAB_SIZE = 257
 NUM_DOCUMENTS = 1
 ID_OFFSET = 1
+FIRST_ID = 1
 VERSION = "1.0.0"
 SOURCES = ("release", "package", "synthetic")
 LABEL_NAMES = ("negative", "positive")

@@ -1,0 +1,141 @@
+"""What a run minimises: the loss of labels, or that of tokens that were hidden from the model.
+
+An objective is called with (model, batch, key, copies), in train and eval steps, where it is static
+and so hashable; it returns metrics as (sum, weight) pairs, "loss" in nats among them. `key` is one
+an example, None in evaluations; `copies` are the devices that are given the same examples.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import lra_tasks
+from nystrom.encoder import split_keys
+from nystrom.layers import hash_bits
+from nystrom.models import document_keys
+
+SPARE_DEVIATIONS = 8  # room for hidden tokens beyond their mean number, in standard deviations
+
+
+def make_objective(config, task: lra_tasks.Task) -> Callable:
+    """The objective that config.objective names."""
+    if config.objective == "classify":
+        return classify
+    given = config.masked
+    mask_id = mask_token(task, config.model.pooling)
+    return Masked(
+        given.share, given.mask_share, given.random_share, task.first_id, task.vocab_size, mask_id
+    )
+
+
+def mask_token(task: lra_tasks.Task, pooling: str) -> int:
+    """The id of hidden tokens: the task's, else one past the vocabulary and the token put first."""
+    return task.vocab_size + (pooling == "cls") if task.mask_id is None else task.mask_id
+
+
+def checkpoint_score(objective: str, values: dict[str, float]) -> float:
+    """By what the best checkpoint is chosen, of validation metrics: the greater the better.
+
+    Accuracy, or for hidden tokens the geometric mean of the probabilities of the right ones.
+    """
+    return values["accuracy"] if objective == "classify" else math.exp(-values["loss"])
+
+
+def classify(model, batch, key=None, copies=1):
+    """Loss (nats) and accuracy of a batch's labels; examples of weight 0 are out."""
+    logits = model(batch["inputs"], batch["mask"], key)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    correct = logits.argmax(axis=-1) == batch["label"]
+    weight = batch["weight"]
+    total = weight.sum()
+    found = {
+        "loss": (jnp.sum(loss * weight), total),
+        "accuracy": (jnp.sum(correct * weight), total),
+    }
+    return jax.tree.map(lambda x: x / copies, found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """Loss, bits and accuracy of guessing tokens that are hidden, each with probability `share`.
+
+    A hidden one is replaced by `mask_id` with probability `mask_share`, by a random token with
+    `random_share`, else it stays as it is. Which ones follows from the example's key and the
+    position alone, so neither padding nor devices change it. In evaluations, without a key, it
+    follows from the example's tokens: alike in every evaluation of every run.
+    """
+
+    share: float
+    mask_share: float
+    random_share: float
+    first_id: int
+    vocab_size: int
+    mask_id: int
+
+    def __call__(self, model, batch, key=None, copies=1):
+        """Metrics, weighed by hidden tokens; devices that cut sequences have their own of them."""
+        del copies
+        tokens, mask = batch["inputs"], batch["mask"]
+        axis = model.encoder.axis_name
+        first = 0 if axis is None else jax.lax.axis_index(axis) * tokens.shape[-1]
+        if key is None:
+            mask_keys, dropout_keys = content_keys(tokens, mask, first, axis), None
+        else:
+            mask_keys, dropout_keys = split_keys(document_keys(key, tokens.shape[:-1]), 2)
+        inputs, places, is_hidden = self.hide(tokens, mask, mask_keys, first)
+        logits = model(inputs, mask, places, dropout_keys)
+        right = jnp.take_along_axis(tokens, places, axis=-1)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, right)
+        weight = is_hidden * batch["weight"].reshape(-1, *(1,) * (is_hidden.ndim - 1))
+        total, lost = weight.sum(), jnp.sum(loss * weight)
+        return {
+            "loss": (lost, total),
+            "bits_per_token": (lost / math.log(2), total),
+            "accuracy": (jnp.sum((logits.argmax(axis=-1) == right) * weight), total),
+        }
+
+    def hide(self, tokens, mask, keys, first=0):
+        """(tokens with some hidden [*B, N], their places [*B, K], which places count [*B, K]).
+
+        `first` is the position at which these tokens begin. There is room for the expected number
+        and SPARE_DEVIATIONS more; should there be more in a sequence, they are not hidden.
+        """
+        length = tokens.shape[-1]
+        bits = hash_bits(keys, (*tokens.shape, 3), first)
+        chosen = mask & (tokens >= self.first_id) & (bits[..., 0] < as_threshold(self.share))
+        mean = length * self.share
+        spare = SPARE_DEVIATIONS * math.sqrt(mean * (1 - self.share))
+        size = min(length, math.ceil(mean + spare) + 1)
+        position = jnp.arange(length)
+        places = jnp.sort(jnp.where(chosen, position, length))[..., :size]
+        chosen &= position <= places[..., -1:]
+        is_mask = bits[..., 1] < as_threshold(self.mask_share)
+        is_random = bits[..., 1] < as_threshold(self.mask_share + self.random_share)
+        some = self.first_id + bits[..., 2] % np.uint32(self.vocab_size - self.first_id)
+        other = jnp.where(
+            is_mask, self.mask_id, jnp.where(is_random, some.astype(jnp.int32), tokens)
+        )
+        is_hidden = places < length
+        return jnp.where(chosen, other, tokens), jnp.minimum(places, length - 1), is_hidden
+
+
+def as_threshold(probability: float) -> np.uint32:
+    """Random uint32 are below this with the given probability (1 but for 2^-32)."""
+    return np.uint32(min(round(probability * 2**32), 2**32 - 1))
+
+
+def content_keys(tokens, mask, first=0, axis_name=None):
+    """A key for each sequence that depends on its real tokens alone; arguments as for `hide`."""
+    key = jax.random.key(0)
+    factors = hash_bits(key, (tokens.shape[-1], 1), first)[:, 0] | np.uint32(1)
+    parts = jnp.where(mask, (tokens + 1).astype(jnp.uint32) * factors, jnp.uint32(0))
+    words = parts.sum(axis=-1, dtype=jnp.uint32)
+    if axis_name is not None:
+        words = jax.lax.psum(words, axis_name)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, words.ravel())
+    return keys.reshape(words.shape)

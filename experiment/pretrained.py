@@ -1,0 +1,119 @@
+"""config.init_from: a run that begins with the encoder of another's best checkpoint."""
+
+from pathlib import Path
+
+import jax
+import ml_collections
+
+import lra_tasks
+from experiment.checkpoints import Checkpoints
+from experiment.load import best_model, best_step, read_config
+from experiment.objectives import mask_token
+from experiment.workdir import WorkdirError, read_result, recorded
+
+# Fields that give an encoder's weights their meaning, whatever their shapes.
+OF_THE_WEIGHTS = ("num_heads", "position", "norm")
+EMBEDDINGS = "encoder/token_embed/embedding"
+
+
+def source_problems(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
+    """Why a run in `workdir` can't begin as config.init_from says; a run begun needs it no more."""
+    if not config.init_from or any((workdir / "checkpoints").glob("[0-9]*")):
+        return []
+    try:
+        read_source(config.init_from)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def read_source(init_from: str) -> tuple[ml_collections.ConfigDict, Checkpoints, int]:
+    """The config of the run in a folder, its checkpoints and which of them is the best.
+
+    Raises:
+      WorkdirError: no such folder, not a run's, or without a whole checkpoint.
+    """
+    folder = Path(init_from).expanduser()
+    try:
+        if not folder.is_dir():
+            raise WorkdirError("no such folder; train that run first, or give another's folder")
+        checkpoints = Checkpoints(folder / "checkpoints")
+        return read_config(folder), checkpoints, best_step(checkpoints)
+    except WorkdirError as error:
+        raise WorkdirError(f"config.init_from={init_from!r}: {error}") from error
+
+
+def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
+    """`params` with the encoder of the run in config.init_from, and a record of that run.
+
+    Weights are taken by name. Of the table of embeddings these are the rows that both have: the
+    row of hidden tokens, the last, is left behind where there are none, and new where there was
+    none.
+
+    Raises:
+      WorkdirError: as `read_source`, or the weights don't fit, each named.
+    """
+    source, checkpoints, step = read_source(config.init_from)
+    source_task = lra_tasks.without_data(source.task)
+    found = weights_by_name(best_model(source, source_task, checkpoints, step))
+    wanted = weights_by_name(params)
+    problems = [
+        f"config.model.{name}: {source.model[name]!r} there, {config.model[name]!r} here"
+        for name in OF_THE_WEIGHTS
+        if source.model[name] != config.model[name]
+    ]
+    if (source.model.pooling == "cls") != (config.model.pooling == "cls"):
+        problems.append(
+            f"config.model.pooling: {source.model.pooling!r} there, {config.model.pooling!r} here, "
+            "of which one has a token put first"
+        )
+    taken = dict(wanted)
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found or name not in wanted:
+            problems.append(f"{name}: {'not there' if name not in found else 'there alone'}")
+        elif (
+            name == EMBEDDINGS
+            and found[name].shape[1:] == wanted[name].shape[1:]
+            and common_ids(source, source_task) == common_ids(config, task)
+        ):
+            rows = min(len(found[name]), len(wanted[name]))
+            taken[name] = wanted[name].at[:rows].set(found[name][:rows])
+        elif found[name].shape != wanted[name].shape:
+            problems.append(f"{name}: {found[name].shape} there, {wanted[name].shape} here")
+        else:
+            taken[name] = found[name]
+    if problems:
+        raise WorkdirError(
+            f"config.init_from={config.init_from!r}: its encoder does not fit this run's:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+            + "\nGive this run the same config.model and lengths, or another run to begin with."
+        )
+    record = {
+        "workdir": config.init_from,
+        "objective": source.objective,
+        "fingerprint": checkpoints.records[step]["progress"].get("fingerprint"),
+        "step": step,
+        "num_train_steps": source.num_train_steps,
+        "finished": read_result(Path(config.init_from).expanduser()) is not None,
+        "config": recorded(source),
+    }
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: taken.get(name_of(path), leaf), params
+    ), record
+
+
+def common_ids(config, task) -> tuple[int, bool]:
+    """What must agree for rows of two tables of embeddings to be the same tokens'."""
+    return task.vocab_size, mask_token(task, config.model.pooling)
+
+
+def weights_by_name(params) -> dict[str, jax.Array]:
+    """The encoder's arrays in a model or its state."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    named = {name_of(path): leaf for path, leaf in leaves}
+    return {name: leaf for name, leaf in named.items() if name.startswith("encoder/")}
+
+
+def name_of(path) -> str:
+    """What a leaf is called: encoder/blocks/0/mlp_in/kernel."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
