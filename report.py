@@ -3,8 +3,10 @@
     python report.py runs/ [results/ ...] [--out=report]
 
 Reads every result.json under the folders. Results that compare with LRA make the table beside the
-paper's numbers; all others stand apart, with the reason. Only runs that differ in nothing but the
-seed are averaged. Unfinished runs are listed, and files that can't be read are named and skipped.
+paper's numbers; all others stand apart, with the reason, in a table for each track: the paper's
+recipe on other data, tuned at its size, of another size, self-pretrained. Only runs that differ in
+nothing but the seed are averaged. Unfinished runs are listed, and files that can't be read are
+named and skipped.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from experiment.records import (
     curves_records,
     landmarks_records,
     lra_records,
+    masked_records,
     skipped_records,
     speed_records,
     unfinished_records,
@@ -35,6 +38,7 @@ from experiment.records import (
 )
 from experiment.results import PAPER, TASKS, Found, Group
 from experiment.signals import exit_status
+from experiment.tracks import TRACKS
 
 PNG = ("landmarks.png", "speed.png", "curves.png")
 MAX_DIGITS = 2  # of accuracies in %
@@ -85,9 +89,13 @@ def write_report(found: Found, out: Path) -> None:
             pictures[name] = f"\n\n![{name.removesuffix('.png')}]({name})"
     sections = ["# Results"]
     groups = found.groups
+    tracks = [
+        (title, f"{text} {APART_TEXT}", *apart_of(track, groups), "")
+        for track, (title, text) in TRACKS.items()
+    ]
     for title, text, table, records, picture in (
         ("Long Range Arena", LRA_TEXT, lra_table(groups), lra_records(groups), ""),
-        ("Not comparable to LRA", APART_TEXT, apart_table(groups), apart_records(groups), ""),
+        *tracks,
         (
             "Accuracy against landmarks",
             LANDMARKS_TEXT,
@@ -106,7 +114,7 @@ def write_report(found: Found, out: Path) -> None:
         ),
         ("Skipped", SKIPPED_TEXT, skipped_table(found), skipped_records(found), ""),
     ):
-        name = title.lower().replace(" ", "_") + ".csv"
+        name = title.lower().replace("'", "").replace(" ", "_") + ".csv"
         write_csv(records, out / name)
         shown = markdown(*table) if table else f"Values: {name}."
         if records:
@@ -120,7 +128,7 @@ LRA_TEXT = (
     "versions. Only runs of LRA's data and recipe. The paper's rows are those of Xiong et al. "
     "(2021), whose number of runs is not given."
 )
-APART_TEXT = "Test accuracy in % as above. Each row says why it can't stand in the table above."
+APART_TEXT = "Accuracy in %, means over seeds as in the first table."
 LANDMARKS_TEXT = "Test accuracy in % of runs that differ in the number of landmarks alone."
 SPEED_TEXT = (
     "Medians over runs on the same hardware: training examples per second, peak memory (of the "
@@ -157,8 +165,16 @@ def lra_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def apart_of(track: str, groups: list[Group]) -> tuple[tuple, list[dict]]:
+    """The table and the records of the results of a track that don't compare with LRA's."""
+    of_track = [group for group in groups if group.track == track]
+    if track == "masked":
+        return masked_table(of_track), masked_records(of_track)
+    return apart_table(of_track), apart_records(of_track)
+
+
 def apart_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
-    """The results that don't compare with LRA's, each with the reason."""
+    """The results on labels that don't compare with LRA's, each with the reason."""
     header = ["task", "attention", "test accuracy", "steps", "data", "why not comparable"]
     return header, [
         [
@@ -170,7 +186,27 @@ def apart_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
             group.first["why_not_comparable"] or "no reason recorded",
         ]
         for group in groups
-        if not group.first["comparable_to_lra"]
+        if not group.first["comparable_to_lra"] and group.track != "masked"
+    ]
+
+
+def masked_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
+    """The results on hidden tokens."""
+    header = ["task", "attention", "loss (nats)", "bits a token", "accuracy", "hidden", "steps",
+              "data"]  # fmt: skip
+    return header, [
+        [
+            TITLES[group.task],
+            group.label,
+            f"{group.mean('test_loss'):.4f}",
+            f"{group.mean('test_bits_per_token'):.4f}",
+            accuracy(group),
+            f"{group.config['masked']['share']:.0%}",
+            f"{group.config['num_train_steps']:,}",
+            f"{group.first['source']} {group.first['fingerprint'][:8]}",
+        ]
+        for group in groups
+        if group.track == "masked"
     ]
 
 

@@ -29,6 +29,7 @@ import tqdm
 
 from experiment.config_checks import check_config
 from experiment.grid import GridError, Run, make_runs
+from experiment.pretrained import source_problems
 from experiment.signals import STOPPED, StopSignals, exit_status
 from experiment.workdir import WorkdirError, check_same_config, read_result
 
@@ -79,7 +80,7 @@ def find_problems(runs: list[Run]) -> list[str]:
     num_devices = ask_devices()
     problems = {}  # problem -> the first run that has it, and how many have
     for run in runs:
-        found = check_config(run.config, num_devices)
+        found = check_config(run.config, num_devices) + source_problems(run.config, run.workdir)
         if (run.workdir / "config.json").exists():
             try:
                 check_same_config(run.workdir, run.config)

@@ -6,9 +6,23 @@ DIR holds cifar-10-binary.tar.gz; without it the file is downloaded.
 
 The authors' recipe: 35,000 steps of 256. The paper reports 41.58 % for Nyströmformer and
 38.20 % for softmax.
+
+Variants, for self-pretraining, see self_pretraining.py: :pretrain, :finetune, :spt_large,
+:spt_large_finetune.
 """
 
-from configs import base
+from configs import base, self_pretraining
+
+VARIANTS = self_pretraining.VARIANTS
+SELF_PRETRAINING = self_pretraining.Recipe(
+    share=0.5,
+    pretrain_rate=1e-3,
+    finetune_rate=1e-3,
+    num_layers=3,
+    width=64,
+    num_heads=4,
+    epoch=176,
+)
 
 
 def get_config(variant: str = ""):
@@ -22,6 +36,8 @@ def get_config(variant: str = ""):
     config.task.name = "image"
     config.task.max_length = 1_024
     config.task.padded_length = 1_024
-    if variant:
-        raise base.unknown_variant("lra_image", variant, ())
+    if variant in VARIANTS:
+        self_pretraining.change(config, variant, SELF_PRETRAINING)
+    elif variant:
+        raise base.unknown_variant("lra_image", variant, VARIANTS)
     return config

@@ -11,11 +11,22 @@ Variants:
           (`pooling = "cls"`, as in LRA's own ListOps config) where the paper takes the mean of all
           tokens: leaves the labels' prior within 300 steps, where the recipe is still there after
           all 5,000 (README has more).
+  :pretrain, :finetune, :spt_large, :spt_large_finetune
+          self-pretraining, see self_pretraining.py.
 """
 
-from configs import base
+from configs import base, self_pretraining
 
-VARIANTS = ("quick", "tuned")
+VARIANTS = ("quick", "tuned", *self_pretraining.VARIANTS)
+SELF_PRETRAINING = self_pretraining.Recipe(
+    share=0.1,
+    pretrain_rate=1e-3,
+    finetune_rate=1e-4,
+    num_layers=6,
+    width=512,
+    num_heads=8,
+    epoch=3_000,
+)
 
 
 def get_config(variant: str = ""):
@@ -46,6 +57,8 @@ def get_config(variant: str = ""):
     elif variant == "tuned":
         config.learning_rate = 1e-3
         config.model.pooling = "cls"
+    elif variant in self_pretraining.VARIANTS:
+        self_pretraining.change(config, variant, SELF_PRETRAINING)
     elif variant:
         raise base.unknown_variant("lra_listops", variant, VARIANTS)
     return config

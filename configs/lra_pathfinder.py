@@ -6,12 +6,23 @@ The authors' recipe: 62,400 steps of 256. The paper reports 70.94 % for Nyström
 74.16 % for softmax. Without the release, images are generated after the same procedure.
 
 Variants, by the dashes in a contour: :hard (14; the default, LRA's set), :intermediate (9),
-:easy (6).
+:easy (6). And for self-pretraining, see self_pretraining.py: :pretrain, :finetune, :spt_large,
+:spt_large_finetune.
 """
 
-from configs import base
+from configs import base, self_pretraining
 
-VARIANTS = ("hard", "intermediate", "easy")
+DIFFICULTIES = ("hard", "intermediate", "easy")
+VARIANTS = (*DIFFICULTIES, *self_pretraining.VARIANTS)
+SELF_PRETRAINING = self_pretraining.Recipe(
+    share=0.5,
+    pretrain_rate=1e-3,
+    finetune_rate=5e-4,
+    num_layers=4,
+    width=128,
+    num_heads=8,
+    epoch=625,
+)
 
 
 def get_config(variant: str = ""):
@@ -23,9 +34,11 @@ def get_config(variant: str = ""):
     config.eval_every = 312
     config.learning_rate = 1e-4
     config.task.name = "pathfinder"
-    config.task.difficulty = variant or "hard"
+    config.task.difficulty = variant if variant in DIFFICULTIES else "hard"
     config.task.max_length = 1_024
     config.task.padded_length = 1_024
-    if variant not in ("", *VARIANTS):
+    if variant in self_pretraining.VARIANTS:
+        self_pretraining.change(config, variant, SELF_PRETRAINING)
+    elif variant not in ("", *DIFFICULTIES):
         raise base.unknown_variant("lra_pathfinder", variant, VARIANTS)
     return config

@@ -5,9 +5,24 @@
 Pathfinder's recipe; the authors have none for Path-X, and every attention in the paper stays at
 chance, 50 %. A batch is taken in 16 parts, each block recomputed in the backward pass.
 Without the release, images are generated after the same procedure.
+
+Variants, for self-pretraining, see self_pretraining.py: :pretrain, :finetune, :spt_large,
+:spt_large_finetune.
 """
 
-from configs import base
+from configs import base, self_pretraining
+
+VARIANTS = self_pretraining.VARIANTS
+# Pathfinder's: none is published for Path-X.
+SELF_PRETRAINING = self_pretraining.Recipe(
+    share=0.5,
+    pretrain_rate=1e-3,
+    finetune_rate=5e-4,
+    num_layers=4,
+    width=128,
+    num_heads=8,
+    epoch=625,
+)
 
 
 def get_config(variant: str = ""):
@@ -25,6 +40,8 @@ def get_config(variant: str = ""):
     config.task.name = "pathx"
     config.task.max_length = 16_384
     config.task.padded_length = 16_384
-    if variant:
-        raise base.unknown_variant("lra_pathx", variant, ())
+    if variant in VARIANTS:
+        self_pretraining.change(config, variant, SELF_PRETRAINING)
+    elif variant:
+        raise base.unknown_variant("lra_pathx", variant, VARIANTS)
     return config

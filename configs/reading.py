@@ -281,9 +281,9 @@ def list_files() -> str:
     lines = []
     for file in known_files():
         module = load_module(file)
-        names = "".join(f" :{name}" for name in variants(file))
+        names = [file, *(f":{name}" for name in variants(file))]
         what = (module.__doc__ or "").strip().partition("\n")[0]
-        lines.append(file + names)
+        lines += textwrap.wrap(" ".join(names), WIDTH - 4, subsequent_indent="    ")
         lines += textwrap.wrap(what, WIDTH - 8, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 

@@ -43,7 +43,7 @@ def landmark_series(groups: list[Group]) -> list[list[Group]]:
     """Nyström groups that differ in the number of landmarks alone, ascending; two or more each."""
     series = {}
     for group in groups:
-        if group.attention == "nystrom":
+        if group.attention == "nystrom" and group.track != "masked":
             key = (key_of(group.config, ("model.num_landmarks",)), *_data(group))
             series.setdefault(key, []).append(group)
     return [sorted(s, key=lambda g: g.num_landmarks) for s in series.values() if len(s) > 1]
@@ -147,7 +147,9 @@ def plot_curves(
                 axes.plot(steps, values, style, color=f"C{i}", lw=1.2, label=label)
                 label = None  # one entry in the legend for all seeds
         if accuracy:
-            axes.axhline(CHANCE[runs[0].task], ls=":", color="grey", lw=1, label="chance")
+            if runs[0].config["objective"] == "classify":
+                chance = CHANCE[runs[0].task]
+                axes.axhline(chance, ls=":", color="grey", lw=1, label="chance")
             low, high = axes.get_ylim()
             if high - low < LEAST_SPAN:
                 middle = (low + high) / 2
@@ -229,7 +231,8 @@ def _panel(item):
     size = f"up to {task['max_length']:,} tokens" if task.get("max_length") else ""
     examples = f"{task['num_train']:,} examples" if task.get("num_train") else ""
     lra = "" if isinstance(item, Group) and item.first["comparable_to_lra"] else NOT_LRA
-    return task["name"], ", ".join(text for text in (size, examples, lra) if text)
+    hidden = "hidden tokens" if item.config["objective"] == "masked" else ""
+    return task["name"], ", ".join(text for text in (hidden, size, examples, lra) if text)
 
 
 def _data(group):

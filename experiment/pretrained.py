@@ -1,5 +1,6 @@
 """config.init_from: a run that begins with the encoder of another's best checkpoint."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -95,7 +96,7 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
         "step": step,
         "num_train_steps": source.num_train_steps,
         "finished": read_result(Path(config.init_from).expanduser()) is not None,
-        "config": recorded(source),
+        "config": json.loads(json.dumps(recorded(source))),  # as it is read again after a restart
     }
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: taken.get(name_of(path), leaf), params
@@ -115,5 +116,5 @@ def weights_by_name(params) -> dict[str, jax.Array]:
 
 
 def name_of(path) -> str:
-    """What a leaf is called: encoder/blocks/0/mlp_in/kernel."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    """What a leaf is called, of a model and of its state alike: encoder/blocks/0/mlp_in/kernel."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")

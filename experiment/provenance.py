@@ -12,31 +12,10 @@ import jax
 import ml_collections
 
 import lra_tasks
-from configs import reading
-from experiment.workdir import differing_fields, recorded
+from experiment.tracks import changed_fields
+from experiment.workdir import recorded
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "tensorflow-datasets")
-
-# Fields in which runs of one recipe differ: what is compared, where things lie, how they are cut.
-FREE_FIELDS = (
-    "name",
-    "seed",
-    "eval_every",
-    "log_every",
-    "checkpoint_every",
-    "accumulate_steps",
-    "mesh.data",
-    "mesh.sequence",
-    "model.attention",
-    "model.num_landmarks",
-    "model.remat",
-    "num_workers",
-    "task.source",
-    "task.data_dir",
-    "task.data_seed",
-    "task.bucket_boundaries",
-    "task.padded_length",
-)
 
 
 def describe(config, task: lra_tasks.Task, recipe=None) -> dict:
@@ -70,16 +49,15 @@ def describe(config, task: lra_tasks.Task, recipe=None) -> dict:
 def recipe_changes(config: ml_collections.ConfigDict, recipe=None) -> list[str]:
     """How a config departs from a recipe: "learning_rate=0.001 (recipe 0.0001)".
 
-    The recipe is a config; None: that of configs/lra_<task>.py. The name, which attention, its
-    number of landmarks, the seed and what can't change a result are free.
+    The recipe is a config; None: that of configs/lra_<task>.py. What is free is `tracks`'. Which
+    run it begins with is not said, since that differs between seeds: the result has a record of it.
     """
-    if recipe is None:
-        recipe = reading.load_recipe(reading.lra_file(config.task.name))
-    different = differing_fields(recorded(recipe), recorded(config))
+    given = None if recipe is None else recorded(recipe)
     return [
-        f"{name}={new!r} (recipe {old!r})"
-        for name, (old, new) in different.items()
-        if name not in FREE_FIELDS
+        "begins with another run's encoder (recipe: from scratch)"
+        if name == "init_from" and new
+        else f"{name}={new!r} (recipe {old!r})"
+        for name, (old, new) in changed_fields(recorded(config), given).items()
     ]
 
 

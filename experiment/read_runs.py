@@ -1,12 +1,13 @@
 """Reads runs from their folders; what is broken or foreign is named and skipped."""
 
+import hashlib
 import json
 import math
 import os
 from pathlib import Path
 
 from configs import base
-from experiment.results import TASKS, Found, Run, fields_of, group_runs
+from experiment.results import TASKS, Found, Run, fields_of, group_runs, key_of
 
 # The fields of a result.json that are used, and what they must be.
 KINDS = {
@@ -23,7 +24,14 @@ KINDS = {
     "hardware": dict,
     "config": dict,
 }
-OPTIONAL = {"examples_per_second": float, "peak_memory_bytes": int, "peak_memory_of": str}
+OPTIONAL = {
+    "examples_per_second": float,
+    "peak_memory_bytes": int,
+    "peak_memory_of": str,
+    "test_loss": float,
+    "test_bits_per_token": float,
+    "init_from": dict,
+}
 
 
 def read_runs(paths: list[Path]) -> Found:
@@ -76,7 +84,19 @@ def _read_finished(folder, skipped):
     config = _checked_config(path, result["config"])
     _expect(path, config["seed"] == result["seed"], "seed and config.seed differ")
     _expect(path, config["task"]["name"] == result["task"], "task and config.task.name differ")
+    if config["init_from"] and result.get("init_from"):
+        config |= {"init_from": _source_name(path, result["init_from"])}
     return Run(folder, result, config, _read_reports(folder / "metrics.jsonl", skipped))
+
+
+def _source_name(path, source):
+    """What a run began with, in words that are equal for runs that differ in seeds and folders."""
+    _expect(path, isinstance(source.get("config"), dict), "init_from is not a record of a run")
+    config = _checked_config(path, source["config"])
+    made_by = json.dumps([key_of(config), source.get("fingerprint")])
+    digest = hashlib.sha256(made_by.encode()).hexdigest()[:6]
+    objective, steps = config["objective"], config["num_train_steps"]
+    return f"{config['name']} {objective} {steps} steps {digest}"
 
 
 def _read_unfinished(folder, skipped):

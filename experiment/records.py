@@ -40,7 +40,7 @@ def lra_records(groups: list[Group]) -> list[dict]:
 
 
 def apart_records(groups: list[Group]) -> list[dict]:
-    """The results that don't compare with LRA's."""
+    """The results on labels that don't compare with LRA's."""
     return [
         {
             "task": TITLES[group.task],
@@ -52,7 +52,28 @@ def apart_records(groups: list[Group]) -> list[dict]:
             "why_not_comparable": group.first["why_not_comparable"] or "no reason recorded",
         }
         for group in groups
-        if not group.first["comparable_to_lra"]
+        if not group.first["comparable_to_lra"] and group.track != "masked"
+    ]
+
+
+def masked_records(groups: list[Group]) -> list[dict]:
+    """The results on hidden tokens; `accuracy` is of guessing them, in %."""
+    return [
+        {
+            "task": TITLES[group.task],
+            "attention": group.label,
+            "loss_nats": group.mean("test_loss"),
+            "bits_per_token": group.mean("test_bits_per_token"),
+            "accuracy": round(group.accuracy, DIGITS),
+            "num_seeds": len(group.runs),
+            "one_code": group.of_one_code,
+            "share": group.config["masked"]["share"],
+            "steps": group.config["num_train_steps"],
+            "source": group.first["source"],
+            "fingerprint": group.first["fingerprint"],
+        }
+        for group in groups
+        if group.track == "masked"
     ]
 
 

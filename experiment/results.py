@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 
 from configs import base
+from experiment.tracks import track_of
 from experiment.workdir import differing_fields
 from nystrom.registry import ATTENTIONS
 
@@ -27,6 +28,8 @@ OWN_FIELDS = {
 }
 # Fields that tell a reader most about how runs differ, the first most of all.
 TELLING = (
+    "objective",
+    "init_from",
     "num_train_steps",
     "learning_rate",
     "model.pooling",
@@ -102,6 +105,11 @@ class Group:
         return self.runs[0].attention
 
     @property
+    def track(self) -> str:
+        """What it may stand in a table with: a name of `tracks.TRACKS`."""
+        return track_of(self.config, self.first["fingerprint"], self.first.get("init_from"))
+
+    @property
     def num_landmarks(self) -> int:
         return self.config["model"]["num_landmarks"]
 
@@ -111,6 +119,10 @@ class Group:
         made_by = {json.dumps([r.result["commit"], r.result.get("versions")]) for r in self.runs}
         return len(made_by) == 1 and not self.first["commit"].endswith("+changes")
 
+    def mean(self, name: str) -> float:
+        """The mean over runs of a field of their results; NaN where none has it."""
+        return statistics.fmean(self.values(name) or [math.nan])
+
     def values(self, name: str) -> list:
         """A field of every run's result, where the result has it."""
         return [run.result[name] for run in self.runs if run.result.get(name) is not None]
@@ -118,7 +130,7 @@ class Group:
     @property
     def accuracy(self) -> float:
         """Mean test accuracy over seeds, in %."""
-        return 100 * statistics.fmean(self.values("test_accuracy"))
+        return 100 * self.mean("test_accuracy")
 
     @property
     def deviation(self) -> float:

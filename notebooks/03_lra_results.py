@@ -31,6 +31,7 @@ from IPython.display import Markdown, display
 import report
 from experiment import plots
 from experiment.read_runs import read_runs
+from experiment.tracks import TRACKS
 
 RUNS = Path(os.environ.get("NOTEBOOK_RUNS", "../results"))
 found = read_runs([RUNS])
@@ -65,10 +66,15 @@ show(report.lra_table(found.groups), "")
 # %% [markdown]
 # ## Runs that don't compare with LRA
 #
-# They differ from it in data or recipe; the last column says how.
+# They differ from it in data or recipe; the last column says how. Models that were tuned, that are
+# of another size or that were pretrained have a table each.
 
 # %%
-show(report.apart_table(found.groups), "There are no such runs in the folder.")
+for track, (title, text) in TRACKS.items():
+    table, _ = report.apart_of(track, found.groups)
+    if table[1]:
+        display(Markdown(f"**{title}.** {text}"))
+        show(table, "")
 
 # %% [markdown]
 # ## Learning curves

@@ -14,7 +14,8 @@ import nystrom
 from configs import reading
 from experiment import mesh as meshes
 from experiment import training
-from experiment.model import make_model
+from experiment.model import head_of, make_model
+from experiment.objectives import make_objective
 from experiment.traffic import collective_bytes
 from nystrom.landmarks import landmark_means
 
@@ -107,7 +108,8 @@ def start(config, task, num_data, num_sequence):
     """Graph, state and batch of a step on a mesh of these sizes."""
     devices = np.array(jax.devices()[: num_data * num_sequence]).reshape(num_data, num_sequence)
     mesh = Mesh(devices, meshes.AXES)
-    graph, params = nnx.split(make_model(config.model, task, 0, meshes.sequence_axis(mesh)))
+    axis = meshes.sequence_axis(mesh)
+    graph, params = nnx.split(make_model(config.model, task, 0, axis, head_of(config)))
     state = {"params": params, "opt_state": OPTIMIZER.init(params), "step": jnp.int32(0)}
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     batch = lra_tasks.Batches(task, "train", config.batch_size, seed=0)[0]
@@ -125,6 +127,24 @@ def a_step_on_any_mesh_is_the_same():
         evaluated = training.eval_step(graph, state["params"], batch, mesh)
         seen[shape] = jax.device_get((totals, evaluated))
         assert_close(seen[shape], seen[1, 1, 1], 1e-5)
+
+
+def hidden_tokens_are_the_same_on_any_mesh():
+    config, task = small_task(dropout_rate=0.2)
+    config.objective = "masked"
+    objective = make_objective(config, task)
+    seen = []
+    for shape in ((1, 1, 1), (2, 4, 2)):
+        *sizes, parts = shape
+        mesh, graph, state, batch = start(config, task, *sizes)
+        for _ in range(2):
+            state, totals = training.train_step(
+                graph, OPTIMIZER, state, batch, KEY, parts, mesh, objective
+            )
+        evaluated = training.eval_step(graph, state["params"], batch, mesh, objective)
+        seen.append(jax.device_get((totals, evaluated)))
+    assert seen[0][0]["loss"][1] > 20
+    assert_close(*seen, 1e-5)
 
 
 def a_data_parallel_step_moves_its_gradients():

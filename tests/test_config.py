@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, self_pretraining
 from experiment import provenance
 from experiment.config_checks import check_config, suitable_accumulate_steps
 from experiment.workdir import default_workdir, differing_fields
@@ -17,6 +17,7 @@ CONFIG_FILES = sorted(path.stem for path in (ROOT / "configs").glob("lra_*.py"))
 VARIANTS = [(name, "") for name in CONFIG_FILES] + [
     ("lra_listops", "quick"),
     ("lra_listops", "tuned"),
+    *((name, variant) for name in CONFIG_FILES for variant in self_pretraining.VARIANTS),
 ]
 
 
@@ -47,6 +48,16 @@ def synthetic(config: ConfigDict) -> ConfigDict:
 
 
 @pytest.mark.parametrize("name", CONFIG_FILES)
+def test_both_phases_of_self_pretraining_have_one_model(name):
+    for first, second in (("pretrain", "finetune"), ("spt_large", "spt_large_finetune")):
+        pretrain, finetune = load(name, first), load(name, second)
+        assert pretrain.model == finetune.model and pretrain.task == finetune.task
+        assert (pretrain.objective, finetune.objective) == ("masked", "classify")
+        assert finetune.init_from == str(default_workdir(f"configs/{name}.py:{first}", {}))
+    assert load(name, "pretrain").model == load(name).model
+
+
+@pytest.mark.parametrize("name", CONFIG_FILES)
 def test_an_unknown_variant_is_refused(name):
     with pytest.raises(ValueError, match="no variant 'fast'"):
         load(name, "fast")
@@ -67,6 +78,11 @@ def test_an_unknown_variant_is_refused(name):
         ("model.pooling", "sum", "expected one of mean, max, cls, last, mean_padded"),
         ("model.pinv", "svd", "expected one of iterative, chebyshev"),
         ("warmup_steps", 5_001, "at most config.num_train_steps=5000"),
+        ("objective", "mask", "expected one of classify, masked"),
+        ("masked.share", 0.0, "more than 0 and at most 1"),
+        ("masked.share", 1.5, "more than 0 and at most 1"),
+        ("masked.random_share", 0.3, "at most 1 with config.masked.mask_share=0.8"),
+        ("masked.head", "none", "expected one of tied, own"),
         ("learning_rate", float("nan"), "expected 0 or more"),
         ("learning_rate", float("inf"), "finite"),
         ("batch_size", 0, "expected 1 or more"),

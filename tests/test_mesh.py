@@ -14,7 +14,7 @@ CHECKS = {
         "convolution_and_means_are_those_of_the_whole",
         "traffic_does_not_grow_with_the_length",
     ),
-    "steps": ("a_step_on_any_mesh_is_the_same",),
+    "steps": ("a_step_on_any_mesh_is_the_same", "hidden_tokens_are_the_same_on_any_mesh"),
     "traffic": ("a_data_parallel_step_moves_its_gradients",),
 }
 

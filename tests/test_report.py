@@ -1,5 +1,6 @@
 """report.py: what is averaged, what stands where, and what is refused and named."""
 
+import copy
 import csv
 import importlib
 import itertools
@@ -330,7 +331,7 @@ def test_csvs_have_numbers_in_columns_of_their_own(tmp_path):
         37.1,
         65.02,
     ]
-    (row,) = read("not_comparable_to_lra")
+    (row,) = read("papers_recipe_on_other_data")
     assert (row["mean"], row["steps"]) == ("40.0", "35000")
     assert row["why_not_comparable"] == apart["why_not_comparable"]
     assert [int(row["landmarks"]) for row in read("accuracy_against_landmarks")] == [32, 64]
@@ -477,3 +478,64 @@ def test_benchmark_plots_tick_the_lengths_that_were_measured(tmp_path):
         assert [text for text in shown if text] == [
             f"{length:,}" for length in sorted({int(row["length"]) for row in rows})
         ]
+
+
+APART = {"comparable_to_lra": False, "why_not_comparable": "for a reason"}
+
+
+def source_record(config, **other):
+    """What a result records of the run that it began with."""
+    config = copy.deepcopy(config)
+    config.objective = "masked"
+    config.num_train_steps = 500
+    record = {"objective": "masked", "fingerprint": "f" * 64, "config": config.to_dict()}
+    return record | other
+
+
+def test_tracks_are_never_mixed_in_a_table(tmp_path):
+    runs, steps = tmp_path / "runs", {"num_train_steps": 2_000}
+    write_run(runs, "other", 0.51, source="package", **APART)
+    write_run(runs, "tuned", 0.52, changed(**steps, model__num_landmarks=32), **APART)
+    write_run(runs, "free", 0.53, changed(**steps, model__width=128), **APART)
+    for seed in (0, 1):  # each begins with a run of its own
+        config = changed(**steps, init_from=f"runs/pretrain-{seed}")
+        made_by = source_record(changed(seed=seed))
+        write_run(runs, f"self-{seed}", 0.6, config, seed=seed, init_from=made_by, **APART)
+    config = changed(init_from="runs/else")
+    foreign = source_record(changed(), fingerprint="0" * 64)
+    write_run(runs, "else", 0.54, config, init_from=foreign, **APART)
+    write_run(
+        runs, "labels", 0.55, config, init_from=source_record(config, objective="classify"), **APART
+    )
+    write_run(runs, "lost", 0.56, changed(init_from="runs/lost"), **APART)
+    config = changed(objective="masked", masked__share=0.3)
+    hidden = {"test_loss": 2.5, "test_bits_per_token": 3.6067}
+    write_run(runs, "hidden", 0.57, config, reports=[(500, 0.2)], **hidden, **APART)
+    config = changed(objective="masked", model__num_landmarks=32)
+    write_run(runs, "few", 0.58, config, **hidden, **APART)
+    tables = {
+        name: {row.get("mean", row.get("accuracy")) for row in data_of(runs, tmp_path, file)}
+        for name, file in (
+            ("recipe", "papers_recipe_on_other_data"),
+            ("tuned", "tuned_at_the_same_size"),
+            ("free", "free_size"),
+            ("self-pretrained", "self-pretrained"),
+            ("pretrained", "begun_with_another_runs_encoder"),
+            ("masked", "hidden_tokens"),
+        )
+    }
+    assert tables == {
+        "recipe": {"51.0"},
+        "tuned": {"52.0"},
+        "free": {"53.0"},
+        "self-pretrained": {"60.0"},
+        "pretrained": {"54.0", "55.0", "56.0"},
+        "masked": {"57.0", "58.0"},
+    }
+    text = (tmp_path / "report.md").read_text()
+    assert "60.00 ± 0.00 (2)" in text and "2.5000 | 3.6067 | 57.00 (1) | 30%" in text
+    sections = {part.splitlines()[0]: part for part in text.split("\n## ")}
+    assert "Hidden tokens" in sections and "Accuracy against landmarks" not in sections
+    figure = plot_curves(read_runs([runs]).groups)
+    (axes,) = [axes for axes in figure.axes if axes.lines]
+    assert "hidden tokens" in axes.get_title() and len(axes.lines) == 1  # and no chance

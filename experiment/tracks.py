@@ -1,0 +1,96 @@
+"""The kinds of results that are never mixed in a table, by how a run departs from the paper's."""
+
+import functools
+
+from configs import reading
+from experiment.workdir import differing_fields, recorded
+
+# Name -> (title, what belongs there), in the order of reports.
+TRACKS = {
+    "recipe": (
+        "Paper's recipe on other data",
+        "The recipe of the paper, but not LRA's data: each row says how they differ.",
+    ),
+    "tuned": (
+        "Tuned at the same size",
+        "Models of the paper's size trained on labels alone, by another recipe.",
+    ),
+    "free": ("Free size", "Models of another size, trained on labels alone."),
+    "self-pretrained": (
+        "Self-pretrained",
+        "Begun with an encoder that was trained to guess hidden tokens of the same data.",
+    ),
+    "pretrained": (
+        "Begun with another run's encoder",
+        "Begun with an encoder that saw labels or other data, or of which no record is left.",
+    ),
+    "masked": (
+        "Hidden tokens",
+        "Test loss, bits and accuracy of guessing hidden tokens: no score of the task.",
+    ),
+}
+
+# Fields in which runs of one recipe differ: what is compared, where things lie, how they are cut.
+FREE_FIELDS = (
+    "name",
+    "seed",
+    "eval_every",
+    "log_every",
+    "checkpoint_every",
+    "accumulate_steps",
+    "mesh.data",
+    "mesh.sequence",
+    "model.attention",
+    "model.num_landmarks",
+    "model.remat",
+    "num_workers",
+    "task.source",
+    "task.data_dir",
+    "task.data_seed",
+    "task.bucket_boundaries",
+    "task.padded_length",
+    "cache_dir",
+)
+SIZE_FIELDS = (
+    "model.num_layers",
+    "model.width",
+    "model.num_heads",
+    "model.mlp_width",
+    "model.head_width",
+)
+
+
+def track_of(config: dict, fingerprint: str = "", source: dict | None = None) -> str:
+    """The track, of TRACKS, of a run.
+
+    Args:
+      config: all its fields, as recorded.
+      fingerprint: of its data.
+      source: what its result records of the run that it began with, if it did.
+    """
+    if config["objective"] == "masked":
+        return "masked"
+    if config["init_from"]:
+        same = source and source.get("objective") == "masked"
+        same = same and source.get("fingerprint") == fingerprint
+        return "self-pretrained" if same else "pretrained"
+    changed = [f for f in changed_fields(config) if not f.startswith(("task.", "masked."))]
+    if any(field in SIZE_FIELDS for field in changed):
+        return "free"
+    return "tuned" if changed else "recipe"
+
+
+def changed_fields(config: dict, recipe: dict | None = None) -> dict[str, tuple]:
+    """Fields that depart from a recipe, None: that of configs/lra_<task>.py -> (recipe's, new).
+
+    The name, which attention, its number of landmarks, the seed and what can't change a result are
+    free.
+    """
+    different = differing_fields(recipe or lra_recipe(config["task"]["name"]), config)
+    return {name: values for name, values in different.items() if name not in FREE_FIELDS}
+
+
+@functools.cache
+def lra_recipe(task: str) -> dict:
+    """The fields of configs/lra_<task>.py without a variant, as recorded."""
+    return recorded(reading.load_recipe(reading.lra_file(task)))
