@@ -192,13 +192,14 @@ def apart_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
 
 def masked_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     """The results on hidden tokens."""
-    header = ["task", "attention", "loss (nats)", "bits a token", "accuracy", "hidden", "steps",
-              "data"]  # fmt: skip
+    header = ["task", "attention", "loss (nats)", "by frequencies alone", "bits a token",
+              "accuracy", "hidden", "steps", "data"]  # fmt: skip
     return header, [
         [
             TITLES[group.task],
             group.label,
             f"{group.mean('test_loss'):.4f}",
+            f"{group.mean('unigram_nats'):.4f}",
             f"{group.mean('test_bits_per_token'):.4f}",
             accuracy(group),
             f"{group.config['masked']['share']:.0%}",

@@ -29,7 +29,7 @@ from experiment.checkpoints import NOT_EVALUATED, Checkpoints
 from experiment.config_checks import CHOICES, check_config, choose_accumulate_steps
 from experiment.mesh import make_mesh, put_batch, sequence_axis
 from experiment.model import head_of, make_model
-from experiment.objectives import checkpoint_score, make_objective
+from experiment.objectives import checkpoint_score, make_objective, unigram_nats
 from experiment.pretrained import source_problems, start_from
 from experiment.profiling import Profiler, parse_steps
 from experiment.signals import StopSignals, exit_status
@@ -222,6 +222,7 @@ def train(
     return {
         **{f"test_{name}": value for name, value in metrics.without_speed(tested).items()},
         **{f"validation_{name}": value for name, value in validated.items()},
+        **({"unigram_nats": unigram_nats(batches, test)} if config.objective == "masked" else {}),
         **({"init_from": progress["init_from"]} if config.init_from else {}),
         "best_step": best_step,
         "num_train_steps": config.num_train_steps,
@@ -304,7 +305,8 @@ def show_result(result: dict, path: Path) -> None:
     """The end of a run in one line."""
     what = f"test accuracy {result['test_accuracy']:.2%}"
     if "test_bits_per_token" in result:
-        what = f"test loss {result['test_loss']:.4f} nats a hidden token, {what[5:]} of them"
+        known = f"by frequencies alone {result['unigram_nats']:.4f}"
+        what = f"test loss {result['test_loss']:.4f} nats a hidden token ({known}), {what[5:]}"
     print(f"{what}, result in {path}")
 
 

@@ -46,6 +46,15 @@ def checkpoint_score(objective: str, values: dict[str, float]) -> float:
     return values["accuracy"] if objective == "classify" else math.exp(-values["loss"])
 
 
+def unigram_nats(train: lra_tasks.Batches, test: lra_tasks.Batches) -> float:
+    """Loss on test's tokens of who knows nothing but how often each stands in train's.
+
+    Each is counted once more than it is there, lest one that only test has cost infinitely much.
+    """
+    known, asked = train.token_counts() + 1, test.token_counts()
+    return float(-(asked * np.log(known / known.sum())).sum() / asked.sum())
+
+
 def classify(model, batch, key=None, copies=1):
     """Loss (nats) and accuracy of a batch's labels; examples of weight 0 are out."""
     logits = model(batch["inputs"], batch["mask"], key)

@@ -30,6 +30,7 @@ OPTIONAL = {
     "peak_memory_of": str,
     "test_loss": float,
     "test_bits_per_token": float,
+    "unigram_nats": float,
     "init_from": dict,
 }
 

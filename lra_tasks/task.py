@@ -157,6 +157,16 @@ class Batches:
         weight = (np.arange(self.batch_size) < len(chosen)).astype(np.float32)
         return {"inputs": inputs, "mask": mask, "label": label, "weight": weight}
 
+    def token_counts(self) -> np.ndarray:
+        """How often each token id is in the split, int64 [vocab_size]; padding is not counted."""
+        size = int(self.split.lengths.sum(dtype=np.int64))
+        counts = np.zeros(self.task.vocab_size, np.int64)
+        for start in range(0, size, 1 << 24):  # NumPy counts on a copy eight times as large
+            part = self._packed.tokens[start : min(start + (1 << 24), size)]
+            found = np.bincount(part)
+            counts[self.task.id_offset :][: len(found)] += found
+        return counts
+
     @functools.cached_property
     def _packed(self) -> Packed:
         task = self.task

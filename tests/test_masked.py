@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import lra_tasks
+from configs import lra_retrieval
 from experiment import evaluate, training
 from experiment.load import load_run
 from experiment.model import head_of, make_model
@@ -149,7 +150,15 @@ def test_a_masked_run_reports_nats_bits_and_accuracy_and_keeps_the_least_loss(pr
     assert result["comparable_to_lra"] is False
     assert "objective='masked' (recipe 'classify')" in result["why_not_comparable"]
     show_result(result, workdir / "result.json")
-    assert "nats a hidden token" in capsys.readouterr().out
+    assert "nats a hidden token (by frequencies alone" in capsys.readouterr().out
+    texts = {name: [] for name in ("train", "test")}
+    for name, bytes_of in texts.items():
+        split = load_run(workdir).task.splits[name]
+        for example in split.examples.__getitems__(range(len(split.lengths))):
+            bytes_of.extend(example["inputs"].tolist())
+    share = {b: (texts["train"].count(b) + 1) / (len(texts["train"]) + 257) for b in range(256)}
+    expected = -np.mean([math.log(share[b]) for b in texts["test"]])
+    assert result["unigram_nats"] == pytest.approx(expected)
     assert evaluate.main([f"--workdir={workdir}"]) == 0
     assert f"loss {result['test_loss']:.4f}" in capsys.readouterr().out
     assert evaluate.main([f"--workdir={workdir}", "--text=a film"]) == 1
@@ -242,3 +251,16 @@ def test_a_source_that_is_none_is_refused_before_anything_is_touched(tmp_path, r
     failed = run_train("--config=configs/lra_text.py:finetune", f"--workdir={workdir}", check=False)
     assert failed.returncode == 1 and not workdir.exists()
     assert "config.init_from='runs/lra_text-pretrain': no such folder" in failed.stderr
+
+
+def test_the_published_sizes_run_in_both_phases(tmp_path):
+    tiny = {"batch_size": 4, "num_train_steps": 2, "warmup_steps": 1, "eval_every": 2}
+    tiny |= {f"task.num_{split}": 4 for split in ("train", "validation", "test")}
+    tiny |= SHORT | {"task.source": "synthetic", "task.bucket_boundaries": ()}
+    for variant in ("spt_large", "spt_large_finetune"):
+        config = lra_retrieval.get_config(variant)
+        config.update_from_flattened_dict(tiny)
+        config.init_from = config.init_from and str(tmp_path / "spt_large" / "run")
+        _, result = run(config, tmp_path / variant)
+        assert result["num_parameters"] > 500_000
+    assert result["init_from"]["num_train_steps"] == 2 and np.isfinite(result["test_loss"])

@@ -509,7 +509,7 @@ def test_tracks_are_never_mixed_in_a_table(tmp_path):
     )
     write_run(runs, "lost", 0.56, changed(init_from="runs/lost"), **APART)
     config = changed(objective="masked", masked__share=0.3)
-    hidden = {"test_loss": 2.5, "test_bits_per_token": 3.6067}
+    hidden = {"test_loss": 2.5, "test_bits_per_token": 3.6067, "unigram_nats": 3.1}
     write_run(runs, "hidden", 0.57, config, reports=[(500, 0.2)], **hidden, **APART)
     config = changed(objective="masked", model__num_landmarks=32)
     write_run(runs, "few", 0.58, config, **hidden, **APART)
@@ -533,7 +533,7 @@ def test_tracks_are_never_mixed_in_a_table(tmp_path):
         "masked": {"57.0", "58.0"},
     }
     text = (tmp_path / "report.md").read_text()
-    assert "60.00 ± 0.00 (2)" in text and "2.5000 | 3.6067 | 57.00 (1) | 30%" in text
+    assert "60.00 ± 0.00 (2)" in text and "2.5000 | 3.1000 | 3.6067 | 57.00 (1) | 30%" in text
     sections = {part.splitlines()[0]: part for part in text.split("\n## ")}
     assert "Hidden tokens" in sections and "Accuracy against landmarks" not in sections
     figure = plot_curves(read_runs([runs]).groups)
