@@ -29,7 +29,6 @@ import tqdm
 
 from experiment.config_checks import check_config
 from experiment.grid import GridError, Run, make_runs
-from experiment.pretrained import source_problems
 from experiment.signals import STOPPED, StopSignals, exit_status
 from experiment.workdir import WorkdirError, check_same_config, read_result
 
@@ -80,7 +79,11 @@ def find_problems(runs: list[Run]) -> list[str]:
     num_devices = ask_devices()
     problems = {}  # problem -> the first run that has it, and how many have
     for run in runs:
-        found = check_config(run.config, num_devices) + source_problems(run.config, run.workdir)
+        found = check_config(run.config, num_devices)
+        if run.config.init_from:
+            from experiment.pretrained import source_problems  # takes seconds, for orbax
+
+            found += source_problems(run.config, run.workdir)
         if (run.workdir / "config.json").exists():
             try:
                 check_same_config(run.workdir, run.config)

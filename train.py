@@ -303,11 +303,7 @@ def main(_):
 
 def show_result(result: dict, path: Path) -> None:
     """The end of a run in one line."""
-    what = f"test accuracy {result['test_accuracy']:.2%}"
-    if "test_bits_per_token" in result:
-        known = f"by frequencies alone {result['unigram_nats']:.4f}"
-        what = f"test loss {result['test_loss']:.4f} nats a hidden token ({known}), {what[5:]}"
-    print(f"{what}, result in {path}")
+    print(f"{metrics.result_line(result)}, result in {path}")
 
 
 def leave(signal_name: str):

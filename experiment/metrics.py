@@ -187,6 +187,7 @@ class Silence:
 SHORT_NAMES = {
     "loss": "loss {:.4g}",
     "accuracy": "accuracy {:.4g}",
+    "bits_per_token": "{:.4g} bits a token",
     "learning_rate": "lr {:.3g}",
     "examples_per_second": "{:,.4g} examples/s",
 }
@@ -202,6 +203,15 @@ def report_line(step, num_steps, split, values, left="", width=None) -> str:
         part = f"  {form.format(values[name])}" if name in values else ""
         line += part if len(line + part) <= width else ""
     return line
+
+
+def result_line(result: dict) -> str:
+    """The scores of a result: of labels, or of hidden tokens."""
+    accuracy = f"accuracy {result['test_accuracy']:.2%}"
+    if "unigram_nats" not in result:
+        return f"test {accuracy}"
+    known = f"by frequencies alone {result['unigram_nats']:.4f}"
+    return f"test loss {result['test_loss']:.4f} nats a hidden token ({known}), {accuracy}"
 
 
 def _terminal_width():

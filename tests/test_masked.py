@@ -11,7 +11,7 @@ from flax import nnx
 
 import lra_tasks
 from configs import lra_retrieval
-from experiment import evaluate, training
+from experiment import evaluate, metrics, training
 from experiment.load import load_run
 from experiment.model import head_of, make_model
 from experiment.objectives import Masked, checkpoint_score, content_keys, make_objective
@@ -19,7 +19,7 @@ from experiment.pretrained import source_problems, start_from, weights_by_name
 from experiment.workdir import WorkdirError, record_config
 from tests.test_resume import PowerCutError, cut_off
 from tests.test_tasks_train import run, small
-from train import show_result, train
+from train import train
 
 BYTES = Masked(0.15, 0.8, 0.1, first_id=1, vocab_size=257, mask_id=257)
 hide = jax.jit(BYTES.hide)
@@ -149,8 +149,7 @@ def test_a_masked_run_reports_nats_bits_and_accuracy_and_keeps_the_least_loss(pr
     assert result["best_step"] < 6 and 0 <= result["test_accuracy"] < 0.5
     assert result["comparable_to_lra"] is False
     assert "objective='masked' (recipe 'classify')" in result["why_not_comparable"]
-    show_result(result, workdir / "result.json")
-    assert "nats a hidden token (by frequencies alone" in capsys.readouterr().out
+    assert "nats a hidden token (by frequencies alone" in metrics.result_line(result)
     texts = {name: [] for name in ("train", "test")}
     for name, bytes_of in texts.items():
         split = load_run(workdir).task.splits[name]
