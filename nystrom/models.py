@@ -124,8 +124,9 @@ class TokenPredictor(nnx.Module):
         hidden = self.encoder(tokens, mask, dropout_key)
         places = places if self.cls_token is None else places + 1
         x = jnp.take_along_axis(hidden, places[..., None], axis=-2)
-        if self.bias is None:
+        if self.logits is not None:
             return self.logits(x).astype(jnp.float32)
+        assert self.bias is not None  # there is the one or the other
         table = self.encoder.token_embed.embedding[...][: self.vocab_size].astype(x.dtype)
         return (x @ table.T).astype(jnp.float32) + self.bias[...]
 
