@@ -321,7 +321,7 @@ class Encoder(nnx.Module):
 
 
 def real_ranks(
-    mask: Bool[Array, "*B N"] | None, shape: tuple[int, ...], axis_name: str | None = None
+    mask: Bool[Array, "*B N"] | None, shape: tuple[Any, ...], axis_name: str | None = None
 ) -> Int[Array, "*B N"]:
     """The position of every token among the real ones; padding has that of the last before it."""
     mask = jnp.ones(shape, bool) if mask is None else mask

@@ -1,6 +1,7 @@
 """The encoder's layers: dense, GELU, LayerNorm, positions and dropout."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,7 @@ def dropout(
     return jnp.where(keep, x * (1 / (1 - rate)), jnp.zeros((), x.dtype))
 
 
-def hash_bits(key: Array, shape: tuple[int, ...], first: int | Array = 0) -> Array:
+def hash_bits(key: Array, shape: tuple[Any, ...], first: int | Array = 0) -> Array:
     """Random-looking uint32 of the given shape: index and key through two rounds of a mixer.
 
     `first` is the position at which the last axis but one begins; leading axes that keys have are

@@ -1,5 +1,7 @@
 """Heads on the encoder: classes of one document or of two, and tokens that were hidden."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -131,7 +133,7 @@ class TokenPredictor(nnx.Module):
         return (x @ table.T).astype(jnp.float32) + self.bias[...]
 
 
-def document_keys(key: Array | None, shape: tuple[int, ...]) -> Array | None:
+def document_keys(key: Array | None, shape: tuple[Any, ...]) -> Array | None:
     """Of a key an example one for each of its documents, `shape`; a single key or None as it is."""
     if key is None or key.ndim in (0, len(shape)):
         return key
