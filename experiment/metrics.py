@@ -166,17 +166,25 @@ class Reporter:
 
 
 class Silence:
-    """What an evaluation asks of a Reporter, where nothing is reported."""
+    """A Reporter that writes and says nothing: of all processes but the first, say."""
+
+    compile_seconds = wait_seconds = 0.0
 
     def __init__(self):
         self.start_time = time.monotonic()
 
-    def doing(self, text: str) -> None:
-        """Says nothing."""
-
     def compiling(self, what: str, batch: dict):
         """Entered for a call on a batch."""
         return contextlib.nullcontext()
+
+    def waiting(self, batches):
+        """The batches."""
+        return batches
+
+    def _nothing(self, *_):
+        """Says nothing."""
+
+    report = progress = doing = say = close = _nothing
 
     def seconds(self) -> float:
         """Since the start."""
