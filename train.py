@@ -30,6 +30,7 @@ from experiment.model import head_of, make_model
 from experiment.objectives import checkpoint_score, make_objective, unigram_nats
 from experiment.pretrained import source_problems, start_from
 from experiment.profiling import Profiler, parse_steps
+from experiment.shared_checkpoints import open_checkpoints
 from experiment.signals import StopSignals, exit_status
 from experiment.training import (
     STEPS_AHEAD,
@@ -105,7 +106,7 @@ def train(
     def batches_of(split, size, seed=None):
         return lra_tasks.Batches(task, split, size, seed, own_rows(mesh, size))
 
-    checkpoints = processes.open_checkpoints(workdir / "checkpoints")
+    checkpoints = open_checkpoints(workdir / "checkpoints")
     # Kept in checkpoints, for reports after a restart to be those of a run that never stopped.
     progress = {"fingerprint": task.fingerprint, "seconds": 0.0, "since_report": {}}
     progress |= {"step_seconds": 0.0, "wait_seconds": 0.0, "compile_seconds": 0.0}
@@ -170,11 +171,12 @@ def train(
         ahead = lra_tasks.prefetch(batches, start_step, config.num_train_steps, config.num_workers)
         for step, batch in log.waiting(ahead):
             batch = votes.cast(batch, stop_signals.received)
-            with log.compiling("training", batch), profiler.step(step):
+            with log.compiling("training", batch) as is_new, profiler.step(step):
                 batch = put_batch(mesh, batch)
-                state, totals = train_step(
-                    graph, optimizer, state, batch, dropout_key, parts, mesh, objective
-                )
+                given = graph, optimizer, state, batch, dropout_key, parts, mesh, objective
+                if is_new:
+                    processes.compile_together(train_step, *given)
+                state, totals = train_step(*given)
             step += 1  # steps taken so far
             stop = votes.count(totals, stop_signals.received)
             waiting.append((step, totals))

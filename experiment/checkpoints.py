@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from experiment.quiet import orbax_quiet
 from lra_tasks import progress as terminal
 
-# Of many processes the first alone reads and writes: see processes.py.
+# Of many processes the first alone reads and writes: see shared_checkpoints.py.
 ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
 NOT_EVALUATED = -1.0  # accuracy of a checkpoint saved between evaluations: never the best
 

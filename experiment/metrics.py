@@ -101,17 +101,20 @@ class Reporter:
 
     @contextlib.contextmanager
     def compiling(self, what: str, batch: dict):
-        """Entered for a call on a batch: the first of a shape compiles, which is said and timed."""
+        """Entered for a call on a batch: the first of a shape compiles, which is said and timed.
+
+        Yields whether it is the first.
+        """
         shape = batch["inputs"].shape
         if (what, shape) in self.compiled:
-            yield
+            yield False
             return
         text = f"compiling for length {shape[-1]:,} ({what})"
         if self.bar.disable:
             self.say(f"{text} ...")
         self.bar.set_description_str(f"step {self.step:,}/{self.num_steps:,}  {text} ...")
         start = time.monotonic()
-        yield
+        yield True
         seconds = time.monotonic() - start
         self.compile_seconds += seconds
         self.compiled.add((what, shape))
@@ -172,10 +175,14 @@ class Silence:
 
     def __init__(self):
         self.start_time = time.monotonic()
+        self.compiled = set()
 
+    @contextlib.contextmanager
     def compiling(self, what: str, batch: dict):
-        """Entered for a call on a batch."""
-        return contextlib.nullcontext()
+        """Entered for a call on a batch; yields whether it is the first of a shape."""
+        shape = batch["inputs"].shape
+        yield (what, shape) not in self.compiled
+        self.compiled.add((what, shape))
 
     def waiting(self, batches):
         """The batches."""

@@ -19,7 +19,6 @@ from jax._src import distributed  # for its client, which jax.distributed doesn'
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from experiment.checkpoints import NOT_EVALUATED, Checkpoints
 from experiment.mesh import put_whole
 from experiment.workdir import differing_fields
 
@@ -142,6 +141,16 @@ def check_same(fields: dict) -> None:
     together(check)
 
 
+def compile_together(step: Callable, *arguments) -> None:
+    """Compiles a jitted step, ahead of its first call, in all processes before any goes on.
+
+    They may take very different times, one of them from its cache, and gloo waits half a minute.
+    """
+    if jax.process_count() > 1:
+        step.lower(*arguments).compile()  # the call that follows finds it
+        together(lambda: None)
+
+
 def end_alone(error: Exception):
     """Ends this process where a collective failed: as a rule, another process is gone."""
     reason = str(error).strip().splitlines()[0][:200]
@@ -183,56 +192,6 @@ class Votes:
         return STOPS[2 if of_sigterm else 1 if of_any else 0]
 
 
-class SharedCheckpoints:
-    """Checkpoints for a run of several processes: the first writes and reads them for all.
-
-    Every device has the whole state, so nothing is gained by writing from many; the others need not
-    see the folder, and fail as the first does. Arguments, results and errors are Checkpoints'.
-    """
-
-    def __init__(self, directory):
-        owns = []
-        self.latest = first(lambda: owns.append(Checkpoints(directory)) or owns[0].latest_step())
-        self.own = owns[0] if owns else None
-
-    def save(self, step: int, state, progress: dict, accuracy: float = NOT_EVALUATED) -> None:
-        first(lambda: self.own.save(step, _on_host(state), progress, accuracy))
-        self.latest = step
-
-    def latest_step(self) -> int | None:
-        return self.latest
-
-    def best(self) -> tuple[int, float]:
-        return first(lambda: self.own.best())
-
-    def resume(self, like) -> tuple[int, dict, dict] | None:
-        def read():
-            step, state, progress = self.own.resume(_on_host(like)) or (None, None, None)
-            return state, (step, progress)
-
-        state, (step, progress) = arrays_of_first(read, _mesh_of(like), like)
-        self.latest = self.latest if step is None else step
-        return None if step is None else (step, state, progress)
-
-    def restore(self, step: int, like) -> tuple[dict, dict]:
-        def read():
-            return self.own.restore(step, _on_host(like))
-
-        return arrays_of_first(read, _mesh_of(like), like)
-
-    def wait(self) -> None:
-        first(lambda: self.own.wait())
-
-    def close(self) -> None:
-        if self.own:
-            self.own.close()
-
-
-def open_checkpoints(directory):
-    """The run's checkpoints, for however many processes there are."""
-    return Checkpoints(directory) if jax.process_count() == 1 else SharedCheckpoints(directory)
-
-
 def _number(name):
     text = os.environ.get(name)
     if text is None:
@@ -269,14 +228,6 @@ def _hear(key):
     if "problem" in told:
         raise ProcessError(told["problem"])
     return told["value"]
-
-
-def _mesh_of(state):
-    return jax.tree.leaves(state)[0].sharding.mesh
-
-
-def _on_host(state):
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), state)
 
 
 def _broadcast(tree, like):

@@ -12,6 +12,7 @@ import lra_tasks
 from experiment import metrics
 from experiment.mesh import over_mesh, put_batch, vary
 from experiment.objectives import classify
+from experiment.processes import compile_together
 
 STEPS_AHEAD = 2  # steps handed to the device before an earlier one is waited for
 
@@ -158,8 +159,10 @@ def evaluate(
     ahead = STEPS_AHEAD if alone else 0
     parts = []
     for _, batch in lra_tasks.prefetch(batches, 0, len(batches), num_workers):
-        with log.compiling("evaluation", batch):
+        with log.compiling("evaluation", batch) as is_new:
             batch = batch if mesh is None else put_batch(mesh, batch)
+            if is_new:
+                compile_together(eval_step, graph, params, batch, mesh, objective)
             parts.append(eval_step(graph, params, batch, mesh, objective))
         jax.block_until_ready(parts[-1 - ahead :][0])
     total = functools.reduce(metrics.merge, jax.device_get(parts), {})

@@ -28,7 +28,7 @@ FIELDS = {
     "eval_every": 20,
     "log_every": 1,
     "checkpoint_every": 1,
-    "model.conv_kernel_size": 0,
+    "model.attention": "none",
 }
 ARGUMENTS = (*SMALL_ONE_LENGTH, *(f"--config.{name}={value}" for name, value in FIELDS.items()))
 PATIENCE = 60  # seconds in which a run that is to end does
