@@ -9,29 +9,28 @@ checkpoint is, to the same bits as if it had never stopped.
 
 import contextlib
 import math
-import os
 import shlex
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
 import lra_tasks
-from configs import base, reading
-from experiment import metrics, provenance
-from experiment.checkpoints import NOT_EVALUATED, Checkpoints
-from experiment.config_checks import CHOICES, check_config, choose_accumulate_steps
-from experiment.mesh import make_mesh, put_batch, sequence_axis
+from configs import reading
+from experiment import metrics, processes, provenance
+from experiment.checkpoints import NOT_EVALUATED
+from experiment.command_line import fail, parse_flags
+from experiment.config_checks import check_config, choose_accumulate_steps
+from experiment.mesh import make_mesh, own_rows, put_batch, put_whole, sequence_axis
 from experiment.model import head_of, make_model
 from experiment.objectives import checkpoint_score, make_objective, unigram_nats
 from experiment.pretrained import source_problems, start_from
 from experiment.profiling import Profiler, parse_steps
+from experiment.shared_checkpoints import open_checkpoints
 from experiment.signals import StopSignals, exit_status
 from experiment.training import (
     STEPS_AHEAD,
@@ -48,32 +47,17 @@ from experiment.workdir import (
     default_workdir,
     read_result,
     record_config,
+    recorded,
     recorded_accumulate_steps,
+    write_result,
 )
 from lra_tasks.progress import plain_warnings
-
-HELP = """usage: python train.py --config=FILE[:VARIANT] [--config.FIELD=VALUE ...]
-                       [--workdir=DIR]
-
-Trains and evaluates a model on a task of the Long Range Arena. The same
-command again goes on with a run that was stopped.
-
-  --config=FILE[:VARIANT]  any Python file with a get_config(). There are:
-{files}
-  --config.FIELD=VALUE     another value of a field, e.g. --config.seed=1 or
-                           --config.model.attention=softmax
-  --workdir=DIR            the run's folder, else runs/<config>,<overrides>
-  --profile=START:STOP     a trace of the steps after START up to STOP, in the
-                           run's folder, for tensorboard --logdir=DIR or xprof
-  --help_config            every field: what it is, and its value in the config
-                           given, else the default
-  --helpfull               the libraries' flags too
-"""
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config, configs/lra_<task>.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; the default is in runs/.")
 PROFILE = flags.DEFINE_string("profile", None, "START:STOP: a trace of the steps between.")
+DISTRIBUTED = flags.DEFINE_boolean("distributed", None, "One of several processes of a run.")
 
 
 class Stop(Exception):
@@ -89,11 +73,16 @@ class Stopped(Exception):
 
 
 def train(
-    config, workdir: str | Path, task: lra_tasks.Task, profile: tuple[int, int] = (0, 0)
+    config,
+    workdir: str | Path,
+    task: lra_tasks.Task,
+    profile: tuple[int, int] = (0, 0),
+    signals: StopSignals | None = None,
 ) -> dict:
     """Trains to the end and returns the result; the steps that `profile` is between are traced.
 
-    Signals are heeded in the main thread alone.
+    Signals are heeded in the main thread alone; `signals` has those that came before. In a run of
+    several processes (jax.distributed) all call this; the first writes into the workdir.
 
     Raises:
       ValueError: the config can't be run, the workdir is another run's, or no checkpoint is whole.
@@ -104,19 +93,20 @@ def train(
     problems = check_config(config, jax.device_count())
     if problems:
         raise ValueError("The config can't be run:\n" + "\n".join(problems))
-    record_config(workdir, config)
+    processes.first(lambda: record_config(workdir, config))
     mesh = make_mesh(config)
     model = make_model(config.model, task, config.seed, sequence_axis(mesh), head_of(config))
     objective = make_objective(config, task)
     graph, params = nnx.split(model)
     learning_rate = make_schedule(config)
     optimizer = make_optimizer(config)
-    on_all = NamedSharding(mesh, PartitionSpec())
-    state = jax.device_put(initial_state(optimizer, params), on_all)
+    state = put_whole(mesh, initial_state(optimizer, params))
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
-    batches = lra_tasks.Batches(task, "train", config.batch_size, seed=config.seed)
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    def batches_of(split, size, seed=None):
+        return lra_tasks.Batches(task, split, size, seed, own_rows(mesh, size))
+
+    checkpoints = open_checkpoints(workdir / "checkpoints")
     # Kept in checkpoints, for reports after a restart to be those of a run that never stopped.
     progress = {"fingerprint": task.fingerprint, "seconds": 0.0, "since_report": {}}
     progress |= {"step_seconds": 0.0, "wait_seconds": 0.0, "compile_seconds": 0.0}
@@ -131,17 +121,21 @@ def train(
                 "choose another --workdir"
             )
     elif config.init_from:
-        params, progress["init_from"] = start_from(config, task, params)
-        state["params"] = jax.device_put(params, on_all)
+        state["params"], progress["init_from"] = processes.arrays_of_first(
+            lambda: start_from(config, task, params), mesh, params
+        )
     parts = choose_accumulate_steps(
         config,
         mesh.shape["data"],
         jax.default_backend(),
-        progress.get("accumulate_steps", recorded_accumulate_steps(workdir)),
+        progress.get("accumulate_steps")
+        or processes.first(lambda: recorded_accumulate_steps(workdir)),
     )
     progress["accumulate_steps"] = parts
-    validation = lra_tasks.Batches(task, "validation", config.batch_size // parts)
-    test = lra_tasks.Batches(task, "test", config.batch_size // parts)
+    batches = batches_of("train", config.batch_size, config.seed)
+    validation = batches_of("validation", config.batch_size // parts)
+    test = batches_of("test", config.batch_size // parts)
+    votes = processes.Votes(STEPS_AHEAD)
     clock = time.monotonic() - progress["seconds"]
     compiled = progress["compile_seconds"]
     waiting = []  # (step, metrics) still on the device
@@ -162,21 +156,29 @@ def train(
     def evaluated(params, batches):
         return evaluate(graph, params, batches, log, mesh, config.num_workers, objective)
 
+    def open_log():
+        if not processes.is_first():
+            return metrics.Silence()
+        return metrics.Reporter(workdir, start_step, config.num_train_steps)
+
     with (
         contextlib.closing(checkpoints),
-        contextlib.closing(metrics.Reporter(workdir, start_step, config.num_train_steps)) as log,
+        contextlib.closing(open_log()) as log,
         contextlib.closing(Profiler(workdir, profile, log.say)) as profiler,
-        StopSignals() as stop_signals,
+        StopSignals(signals) as stop_signals,
     ):
         report_step, report_time = start_step, log.seconds()
         ahead = lra_tasks.prefetch(batches, start_step, config.num_train_steps, config.num_workers)
         for step, batch in log.waiting(ahead):
-            with log.compiling("training", batch), profiler.step(step):
+            batch = votes.cast(batch, stop_signals.received)
+            with log.compiling("training", batch) as is_new, profiler.step(step):
                 batch = put_batch(mesh, batch)
-                state, totals = train_step(
-                    graph, optimizer, state, batch, dropout_key, parts, mesh, objective
-                )
+                given = graph, optimizer, state, batch, dropout_key, parts, mesh, objective
+                if is_new:
+                    processes.compile_together(train_step, *given)
+                state, totals = train_step(*given)
             step += 1  # steps taken so far
+            stop = votes.count(totals, stop_signals.received)
             waiting.append((step, totals))
             profiler.taken(step, totals)
             # The device is kept busy, but no further ahead of what is shown and saved.
@@ -205,12 +207,13 @@ def train(
                 progress["validation"] = metrics.without_speed(values)
                 save(step, checkpoint_score(config.objective, values))
                 report_time = log.seconds()
-            elif stop_signals.received or step % (config.checkpoint_every or math.inf) == 0:
+            elif stop or step % (config.checkpoint_every or math.inf) == 0:
                 collect()
                 save(step)
-            if stop_signals.received and step < config.num_train_steps:
-                log.say(f"{stop_signals.received}: stopped at step {step}, which is saved")
-                raise Stopped(stop_signals.received)
+            if stop and step < config.num_train_steps:
+                checkpoints.wait()
+                log.say(f"{stop}: stopped at step {step}, which is saved")
+                raise Stopped(stop)
 
         best_step, best_score = checkpoints.best()
         best_state, then = checkpoints.restore(best_step, state)
@@ -230,91 +233,90 @@ def train(
         "wall_seconds": time.monotonic() - clock,
         "compile_seconds": compiled + log.compile_seconds,
         "data_wait_share": progress["wait_seconds"] / (progress["step_seconds"] or 1),
-        "examples_per_second": metrics.median_rate(workdir / "metrics.jsonl"),
+        "examples_per_second": processes.first(
+            lambda: metrics.median_rate(workdir / "metrics.jsonl")
+        ),
         "num_parameters": sum(p.size for p in jax.tree.leaves(params)),
     }
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line, with help and errors that are ours; returns what is no flag."""
-    given = set(argv[1:])
-    try:
-        if given & {"--help", "-help", "-h", "--helpshort"}:
-            print(HELP.format(files=textwrap.indent(reading.list_files(), "    ")), end="")
-            sys.exit(0)
-        if given & {"--help_config", "-help_config"}:
-            config = reading.last_config(argv) or base.get_config()
-            print(reading.explain_fields(config, CHOICES))
-            sys.exit(0)
-        if "--helpfull" in given:
-            return FLAGS(argv)
-        rest = reading.parse(argv, FLAGS)
-        if rest[1:]:
-            surplus = " ".join(rest[1:])
-            raise reading.ArgumentError(f"unexpected {surplus}; overrides are --config.field=value")
-    except reading.ArgumentError as error:
-        fail(str(error))
-    return rest
 
 
 def main(_):
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax says much
-    config = CONFIG.value
-    problems = check_config(config, jax.device_count())
-    holder = FLAGS["config"]
-    workdir = Path(WORKDIR.value or default_workdir(holder.config_filename, holder.override_values))
-    problems += source_problems(config, workdir)
-    profile = (0, 0)
     try:
-        if PROFILE.value:
-            profile = parse_steps(PROFILE.value, config.num_train_steps)
-    except ValueError as error:
-        fail(str(error))
-    if problems:
-        fail("The config can't be run:\n" + "\n".join(f"  {problem}" for problem in problems))
-    recipe = reading.load_recipe(holder.config_filename)
-    cache = lra_tasks.store.datasets_dir(config.cache_dir or None).parent
-    if lra_tasks.disk.is_writable(cache / "compiled"):  # else JAX warns of each program
-        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    try:
-        lock = claim(workdir, config)
-        result_path = workdir / "result.json"
-        if finished := read_result(workdir):
-            show_result(finished, result_path)
-            print(f"{workdir} is finished; choose another --workdir to run again", file=sys.stderr)
-            return
-        with plain_warnings():
-            task = lra_tasks.load(config.task, config.cache_dir or None)
-        result = train(config, workdir, task, profile) | provenance.describe(config, task, recipe)
-        temporary = workdir / ".result.tmp"
-        temporary.write_text(metrics.strict_json(result, indent=2) + "\n")
-        os.replace(temporary, result_path)
-        show_result(result, result_path)
-        lock.close()
+        processes.start(DISTRIBUTED.value)
+        # From here on a signal to one of several processes stops them all, at a step.
+        with StopSignals() if jax.process_count() > 1 else contextlib.nullcontext() as signals:
+            run(CONFIG.value, signals)
     except Stopped as stopped:
         leave(stopped.signal)
     except KeyboardInterrupt:
         leave("SIGINT")
     except (WorkdirError, Stop, ValueError, OSError) as error:
         fail(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        processes.end_alone(error)
 
 
-def show_result(result: dict, path: Path) -> None:
+def run(config, signals: StopSignals | None):
+    """Makes the run that the flags ask for, unless it is finished, and shows its result."""
+    holder = FLAGS["config"]
+    workdir = Path(WORKDIR.value or default_workdir(holder.config_filename, holder.override_values))
+    profile = processes.together(lambda: check_command(config, workdir))
+    processes.check_same(recorded(config) | {"devices": jax.local_device_count()})
+    recipe = reading.load_recipe(holder.config_filename)
+    cache = lra_tasks.store.datasets_dir(config.cache_dir or None).parent
+    if lra_tasks.disk.is_writable(cache / "compiled"):  # else JAX warns of each program
+        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    locks = []  # held while the run lasts
+    processes.first(lambda: locks.append(claim(workdir, config)))
+    if finished := processes.first(lambda: read_result(workdir)):
+        show_result(finished, workdir)
+        if processes.is_first():
+            said = f"{workdir} is finished; choose another --workdir to run again"
+            print(said, file=sys.stderr)
+        return
+    speaks = processes.is_first()
+    with plain_warnings(speaks):
+        task = processes.in_turn(
+            lambda: lra_tasks.load(config.task, config.cache_dir or None, progress=speaks)
+        )
+    processes.check_same({"fingerprint of the data": task.fingerprint})
+    result = train(config, workdir, task, profile, signals)
+    processes.first(
+        lambda: write_result(workdir, result | provenance.describe(config, task, recipe))
+    )
+    show_result(result, workdir)
+
+
+def check_command(config, workdir: Path) -> tuple[int, int]:
+    """The steps to profile; ValueError if they or the config are wrong."""
+    profile = (0, 0)
+    if PROFILE.value:
+        profile = parse_steps(PROFILE.value, config.num_train_steps)
+    problems = check_config(config, jax.device_count())
+    if processes.is_first():  # the others may not see these folders
+        problems += source_problems(config, workdir)
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise ValueError(f"The config can't be run:\n{listed}")
+    return profile
+
+
+def show_result(result: dict, workdir: Path) -> None:
     """The end of a run in one line."""
-    print(f"{metrics.result_line(result)}, result in {path}")
+    if processes.is_first():
+        print(f"{metrics.result_line(result)}, result in {workdir / 'result.json'}")
 
 
 def leave(signal_name: str):
     """Says how to go on with a run that a signal ended, and exits as the signal would have."""
-    print(f"to go on: {shlex.join(sys.orig_argv)}", file=sys.stderr)
+    if processes.is_first():
+        print(f"to go on: {shlex.join(sys.orig_argv)}", file=sys.stderr)
     sys.exit(exit_status(signal_name))
-
-
-def fail(message: str):
-    print(message, file=sys.stderr)
-    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import orbax.checkpoint as ocp
 from experiment.quiet import orbax_quiet
 from lra_tasks import progress as terminal
 
+# Of many processes the first alone reads and writes: see shared_checkpoints.py.
+ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
 NOT_EVALUATED = -1.0  # accuracy of a checkpoint saved between evaluations: never the best
 
 
@@ -55,11 +57,15 @@ class Checkpoints:
         """What writes and deletes steps. Made when first needed: broken steps would stop it."""
         self._set_broken_aside()
         try:
+            self.directory.mkdir(parents=True, exist_ok=True)
             self._quiet.enter_context(orbax_quiet())  # until closed: it writes in the background
             return ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=_Kept(self), cleanup_tmp_directories=True
+                    preservation_policy=_Kept(self),
+                    cleanup_tmp_directories=True,
+                    create=False,
+                    multiprocessing_options=ALONE,
                 ),
             )
         except OSError as error:
@@ -150,7 +156,7 @@ class Checkpoints:
         Raises:
           CheckpointError: the step isn't there, isn't whole, or is of another structure.
         """
-        self._wait()
+        self.wait()
         try:
             if step not in self.records:
                 raise Damaged(self.broken.get(step, "it is gone"))
@@ -166,7 +172,7 @@ class Checkpoints:
         """Waits for what is being written."""
         with self._quiet:
             if "manager" in self.__dict__:
-                self._wait()
+                self.wait()
                 self.manager.close()
 
     def _read_state(self, step, like):
@@ -178,7 +184,7 @@ class Checkpoints:
                 "another --workdir."
             )
         try:
-            with orbax_quiet(), ocp.StandardCheckpointer() as reader:
+            with orbax_quiet(), ocp.StandardCheckpointer(multiprocessing_options=ALONE) as reader:
                 state = reader.restore(self._folder(step) / "state", like)
             found = state_digest(state)
         except Exception as error:  # orbax raises many kinds
@@ -211,7 +217,8 @@ class Checkpoints:
     def _folder(self, step):
         return self.directory / str(step)
 
-    def _wait(self):
+    def wait(self) -> None:
+        """Until all that was saved is written; CheckpointError if it can't be."""
         if "manager" in self.__dict__:
             try:
                 self.manager.wait_until_finished()

@@ -47,12 +47,30 @@ def batch_specs(batch) -> dict[str, PartitionSpec]:
     }
 
 
+def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Places in a batch of the examples that this process's devices hold, ascending."""
+    process, rows = jax.process_index(), np.arange(batch_size).reshape(mesh.shape["data"], -1)
+    own = [any(d.process_index == process for d in devices) for devices in mesh.devices]
+    return rows[own].reshape(-1)
+
+
 def put_batch(mesh: Mesh, batch):
     """A batch's arrays on the mesh; those given hold the rows of this process's devices."""
+    own = len(own_rows(mesh, mesh.shape["data"]))  # of as many pieces as `data` has
+    count = len(batch["label"]) // own * mesh.shape["data"]
     return {
-        name: jax.make_array_from_process_local_data(NamedSharding(mesh, spec), batch[name])
+        name: jax.make_array_from_process_local_data(
+            NamedSharding(mesh, spec), batch[name], (count, *batch[name].shape[1:])
+        )
         for name, spec in batch_specs(batch).items()
     }
+
+
+def put_whole(mesh: Mesh, tree):
+    """Arrays that all processes have alike, whole on every device."""
+    place = NamedSharding(mesh, PartitionSpec())
+    # device_put would gather every array from all processes, and compare them.
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda _: x), tree)
 
 
 def vary(tree, axes=AXES):

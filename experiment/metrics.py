@@ -101,17 +101,20 @@ class Reporter:
 
     @contextlib.contextmanager
     def compiling(self, what: str, batch: dict):
-        """Entered for a call on a batch: the first of a shape compiles, which is said and timed."""
+        """Entered for a call on a batch: the first of a shape compiles, which is said and timed.
+
+        Yields whether it is the first.
+        """
         shape = batch["inputs"].shape
         if (what, shape) in self.compiled:
-            yield
+            yield False
             return
         text = f"compiling for length {shape[-1]:,} ({what})"
         if self.bar.disable:
             self.say(f"{text} ...")
         self.bar.set_description_str(f"step {self.step:,}/{self.num_steps:,}  {text} ...")
         start = time.monotonic()
-        yield
+        yield True
         seconds = time.monotonic() - start
         self.compile_seconds += seconds
         self.compiled.add((what, shape))
@@ -166,17 +169,29 @@ class Reporter:
 
 
 class Silence:
-    """What an evaluation asks of a Reporter, where nothing is reported."""
+    """A Reporter that writes and says nothing: of all processes but the first, say."""
+
+    compile_seconds = wait_seconds = 0.0
 
     def __init__(self):
         self.start_time = time.monotonic()
+        self.compiled = set()
 
-    def doing(self, text: str) -> None:
+    @contextlib.contextmanager
+    def compiling(self, what: str, batch: dict):
+        """Entered for a call on a batch; yields whether it is the first of a shape."""
+        shape = batch["inputs"].shape
+        yield (what, shape) not in self.compiled
+        self.compiled.add((what, shape))
+
+    def waiting(self, batches):
+        """The batches."""
+        return batches
+
+    def _nothing(self, *_):
         """Says nothing."""
 
-    def compiling(self, what: str, batch: dict):
-        """Entered for a call on a batch."""
-        return contextlib.nullcontext()
+    report = progress = doing = say = close = _nothing
 
     def seconds(self) -> float:
         """Since the start."""

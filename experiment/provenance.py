@@ -86,6 +86,7 @@ def hardware() -> dict[str, object]:
         "platform": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(),
+        "num_processes": jax.process_count(),
         "processor": _processor(),
         "num_cores": os.cpu_count(),
     }

@@ -17,11 +17,17 @@ class StopSignals:
     """While entered, the first SIGINT or SIGTERM is noted in `received` (its name, else "").
 
     A second one ends the process in its usual way, at once. Python handles signals in the main
-    thread alone, so in another one nothing is noted.
+    thread alone, so in another one nothing is noted. What `before`, entered earlier, has noted or
+    yet notes counts too.
     """
 
-    def __init__(self):
-        self.received = ""
+    def __init__(self, before: "StopSignals | None" = None):
+        self._noted, self._before = "", before
+
+    @property
+    def received(self) -> str:
+        """The signal's name, "" for none."""
+        return self._noted or (self._before.received if self._before else "")
 
     def __enter__(self):
         main = threading.current_thread() is threading.main_thread()
@@ -33,6 +39,6 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number, frame):
-        self.received = signal.Signals(number).name
+        self._noted = signal.Signals(number).name
         for s in SIGNALS:
             signal.signal(s, self._previous[s])

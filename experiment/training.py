@@ -12,6 +12,7 @@ import lra_tasks
 from experiment import metrics
 from experiment.mesh import over_mesh, put_batch, vary
 from experiment.objectives import classify
+from experiment.processes import compile_together
 
 STEPS_AHEAD = 2  # steps handed to the device before an earlier one is waited for
 
@@ -61,6 +62,7 @@ def train_step(
     """
     step_key = jax.random.fold_in(key, state["step"])
     summed = functools.partial(summed_gradients, graph, accumulate_steps, mesh, objective)
+    summed = with_votes(summed) if "stop" in batch else summed
     grads, totals = over_mesh(mesh, summed, batch, state["params"], step_key)
     weight = jnp.maximum(totals["loss"][1], 1)
     grads = jax.tree.map(lambda g: g / weight, grads)
@@ -72,6 +74,18 @@ def train_step(
         "step": state["step"] + 1,
     }
     return new_state, totals
+
+
+def with_votes(summed):
+    """`summed`, and among the metrics how many rows vote for SIGTERM, for any: see processes.py."""
+
+    def voted(batch, *others):
+        stop = batch["stop"]
+        grads, totals = summed({name: x for name, x in batch.items() if name != "stop"}, *others)
+        counts = jnp.sum(stop == 2, dtype=jnp.float32), jnp.sum(stop > 0, dtype=jnp.float32)
+        return grads, totals | {"stop": counts}
+
+    return voted
 
 
 def summed_gradients(graph, num_parts, mesh, objective, batch, params, step_key):
@@ -139,12 +153,18 @@ def evaluate(
     log = log or metrics.Silence()
     log.doing("evaluating")
     start = log.seconds()
+    # On CPUs of several processes nothing orders the collectives of steps that are under way
+    # together; in training, a step waits for the state of the one before.
+    alone = jax.process_count() == 1 or jax.default_backend() != "cpu"
+    ahead = STEPS_AHEAD if alone else 0
     parts = []
     for _, batch in lra_tasks.prefetch(batches, 0, len(batches), num_workers):
-        with log.compiling("evaluation", batch):
+        with log.compiling("evaluation", batch) as is_new:
             batch = batch if mesh is None else put_batch(mesh, batch)
+            if is_new:
+                compile_together(eval_step, graph, params, batch, mesh, objective)
             parts.append(eval_step(graph, params, batch, mesh, objective))
-        jax.block_until_ready(parts[-1 - STEPS_AHEAD :][0])
+        jax.block_until_ready(parts[-1 - ahead :][0])
     total = functools.reduce(metrics.merge, jax.device_get(parts), {})
     seconds = log.seconds() - start
     return metrics.means(total) | {"examples_per_second": len(batches.split.lengths) / seconds}

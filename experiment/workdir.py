@@ -9,6 +9,8 @@ from pathlib import Path
 
 import ml_collections
 
+from experiment.metrics import strict_json
+
 MAX_NAME = 150  # of a folder's name; file systems allow 255 bytes
 
 
@@ -119,6 +121,13 @@ def read_result(workdir: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return result if isinstance(result, dict) and "test_accuracy" in result else None
+
+
+def write_result(workdir: Path, result: dict) -> None:
+    """Writes result.json, whole or not at all."""
+    temporary = workdir / ".result.tmp"
+    temporary.write_text(strict_json(result, indent=2) + "\n")
+    os.replace(temporary, workdir / "result.json")
 
 
 def recorded_accumulate_steps(workdir: Path) -> int:

@@ -19,12 +19,12 @@ def say(message: str, enabled: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def plain_warnings() -> Iterator[None]:
-    """While entered, warnings for users are one line each, without a place in our code."""
+def plain_warnings(enabled: bool = True) -> Iterator[None]:
+    """While entered, warnings for users are one line each, or none, without a place in our code."""
 
     def show(message, category, filename, lineno, file=None, line=None):
         if issubclass(category, UserWarning):
-            say(f"warning: {message}")
+            say(f"warning: {message}", enabled)
         else:
             usual(message, category, filename, lineno, file, line)
 

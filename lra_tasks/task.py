@@ -93,12 +93,15 @@ class Batches:
     With a seed, any step >= 0 is valid and epochs follow one another, each in an order of its
     own; with buckets, examples of similar length (the longest document decides) share a batch.
     Without a seed (evaluation): bucket by bucket in the stored order, steps 0 .. len - 1.
+    With `rows`, places in a batch, ascending, `batches[step]` has these of its rows alone.
 
     `batches[step]` raises ValueError for an example with a token id or label that the task doesn't
     have, or of another length than its split says.
     """
 
-    def __init__(self, task: Task, split_name: str, batch_size: int, seed: int | None = None):
+    def __init__(
+        self, task: Task, split_name: str, batch_size: int, seed: int | None = None, rows=None
+    ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected at least 1")
         if seed is not None and seed < 0:
@@ -107,6 +110,7 @@ class Batches:
         self.split, self.split_name = task.splits[split_name], split_name
         self.batch_size = batch_size
         self.seed = seed
+        self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
         longest = self.split.lengths.max(axis=1)
         self._widths = np.array(task.bucket_boundaries or (task.padded_length,))
         if longest.max() > self._widths[-1]:
@@ -141,8 +145,10 @@ class Batches:
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         chosen, width = self.indices(step)
+        real_rows = self._rows < len(chosen)
+        chosen = chosen[self._rows[real_rows]]
         packed = self._packed
-        shape = (self.batch_size, self.task.num_documents, width)
+        shape = (len(self._rows), self.task.num_documents, width)
         lengths = np.zeros(shape[:2], np.int32)
         lengths[: len(chosen)] = self.split.lengths[chosen]
         mask = np.arange(width, dtype=np.int32) < lengths[..., None]
@@ -150,11 +156,11 @@ class Batches:
         real = inputs[: len(chosen)]
         np.add(packed.rows(chosen, width), self.task.id_offset, out=real, dtype=np.int32)
         real *= mask[: len(chosen)]
-        label = np.zeros(self.batch_size, np.int32)
+        label = np.zeros(len(self._rows), np.int32)
         label[: len(chosen)] = packed.labels[chosen]
         if self.task.num_documents == 1:
             inputs, mask = inputs[:, 0], mask[:, 0]
-        weight = (np.arange(self.batch_size) < len(chosen)).astype(np.float32)
+        weight = real_rows.astype(np.float32)
         return {"inputs": inputs, "mask": mask, "label": label, "weight": weight}
 
     def token_counts(self) -> np.ndarray:

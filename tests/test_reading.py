@@ -166,6 +166,7 @@ def test_help_is_short_and_names_every_config_and_variant(capsys):
         "--config.FIELD=VALUE",
         "--workdir=DIR",
         "--profile=START:STOP",
+        "--distributed",
         "--help_config",
     ):
         assert option in out
