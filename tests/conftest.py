@@ -41,9 +41,9 @@ SMALL_ONE_LENGTH = tuple(
     for argument in SMALL
 )
 
-# Programs of the tests, and of the processes that they start, compile in a quarter of the time: XLA's
-# passes are as ever, but LLVM's, which change no result beyond rounding, are left out, and loops are
-# written by the older of its two emitters.
+# Programs of the tests, and of the processes that they start, compile in a quarter of the time:
+# XLA's passes are as ever, but LLVM's, which change no result beyond rounding, are left out, and
+# loops are written by the older of its two emitters.
 COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {COMPILE_FAST}"
 
