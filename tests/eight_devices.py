@@ -143,7 +143,7 @@ def hidden_tokens_are_the_same_on_any_mesh():
             )
         evaluated = training.eval_step(graph, state["params"], batch, mesh, objective)
         seen.append(jax.device_get((totals, evaluated)))
-    assert seen[0][0]["loss"][1] > 20
+    assert seen[0][0]["loss"][1] > 10  # there are hidden tokens
     assert_close(*seen, 1e-5)
 
 
