@@ -1,5 +1,6 @@
 """A trained run from its folder: model, task and config, as a notebook or a program needs them."""
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +55,8 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
             )
     else:
         task = lra_tasks.without_data(config.task)
+        kept = workdir / "tokenizer.model"
+        task = dataclasses.replace(task, tokenizer=kept if kept.exists() else None)
     return Loaded(best_model(config, task, checkpoints, step), task, config)
 
 

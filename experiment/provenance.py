@@ -27,7 +27,8 @@ def describe(config, task: lra_tasks.Task, recipe=None) -> dict:
     changes = recipe_changes(config, recipe)
     if changes:
         reasons.append("not the recipe: " + ", ".join(changes))
-    changes = [] if recipe is None else recipe_changes(recipe)
+    of_lra = config.task.name in lra_tasks.NAMES
+    changes = [] if recipe is None or not of_lra else recipe_changes(recipe)
     if changes:
         reasons.append("the recipe is not LRA's: " + ", ".join(changes))
     return {
