@@ -4,7 +4,7 @@
 
 The paper's base model and recipe: 12 post-norm layers of 768, 512 tokens, 15 % of them hidden, and
 whether the halves of a text were swapped (--config.task.sop=False leaves that out); 500,000 steps
-of 256 by AdamW at 1e-4 with decay 0.01 and 10,000 steps of warm-up. For accelerators: untried by us.
+of 256 by AdamW at 1e-4 with decay 0.01 and 10,000 steps of warm-up. For accelerators: untried here.
 The vocabulary is learnt from the documents, 30,000 pieces, unless one is given as
 --config.task.tokenizer, and stays with the run. Where theirs tells the halves by types of tokens,
 ours has [SEP] between them alone.
