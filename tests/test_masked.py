@@ -10,8 +10,10 @@ import pytest
 from flax import nnx
 
 import lra_tasks
+import sweep
 from configs import lra_retrieval
 from experiment import evaluate, metrics, training
+from experiment.grid import make_runs
 from experiment.load import load_run
 from experiment.model import head_of, make_model
 from experiment.objectives import Masked, checkpoint_score, content_keys, make_objective
@@ -250,6 +252,9 @@ def test_a_source_that_is_none_is_refused_before_anything_is_touched(tmp_path, r
     failed = run_train("--config=configs/lra_text.py:finetune", f"--workdir={workdir}", check=False)
     assert failed.returncode == 1 and not workdir.exists()
     assert "config.init_from='runs/lra_text-pretrain': no such folder" in failed.stderr
+    given = ["--config=configs/lra_text.py:finetune", "--config.seed=0,1"]
+    (problem,) = sweep.find_problems(make_runs(given, tmp_path / "sweep"))
+    assert "no such folder" in problem and "in 2 of 2 runs" in problem
 
 
 def test_the_published_sizes_run_in_both_phases(tmp_path):
