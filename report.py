@@ -198,7 +198,7 @@ def masked_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
         [
             TITLES[group.task],
             group.label,
-            f"{group.mean('test_loss'):.4f}",
+            f"{group.token_loss:.4f}",
             f"{group.mean('unigram_nats'):.4f}",
             f"{group.mean('test_bits_per_token'):.4f}",
             accuracy(group),

@@ -43,6 +43,9 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
     workdir = Path(workdir).expanduser()
     config = read_config(workdir)
     config.cache_dir = str(cache_dir)
+    kept = workdir / "tokenizer.model"
+    if config.task.tokenizer and kept.exists():
+        config.task.tokenizer = str(kept)
     checkpoints = Checkpoints(workdir / "checkpoints")
     step = best_step(checkpoints)
     if with_data:
@@ -55,7 +58,6 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
             )
     else:
         task = lra_tasks.without_data(config.task)
-        kept = workdir / "tokenizer.model"
         task = dataclasses.replace(task, tokenizer=kept if kept.exists() else None)
     return Loaded(best_model(config, task, checkpoints, step), task, config)
 

@@ -57,7 +57,8 @@ def unigram_nats(train: lra_tasks.Batches, test: lra_tasks.Batches) -> float:
 
     Each is counted once more than it is there, lest one that only test has cost infinitely much.
     """
-    known, asked = train.token_counts() + 1, test.token_counts()
+    first = train.task.first_id  # special ones are never hidden
+    known, asked = train.token_counts()[first:] + 1, test.token_counts()[first:]
     return float(-(asked * np.log(known / known.sum())).sum() / asked.sum())
 
 

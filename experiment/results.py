@@ -130,6 +130,11 @@ class Group:
         return [run.result[name] for run in self.runs if run.result.get(name) is not None]
 
     @property
+    def token_loss(self) -> float:
+        """Mean test loss of hidden tokens, in nats, without that of swapped halves."""
+        return self.mean("test_token_loss" if self.values("test_token_loss") else "test_loss")
+
+    @property
     def accuracy(self) -> float:
         """Mean test accuracy over seeds, in %."""
         return 100 * self.mean("test_accuracy")

@@ -234,9 +234,12 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
             raise ValueError(f"{name}: no examples for the {split} split; files read: {files}")
         np.save(directory / f"lengths-{split}.npy", np.array(lengths[split], np.int32))
         np.save(directory / f"sums-{split}.npy", np.array(builder.record_sums[split], np.uint32))
-    for file_name, data in getattr(module, "extra_files", lambda notes: {})(notes).items():
+    extra = module.extra_files(notes) if hasattr(module, "extra_files") else {}
+    for file_name, data in extra.items():
         (directory / file_name).write_bytes(data)
-    if len(files) == 1 and files[0].is_file():
+    # One file says what the examples are, unless ids follow from a vocabulary too.
+    of_file = len(files) == 1 and files[0].is_file() and not extra
+    if of_file:
         fingerprint = sha256_of_file(files[0], show)
     else:
         joined = "".join(f"{split} {digests[split].hexdigest()}\n" for split in SPLITS)
@@ -247,7 +250,7 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
         "source": source,
         "num_examples": {split: len(lengths[split]) for split in SPLITS},
         "fingerprint": fingerprint,
-        "fingerprint_of": files[0].name if len(files) == 1 and files[0].is_file() else "examples",
+        "fingerprint_of": files[0].name if of_file else "examples",
         "notes": notes,
         "file_sizes": {path.name: path.stat().st_size for path in written},
         "file_digests": {

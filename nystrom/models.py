@@ -137,7 +137,8 @@ class TokenPredictor(nnx.Module):
         dropout_key: Array | None = None,
     ) -> Float[Array, "*B M C"]:
         """The encoder's hidden states, that of the token put first among them."""
-        return self.encoder(*_with_cls(tokens, mask, self.cls_token), dropout_key)
+        tokens, mask = _with_cls(tokens, mask, self.cls_token)
+        return self.encoder(tokens, mask, dropout_key)
 
     def token_logits(
         self, hidden: Float[Array, "*B M C"], places: Int[Array, "*B K"]
@@ -153,6 +154,7 @@ class TokenPredictor(nnx.Module):
 
     def order_logits(self, hidden: Float[Array, "*B M C"]) -> Float[Array, "*B 2"]:
         """Logits of halves in order and swapped, from the first token's hidden state."""
+        assert self.order_hidden is not None and self.order is not None  # `order` asked for them
         return self.order(jnp.tanh(self.order_hidden(hidden[..., 0, :]))).astype(jnp.float32)
 
 

@@ -9,6 +9,7 @@ import pytest
 from configs import finetune_imdb, mlm
 from experiment import evaluate, tracks
 from experiment.config_checks import check_config
+from experiment.load import load_run
 from experiment.read_runs import read_runs
 from experiment.workdir import keep_tokenizer
 from tests.test_tasks_train import run
@@ -67,6 +68,11 @@ def test_the_loss_is_that_of_tokens_and_of_order(pretrained):
     assert result["test_order_loss"] == pytest.approx(np.log(2), abs=0.3)
     assert result["test_token_loss"] == pytest.approx(np.log(320), abs=0.5)
     assert 0 < result["unigram_nats"] < np.log(320)
+    split = load_run(workdir).task.splits["test"]
+    ids = [e["inputs"] for e in split.examples.__getitems__(range(len(split.lengths)))]
+    counts = np.bincount(np.concatenate(ids), minlength=320)[5:]  # train's and test's differ little
+    entropy = -np.sum(counts / counts.sum() * np.log(np.maximum(counts, 1) / counts.sum()))
+    assert result["unigram_nats"] == pytest.approx(entropy, rel=0.1)
     assert 0 <= result["test_order_accuracy"] <= 1
     assert "no task of LRA's" in result["why_not_comparable"]
     assert (workdir / "tokenizer.model").stat().st_size > 1_000

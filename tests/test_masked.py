@@ -157,7 +157,7 @@ def test_a_masked_run_reports_nats_bits_and_accuracy_and_keeps_the_least_loss(pr
         split = load_run(workdir).task.splits[name]
         for example in split.examples.__getitems__(range(len(split.lengths))):
             bytes_of.extend(example["inputs"].tolist())
-    share = {b: (texts["train"].count(b) + 1) / (len(texts["train"]) + 257) for b in range(256)}
+    share = {b: (texts["train"].count(b) + 1) / (len(texts["train"]) + 256) for b in range(256)}
     expected = -np.mean([math.log(share[b]) for b in texts["test"]])
     assert result["unigram_nats"] == pytest.approx(expected)
     assert evaluate.main([f"--workdir={workdir}"]) == 0
