@@ -257,14 +257,15 @@ def test_a_source_that_is_none_is_refused_before_anything_is_touched(tmp_path, r
     assert "no such folder" in problem and "in 2 of 2 runs" in problem
 
 
-def test_the_published_sizes_run_in_both_phases(tmp_path):
+def test_the_published_sizes_train_and_their_encoder_is_taken(tmp_path):
     tiny = {"batch_size": 4, "num_train_steps": 2, "warmup_steps": 1, "eval_every": 2}
     tiny |= {f"task.num_{split}": 4 for split in ("train", "validation", "test")}
     tiny |= SHORT | {"task.source": "synthetic", "task.bucket_boundaries": ()}
-    for variant in ("spt_large", "spt_large_finetune"):
-        config = lra_retrieval.get_config(variant)
-        config.update_from_flattened_dict(tiny)
-        config.init_from = config.init_from and str(tmp_path / "spt_large" / "run")
-        _, result = run(config, tmp_path / variant)
-        assert result["num_parameters"] > 500_000
-    assert result["init_from"]["num_train_steps"] == 2 and np.isfinite(result["test_loss"])
+    pretrain, finetune = map(lra_retrieval.get_config, ("spt_large", "spt_large_finetune"))
+    pretrain.update_from_flattened_dict(tiny)
+    task, result = run(pretrain, tmp_path)
+    assert result["num_parameters"] > 500_000 and np.isfinite(result["test_loss"])
+    finetune.update_from_flattened_dict(tiny | {"init_from": str(tmp_path / "run")})
+    params = nnx.state(make_model(finetune.model, task, 0))
+    params, record = start_from(finetune, task, params)
+    assert record["step"] == 2 and params["logits"]["kernel"].shape == (256, 2)
