@@ -36,7 +36,7 @@ from experiment.records import (
     unfinished_records,
     write_csv,
 )
-from experiment.results import PAPER, TASKS, Found, Group
+from experiment.results import LRA_TASKS, PAPER, Found, Group
 from experiment.signals import exit_status
 from experiment.tracks import TRACKS
 
@@ -148,12 +148,12 @@ def lra_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
         of_attention = [group for group in comparable if group.attention == attention]
         for label in dict.fromkeys(group.label for group in of_attention) or [attention]:
             cells = {group.task: group for group in of_attention if group.label == label}
-            means = [cells[task].accuracy for task in TASKS[:5] if task in cells]
+            means = [cells[task].accuracy for task in LRA_TASKS[:5] if task in cells]
             rows.append(
                 [
                     label,
                     "ours",
-                    *(accuracy(cells[task]) if task in cells else NONE for task in TASKS),
+                    *(accuracy(cells[task]) if task in cells else NONE for task in LRA_TASKS),
                     f"{statistics.fmean(means):.2f}" if len(means) == 5 else NONE,
                 ]
             )
@@ -161,7 +161,7 @@ def lra_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
             numbers = PAPER[attention]
             mean = statistics.fmean(numbers)
             rows.append([attention, "paper", *(f"{x:.2f}" for x in numbers), NONE, f"{mean:.2f}"])
-    header = ["attention", "", *(TITLES[task] for task in TASKS), "average without Path-X"]
+    header = ["attention", "", *(TITLES[task] for task in LRA_TASKS), "average without Path-X"]
     return header, rows
 
 
@@ -198,7 +198,7 @@ def masked_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
         [
             TITLES[group.task],
             group.label,
-            f"{group.mean('test_loss'):.4f}",
+            f"{group.token_loss:.4f}",
             f"{group.mean('unigram_nats'):.4f}",
             f"{group.mean('test_bits_per_token'):.4f}",
             accuracy(group),

@@ -45,6 +45,7 @@ from experiment.workdir import (
     WorkdirError,
     claim,
     default_workdir,
+    keep_tokenizer,
     read_result,
     record_config,
     recorded,
@@ -285,6 +286,7 @@ def run(config, signals: StopSignals | None):
             lambda: lra_tasks.load(config.task, config.cache_dir or None, progress=speaks)
         )
     processes.check_same({"fingerprint of the data": task.fingerprint})
+    processes.first(lambda: keep_tokenizer(workdir, task.tokenizer))
     result = train(config, workdir, task, profile, signals)
     processes.first(
         lambda: write_result(workdir, result | provenance.describe(config, task, recipe))

@@ -71,7 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dtype = "float32"  # or "bfloat16"; parameters and softmax stay float32
 
     config.task = ml_collections.ConfigDict()
-    config.task.name = ""  # listops, text, retrieval, image, pathfinder or pathx
+    config.task.name = ""  # listops, text, retrieval, image, pathfinder, pathx, documents, reviews
     config.task.source = "auto"  # release, generated, package, synthetic or auto: see README
     config.task.data_dir = ""  # where the official files lie
     config.task.max_length = 0  # tokens kept of a document
@@ -82,6 +82,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.task.num_train = 0  # examples in the split; 0: the task's own number
     config.task.num_validation = 0  # as num_train
     config.task.num_test = 0  # as num_train
+    config.task.tokenizer = ""  # documents, reviews: a vocabulary or a run's folder; "": a new one
+    config.task.vocab_size = 0  # documents, reviews: rows of the table of embeddings, its pieces
+    config.task.sop = False  # documents: rows are halves of a text, half of them swapped (SOP)
     config.task.data_seed = 0  # seed of generated data and of seeded splits
 
     return config

@@ -129,6 +129,11 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
             "model.pooling",
             f"config.mesh.sequence={sequence} cuts sequences, which then can't get a token more",
         )
+        expect(
+            not config.task.sop,
+            "task.sop",
+            f"config.mesh.sequence={sequence} cuts sequences, whose first token is then elsewhere",
+        )
         for length in lengths:
             if length % sequence:
                 problems.append(

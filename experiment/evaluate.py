@@ -145,7 +145,7 @@ def _read_document(kind, value, task, module):
         except UnicodeDecodeError as error:
             raise ValueError(f"--file={value}: not a text in UTF-8 ({error})") from error
     try:
-        ids = module.encode(text)
+        ids = module.encode(text, *([task.tokenizer] if task.tokenizer else []))
     except ValueError as error:
         raise ValueError(f"--{kind}={value[:80]}: {error}") from error
     if not len(ids):

@@ -1,5 +1,6 @@
 """A trained run from its folder: model, task and config, as a notebook or a program needs them."""
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +43,9 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
     workdir = Path(workdir).expanduser()
     config = read_config(workdir)
     config.cache_dir = str(cache_dir)
+    kept = workdir / "tokenizer.model"
+    if config.task.tokenizer and kept.exists():
+        config.task.tokenizer = str(kept)
     checkpoints = Checkpoints(workdir / "checkpoints")
     step = best_step(checkpoints)
     if with_data:
@@ -54,6 +58,7 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
             )
     else:
         task = lra_tasks.without_data(config.task)
+        task = dataclasses.replace(task, tokenizer=kept if kept.exists() else None)
     return Loaded(best_model(config, task, checkpoints, step), task, config)
 
 

@@ -226,7 +226,8 @@ def result_line(result: dict) -> str:
     if "unigram_nats" not in result:
         return f"test {accuracy}"
     known = f"by frequencies alone {result['unigram_nats']:.4f}"
-    return f"test loss {result['test_loss']:.4f} nats a hidden token ({known}), {accuracy}"
+    loss = result.get("test_token_loss", result["test_loss"])  # without that of swapped halves
+    return f"test loss {loss:.4f} nats a hidden token ({known}), {accuracy}"
 
 
 def _terminal_width():

@@ -67,7 +67,10 @@ def make_model(
         "rngs": rngs,
     }
     if head != "classify":
-        return nystrom.TokenPredictor(encoder, task.vocab_size, tied=head == "tied", **options)
+        tied = head == "tied"
+        return nystrom.TokenPredictor(
+            encoder, task.vocab_size, tied=tied, order=task.sop, **options
+        )
     classifier = nystrom.Classifier if task.num_documents == 1 else nystrom.PairClassifier
     return classifier(
         encoder,

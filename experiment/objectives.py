@@ -29,7 +29,13 @@ def make_objective(config, task: lra_tasks.Task) -> Callable:
     given = config.masked
     mask_id = mask_token(task, config.model.pooling)
     return Masked(
-        given.share, given.mask_share, given.random_share, task.first_id, task.vocab_size, mask_id
+        given.share,
+        given.mask_share,
+        given.random_share,
+        task.first_id,
+        task.vocab_size,
+        mask_id,
+        task.sop,
     )
 
 
@@ -51,7 +57,8 @@ def unigram_nats(train: lra_tasks.Batches, test: lra_tasks.Batches) -> float:
 
     Each is counted once more than it is there, lest one that only test has cost infinitely much.
     """
-    known, asked = train.token_counts() + 1, test.token_counts()
+    first = train.task.first_id  # special ones are never hidden
+    known, asked = train.token_counts()[first:] + 1, test.token_counts()[first:]
     return float(-(asked * np.log(known / known.sum())).sum() / asked.sum())
 
 
@@ -77,6 +84,9 @@ class Masked:
     `random_share`, else it stays as it is. Which ones follows from the example's key and the
     position alone, so neither padding nor devices change it. In evaluations, without a key, it
     follows from the example's tokens: alike in every evaluation of every run.
+
+    With `order` the loss is the sum of that of tokens and of that of labels, which say whether two
+    halves changed places; an example's label weighs as much as it has hidden tokens.
     """
 
     share: float
@@ -85,6 +95,7 @@ class Masked:
     first_id: int
     vocab_size: int
     mask_id: int
+    order: bool = False
 
     def __call__(self, model, batch, key=None, copies=1):
         """Metrics, weighed by hidden tokens; devices that cut sequences have their own of them."""
@@ -97,15 +108,26 @@ class Masked:
         else:
             mask_keys, dropout_keys = split_keys(document_keys(key, tokens.shape[:-1]), 2)
         inputs, places, is_hidden = self.hide(tokens, mask, mask_keys, first)
-        logits = model(inputs, mask, places, dropout_keys)
+        hidden = model.hidden(inputs, mask, dropout_keys)
+        logits = model.token_logits(hidden, places)
         right = jnp.take_along_axis(tokens, places, axis=-1)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, right)
         weight = is_hidden * batch["weight"].reshape(-1, *(1,) * (is_hidden.ndim - 1))
         total, lost = weight.sum(), jnp.sum(loss * weight)
-        return {
+        found = {
             "loss": (lost, total),
             "bits_per_token": (lost / math.log(2), total),
             "accuracy": (jnp.sum((logits.argmax(axis=-1) == right) * weight), total),
+        }
+        if not self.order:
+            return found
+        guess, label, each = model.order_logits(hidden), batch["label"], weight.sum(axis=-1)
+        order = jnp.sum(optax.softmax_cross_entropy_with_integer_labels(guess, label) * each)
+        return found | {
+            "loss": (lost + order, total),
+            "token_loss": (lost, total),
+            "order_loss": (order, total),
+            "order_accuracy": (jnp.sum((guess.argmax(axis=-1) == label) * each), total),
         }
 
     def hide(self, tokens, mask, keys, first=0):

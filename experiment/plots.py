@@ -16,6 +16,8 @@ TITLES = {
     "image": "Image",
     "pathfinder": "Pathfinder",
     "pathx": "Path-X",
+    "reviews": "Reviews",
+    "documents": "Documents",
 }
 NOT_LRA = "not comparable to LRA"
 PANEL = (6.4, 4.2)  # inches

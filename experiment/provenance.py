@@ -24,10 +24,11 @@ def describe(config, task: lra_tasks.Task, recipe=None) -> dict:
     `recipe` is the config of the file that was given, without variant and overrides; None: LRA's.
     """
     reasons = [task.why_not_comparable] if not task.comparable_to_lra else []
-    changes = recipe_changes(config, recipe)
+    of_lra = config.task.name in lra_tasks.NAMES
+    changes = recipe_changes(config, recipe) if recipe or of_lra else []
     if changes:
         reasons.append("not the recipe: " + ", ".join(changes))
-    changes = [] if recipe is None else recipe_changes(recipe)
+    changes = [] if recipe is None or not of_lra else recipe_changes(recipe)
     if changes:
         reasons.append("the recipe is not LRA's: " + ", ".join(changes))
     return {

@@ -29,6 +29,7 @@ OPTIONAL = {
     "peak_memory_bytes": int,
     "peak_memory_of": str,
     "test_loss": float,
+    "test_token_loss": float,
     "test_bits_per_token": float,
     "unigram_nats": float,
     "init_from": dict,

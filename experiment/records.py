@@ -62,7 +62,7 @@ def masked_records(groups: list[Group]) -> list[dict]:
         {
             "task": TITLES[group.task],
             "attention": group.label,
-            "loss_nats": group.mean("test_loss"),
+            "loss_nats": group.token_loss,
             "unigram_nats": group.mean("unigram_nats"),
             "bits_per_token": group.mean("test_bits_per_token"),
             "accuracy": round(group.accuracy, DIGITS),

@@ -2,6 +2,7 @@
 
 import functools
 
+import lra_tasks
 from configs import reading
 from experiment.workdir import differing_fields, recorded
 
@@ -15,7 +16,7 @@ TRACKS = {
         "Tuned at the same size",
         "Models of the paper's size trained on labels alone, by another recipe.",
     ),
-    "free": ("Free size", "Models of another size, trained on labels alone."),
+    "free": ("Free size", "Models of another size or for other tasks, trained on labels alone."),
     "self-pretrained": (
         "Self-pretrained",
         "Begun with an encoder that was trained to guess hidden tokens of the same data.",
@@ -46,6 +47,7 @@ FREE_FIELDS = (
     "num_workers",
     "task.source",
     "task.data_dir",
+    "task.tokenizer",
     "task.data_seed",
     "task.bucket_boundaries",
     "task.padded_length",
@@ -74,6 +76,8 @@ def track_of(config: dict, fingerprint: str = "", source: dict | None = None) ->
         same = source and source.get("objective") == "masked"
         same = same and source.get("fingerprint") == fingerprint
         return "self-pretrained" if same else "pretrained"
+    if config["task"]["name"] not in lra_tasks.NAMES:
+        return "free"
     changed = [f for f in changed_fields(config) if not f.startswith(("task.", "masked."))]
     if any(field in SIZE_FIELDS for field in changed):
         return "free"

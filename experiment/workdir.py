@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "model.remat",
     "num_workers",
     "task.data_dir",
+    "task.tokenizer",
 )
 
 
@@ -97,6 +98,15 @@ def record_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
         os.replace(temporary, config_path)
     except OSError as error:
         raise WorkdirError(f"--workdir={workdir}: can't write there ({error})") from error
+
+
+def keep_tokenizer(workdir: Path, tokenizer: Path | None) -> None:
+    """Copies the vocabulary of a task, if it has one, into the run's folder."""
+    if tokenizer is None or (workdir / tokenizer.name).exists():
+        return
+    temporary = workdir / ".tokenizer.tmp"
+    temporary.write_bytes(tokenizer.read_bytes())
+    os.replace(temporary, workdir / tokenizer.name)
 
 
 def check_same_config(workdir: Path, config: ml_collections.ConfigDict) -> None:

@@ -5,9 +5,12 @@ import dataclasses
 import warnings
 from pathlib import Path
 
+import numpy as np
+
 import lra_tasks.needs  # noqa: F401  first, since it says what to install
 from lra_tasks import store
 from lra_tasks.check_config import (
+    LANGUAGE_NAMES,
     NAMES,
     SOURCES,
     TaskConfig,
@@ -20,6 +23,7 @@ from lra_tasks.progress import say
 from lra_tasks.task import Batches, Split, Task, padding_share, prefetch
 
 __all__ = [
+    "LANGUAGE_NAMES",
     "NAMES",
     "SOURCES",
     "Batches",
@@ -56,10 +60,13 @@ def open_set(task_config, directory: Path) -> Task:
     """Opens the prepared set in `directory`, as returned by prepare_set for the same config."""
     config = read_config(task_config)
     module = task_module(config.name)
-    splits, description = store.open_splits(directory, module.NUM_DOCUMENTS)
+    dtype = getattr(module, "DTYPE", np.uint8)
+    splits, description = store.open_splits(directory, module.NUM_DOCUMENTS, dtype)
     source = description["source"]
     why_not = module.why_not_comparable(config, source, description["notes"])
-    return _task(config, splits, source, description["fingerprint"], why_not)
+    task = _task(config, splits, source, description["fingerprint"], why_not)
+    vocabulary = directory / "tokenizer.model"
+    return dataclasses.replace(task, tokenizer=vocabulary if vocabulary.exists() else None)
 
 
 def without_data(task_config) -> Task:
@@ -73,7 +80,7 @@ def _task(config: TaskConfig, splits, source: str, fingerprint: str, why_not: st
     return Task(
         name=config.name,
         num_classes=module.NUM_CLASSES,
-        vocab_size=module.VOCAB_SIZE,
+        vocab_size=config.vocab_size or module.VOCAB_SIZE,
         max_length=config.max_length,
         num_documents=module.NUM_DOCUMENTS,
         id_offset=module.ID_OFFSET,
@@ -85,6 +92,8 @@ def _task(config: TaskConfig, splits, source: str, fingerprint: str, why_not: st
         bucket_boundaries=config.bucket_boundaries,
         padded_length=config.padded_length,
         first_id=module.FIRST_ID,
+        mask_id=getattr(module, "MASK_ID", None),
+        sop=config.sop,
     )
 
 

@@ -114,8 +114,15 @@ class StoredExamples:
       ValueError: a record can't be read, or is not as it was written.
     """
 
-    def __init__(self, builder: LongRangeArena, split: str, sums: np.ndarray | None = None):
+    def __init__(
+        self,
+        builder: LongRangeArena,
+        split: str,
+        sums: np.ndarray | None = None,
+        dtype: type = np.uint8,
+    ):
         self.split, self.sums, self.directory = split, sums, Path(builder.data_dir)
+        self.dtype = np.dtype(dtype).newbyteorder("<")
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         self.records = builder.as_data_source(split, deserialize_method=raw)
         self.names = document_names(builder.num_documents)
@@ -138,7 +145,7 @@ class StoredExamples:
         # The decoder of tensorflow-datasets takes several times as long.
         fields = tf_example_pb2.Example.FromString(record).features.feature
         example = {
-            name: np.frombuffer(fields[name].bytes_list.value[0], np.uint8) for name in self.names
+            name: np.frombuffer(fields[name].bytes_list.value[0], self.dtype) for name in self.names
         }
         example["label"] = fields["label"].int64_list.value[0]
         return example

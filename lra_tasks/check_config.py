@@ -10,6 +10,7 @@ from types import ModuleType
 from lra_tasks import store
 
 NAMES = ("image", "listops", "pathfinder", "pathx", "retrieval", "text")
+LANGUAGE_NAMES = ("documents", "reviews")  # of tokens of a vocabulary
 SOURCES = ("release", "generated", "package", "synthetic")
 MAX_SEED = 2**32 - 1
 
@@ -30,6 +31,9 @@ class TaskConfig:
     num_test: int
     difficulty: str
     data_seed: int
+    tokenizer: str
+    vocab_size: int
+    sop: bool
 
 
 def check(task_config, cache_dir=None) -> list[str]:
@@ -38,8 +42,9 @@ def check(task_config, cache_dir=None) -> list[str]:
     if problems:
         return problems
     config = read_config(task_config)
-    if config.name not in NAMES:
-        return [_problem(config, "name", f"expected one of {', '.join(NAMES)}")]
+    names = (*NAMES, *LANGUAGE_NAMES)
+    if config.name not in names:
+        return [_problem(config, "name", f"expected one of {', '.join(names)}")]
     module = task_module(config.name)
     problems = _check_lengths(config)
     for field in ("num_train", "num_validation", "num_test", "min_length"):
@@ -47,6 +52,11 @@ def check(task_config, cache_dir=None) -> list[str]:
             problems.append(_problem(config, field, "expected 0 or more"))
     if not 0 <= config.data_seed <= MAX_SEED:
         problems.append(_problem(config, "data_seed", f"expected 0 to {MAX_SEED}"))
+    if config.name in NAMES:
+        for field in ("tokenizer", "vocab_size", "sop"):
+            if getattr(config, field):
+                named = " and ".join(LANGUAGE_NAMES)
+                problems.append(_problem(config, field, f"only {named} have a vocabulary"))
     problems += module.check(config)
     # Names of prepared sets are made of the fields checked above.
     return problems or _check_source(config, module, store.datasets_dir(cache_dir))
@@ -56,6 +66,8 @@ def read_config(task_config) -> TaskConfig:
     """The fields of `config.task` from a ConfigDict or anything that has them as attributes."""
     fields = {f.name: getattr(task_config, f.name) for f in dataclasses.fields(TaskConfig)}
     fields["bucket_boundaries"] = tuple(fields["bucket_boundaries"])
+    if fields["tokenizer"]:
+        fields["tokenizer"] = str(Path(fields["tokenizer"]).expanduser())
     fields["data_dir"] = str(Path(fields["data_dir"]).expanduser()) if fields["data_dir"] else ""
     return TaskConfig(**fields)
 
@@ -80,8 +92,8 @@ def _check_types(task_config) -> list[str]:
         value = getattr(task_config, field.name)
         if field.type is int:
             good = isinstance(value, int) and not isinstance(value, bool)
-        elif field.type is str:
-            good = isinstance(value, str)
+        elif field.type in (str, bool):
+            good = isinstance(value, field.type)
         else:
             good = isinstance(value, tuple | list) and all(type(v) is int for v in value)
         if not good:

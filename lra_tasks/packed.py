@@ -18,7 +18,7 @@ class Packed(NamedTuple):
     """All examples of a split.
 
     Attributes:
-      tokens: uint8 [total + longest], the documents one after another, then zeros.
+      tokens: the split's dtype [total + longest], the documents one after another, then zeros.
       starts: int64 [num_examples, num_documents], where each begins in `tokens`.
       labels: int64 [num_examples]
     """
@@ -28,7 +28,7 @@ class Packed(NamedTuple):
     labels: np.ndarray
 
     def rows(self, chosen: np.ndarray, width: int) -> np.ndarray:
-        """uint8 [len(chosen), num_documents, width]: documents, and what happens to follow each."""
+        """[len(chosen), num_documents, width]: documents, and what happens to follow each."""
         windows = np.lib.stride_tricks.sliding_window_view(self.tokens, width)
         return windows[self.starts[chosen]]
 
@@ -51,7 +51,7 @@ def pack(split, where: str, width: int, num_ids: int, num_classes: int) -> Packe
     lengths = split.lengths
     ends = np.cumsum(lengths, dtype=np.int64).reshape(lengths.shape)
     starts = ends - lengths
-    tokens = _allocate(int(lengths.sum(dtype=np.int64)) + width, split.folder)
+    tokens = _allocate(int(lengths.sum(dtype=np.int64)) + width, split.folder, split.dtype)
     labels = np.zeros(len(lengths), np.int64)
     names = ("inputs", "inputs2")[: lengths.shape[1]]
     for first in range(0, len(lengths), READ_AT_ONCE):
@@ -99,11 +99,12 @@ def foreign_ids(ids: np.ndarray, limit: int) -> str:
     return f"the token id {ids[position]} at position {position}, expected 0 to {limit - 1}"
 
 
-def _allocate(size: int, folder: Path | None) -> np.ndarray:
-    """Zeros, uint8 [size]: in memory, or in a file where that would be much of it."""
+def _allocate(num_items: int, folder: Path | None, dtype: type = np.uint8) -> np.ndarray:
+    """Zeros [num_items]: in memory, or in a file where that would be much of it."""
+    size = num_items * np.dtype(dtype).itemsize
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if folder is None or size <= MEMORY_SHARE * memory:
-        return np.zeros(size, np.uint8)
+        return np.zeros(num_items, dtype)
     place = folder if is_writable(folder) else tempfile.gettempdir()
     with tempfile.TemporaryFile(dir=place) as file:
         try:
@@ -113,4 +114,4 @@ def _allocate(size: int, folder: Path | None) -> np.ndarray:
                 f"{place}: no room for a file of {size:,} bytes with the tokens of a split "
                 f"({error}); make room there"
             ) from error
-        return np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)
+        return np.frombuffer(mmap.mmap(file.fileno(), size), dtype)

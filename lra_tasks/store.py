@@ -40,6 +40,10 @@ Importing it must be cheap: no tensorflow_datasets, no JAX. It defines
     encode(text) -> uint8 [n] what is stored of a text (ValueError if it is none), or instead
     PICTURE_SHAPE             (height, width), for tasks whose inputs are pixels
 
+    DTYPE                     (optional) np.uint16 where a byte is not enough for stored ids
+    MASK_ID                   (optional) the token id that stands for hidden ones
+    extra_files(notes)        (optional) {name: bytes} to keep with the set, taken out of the notes
+
     download(folder, progress) -> None      (optional)
         Fetches the official files into `folder`, which becomes data_dir, when 'release' is asked
         for (by name or by 'auto') and neither data_dir nor a prepared set is there. Raises OSError
@@ -130,7 +134,9 @@ def prepare(root: Path, name: str, module: ModuleType, config, source: str, file
     return target
 
 
-def open_splits(directory: Path, num_documents: int) -> tuple[dict[str, Split], dict]:
+def open_splits(
+    directory: Path, num_documents: int, dtype: type = np.uint8
+) -> tuple[dict[str, Split], dict]:
     """The splits of a prepared set and the contents of its set.json.
 
     Raises ValueError if its files do not belong together (damaged after it was prepared).
@@ -149,7 +155,7 @@ def open_splits(directory: Path, num_documents: int) -> tuple[dict[str, Split], 
         try:
             sums = directory / f"sums-{split}.npy"
             sums = np.load(sums, allow_pickle=False) if "digest" in description else None
-            examples = StoredExamples(builder, split, sums)
+            examples = StoredExamples(builder, split, sums, dtype)
             lengths = np.load(directory / f"lengths-{split}.npy", allow_pickle=False)
         except Exception as error:  # array_record raises bare RuntimeErrors and more
             raise ValueError(damaged(directory, f"{split}: {error}")) from error
@@ -157,7 +163,7 @@ def open_splits(directory: Path, num_documents: int) -> tuple[dict[str, Split], 
         if len(examples) != expected or lengths.shape != (expected, num_documents):
             problem = f"{split} has {len(examples)} examples and lengths {lengths.shape}"
             raise ValueError(damaged(directory, f"{problem}, expected {expected}"))
-        splits[split] = Split(examples=examples, lengths=lengths, folder=directory)
+        splits[split] = Split(examples, lengths, directory, dtype)
     return splits, description
 
 
@@ -207,7 +213,7 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
             rows = lengths[split] = []
             for row in progress.track(make(), f"{name} {split}", totals.get(split), show):
                 rows.append(_measure(row, module, split, len(rows), digests[split]))
-                yield row
+                yield {name: as_stored(value) for name, value in row.items()}
 
         return examples
 
@@ -228,7 +234,12 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
             raise ValueError(f"{name}: no examples for the {split} split; files read: {files}")
         np.save(directory / f"lengths-{split}.npy", np.array(lengths[split], np.int32))
         np.save(directory / f"sums-{split}.npy", np.array(builder.record_sums[split], np.uint32))
-    if len(files) == 1 and files[0].is_file():
+    extra = module.extra_files(notes) if hasattr(module, "extra_files") else {}
+    for file_name, data in extra.items():
+        (directory / file_name).write_bytes(data)
+    # One file says what the examples are, unless ids follow from a vocabulary too.
+    of_file = len(files) == 1 and files[0].is_file() and not extra
+    if of_file:
         fingerprint = sha256_of_file(files[0], show)
     else:
         joined = "".join(f"{split} {digests[split].hexdigest()}\n" for split in SPLITS)
@@ -239,7 +250,7 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
         "source": source,
         "num_examples": {split: len(lengths[split]) for split in SPLITS},
         "fingerprint": fingerprint,
-        "fingerprint_of": files[0].name if len(files) == 1 and files[0].is_file() else "examples",
+        "fingerprint_of": files[0].name if of_file else "examples",
         "notes": notes,
         "file_sizes": {path.name: path.stat().st_size for path in written},
         "file_digests": {
@@ -266,10 +277,11 @@ def _measure(example: dict, module: ModuleType, split: str, index: int, digest) 
     sizes = []
     for name in names:
         document = example[name]
-        if document.dtype != np.uint8 or document.ndim != 1 or not len(document):
+        dtype = np.dtype(getattr(module, "DTYPE", np.uint8))
+        if document.dtype != dtype or document.ndim != 1 or not len(document):
             raise ValueError(
                 f"{split} example {index}: {name} is {document.dtype}{list(document.shape)}, "
-                "expected a non-empty uint8 vector"
+                f"expected a non-empty {dtype} vector"
             )
         if problem := foreign_ids(document, module.VOCAB_SIZE - module.ID_OFFSET):
             raise ValueError(f"{split} example {index}: {name} has {problem}")
@@ -282,6 +294,13 @@ def _measure(example: dict, module: ModuleType, split: str, index: int, digest) 
         raise ValueError(f"{split} example {index}: label {label}, expected {expected}")
     digest.update(label.to_bytes(8, "little", signed=True))
     return sizes
+
+
+def as_stored(value):
+    """A document as bytes; uint16 have the lower one first."""
+    if not isinstance(value, np.ndarray) or value.dtype == np.uint8:
+        return value
+    return value.astype("<u2").view(np.uint8)
 
 
 def _files_key(files: list[Path]) -> str:

@@ -21,15 +21,17 @@ class Split:
     """Examples in a fixed order.
 
     Attributes:
-      examples: random access, `examples.__getitems__([3, 1])` -> list of {"inputs": uint8 [n],
+      examples: random access, `examples.__getitems__([3, 1])` -> list of {"inputs": dtype [n],
         "label": int}, with "inputs2" for a second document; `len(examples)`.
       lengths: int32 [num_examples, num_documents], tokens of each document.
       folder: where a file may be made for what doesn't fit in memory.
+      dtype: of the documents, uint8 or uint16.
     """
 
     examples: Any
     lengths: np.ndarray = dataclasses.field(repr=False)
     folder: Path | None = None
+    dtype: type = np.uint8
 
     def packed(self, where: str, width: int, num_ids: int, num_classes: int) -> Packed:
         """All examples as arrays, read and checked at the first call: see `packed.pack`."""
@@ -54,6 +56,8 @@ class Task:
       bucket_boundaries: padded lengths, ascending; () pads everything to padded_length.
       first_id: the least id of a token; below it are padding and other special ones.
       mask_id: the id that stands for a hidden token, where the task has one.
+      tokenizer: the file of the vocabulary that the ids are of, where there is one.
+      sop: whether the label is if halves of a text changed places.
     """
 
     name: str
@@ -71,6 +75,8 @@ class Task:
     padded_length: int
     first_id: int = 0
     mask_id: int | None = None
+    tokenizer: Path | None = None
+    sop: bool = False
 
 
 def seeded_permutation(num_items: int, *seed: int) -> np.ndarray:

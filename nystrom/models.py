@@ -91,7 +91,8 @@ class TokenPredictor(nnx.Module):
 
     Of the first `vocab_size` ids; the encoder may know more, such as one for what is hidden. With
     `tied` they are products with the encoder's own embeddings, else those of a dense layer. A
-    `cls_token` is put before every document as `Classifier` does; places don't count it.
+    `cls_token` is put before every document as `Classifier` does; places don't count it. With
+    `order` there is also a head for whether two halves of a sequence changed places.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class TokenPredictor(nnx.Module):
         width: int = 64,
         tied: bool = True,
         cls_token: int | None = None,
+        order: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -113,6 +115,10 @@ class TokenPredictor(nnx.Module):
             self.bias = nnx.Param(jnp.zeros(vocab_size))
         else:
             self.logits = Dense(width, vocab_size, dtype=dtype, rngs=rngs)
+        self.order_hidden, self.order = nnx.data(None), nnx.data(None)
+        if order:
+            self.order_hidden = Dense(width, width, dtype=dtype, rngs=rngs)
+            self.order = Dense(width, 2, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -122,8 +128,22 @@ class TokenPredictor(nnx.Module):
         dropout_key: Array | None = None,
     ) -> Float[Array, "*B K vocab_size"]:
         """Logits in float32; a key, or one a sequence, makes dropout act."""
+        return self.token_logits(self.hidden(tokens, mask, dropout_key), places)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "*B N"],
+        mask: Bool[Array, "*B N"] | None = None,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "*B M C"]:
+        """The encoder's hidden states, that of the token put first among them."""
         tokens, mask = _with_cls(tokens, mask, self.cls_token)
-        hidden = self.encoder(tokens, mask, dropout_key)
+        return self.encoder(tokens, mask, dropout_key)
+
+    def token_logits(
+        self, hidden: Float[Array, "*B M C"], places: Int[Array, "*B K"]
+    ) -> Float[Array, "*B K vocab_size"]:
+        """Logits over the vocabulary at places of the sequences."""
         places = places if self.cls_token is None else places + 1
         x = jnp.take_along_axis(hidden, places[..., None], axis=-2)
         if self.logits is not None:
@@ -131,6 +151,11 @@ class TokenPredictor(nnx.Module):
         assert self.bias is not None  # there is the one or the other
         table = self.encoder.token_embed.embedding[...][: self.vocab_size].astype(x.dtype)
         return (x @ table.T).astype(jnp.float32) + self.bias[...]
+
+    def order_logits(self, hidden: Float[Array, "*B M C"]) -> Float[Array, "*B 2"]:
+        """Logits of halves in order and swapped, from the first token's hidden state."""
+        assert self.order_hidden is not None and self.order is not None  # `order` asked for them
+        return self.order(jnp.tanh(self.order_hidden(hidden[..., 0, :]))).astype(jnp.float32)
 
 
 def document_keys(key: Array | None, shape: tuple[Any, ...]) -> Array | None:

@@ -132,6 +132,7 @@ def a_step_on_any_mesh_is_the_same():
 def hidden_tokens_are_the_same_on_any_mesh():
     config, task = small_task(dropout_rate=0.2)
     config.objective = "masked"
+    config.masked.share = 0.5
     objective = make_objective(config, task)
     seen = []
     for shape in ((1, 1, 1), (2, 4, 2)):

@@ -10,8 +10,10 @@ import pytest
 from flax import nnx
 
 import lra_tasks
+import sweep
 from configs import lra_retrieval
 from experiment import evaluate, metrics, training
+from experiment.grid import make_runs
 from experiment.load import load_run
 from experiment.model import head_of, make_model
 from experiment.objectives import Masked, checkpoint_score, content_keys, make_objective
@@ -155,7 +157,7 @@ def test_a_masked_run_reports_nats_bits_and_accuracy_and_keeps_the_least_loss(pr
         split = load_run(workdir).task.splits[name]
         for example in split.examples.__getitems__(range(len(split.lengths))):
             bytes_of.extend(example["inputs"].tolist())
-    share = {b: (texts["train"].count(b) + 1) / (len(texts["train"]) + 257) for b in range(256)}
+    share = {b: (texts["train"].count(b) + 1) / (len(texts["train"]) + 256) for b in range(256)}
     expected = -np.mean([math.log(share[b]) for b in texts["test"]])
     assert result["unigram_nats"] == pytest.approx(expected)
     assert evaluate.main([f"--workdir={workdir}"]) == 0
@@ -250,16 +252,20 @@ def test_a_source_that_is_none_is_refused_before_anything_is_touched(tmp_path, r
     failed = run_train("--config=configs/lra_text.py:finetune", f"--workdir={workdir}", check=False)
     assert failed.returncode == 1 and not workdir.exists()
     assert "config.init_from='runs/lra_text-pretrain': no such folder" in failed.stderr
+    given = ["--config=configs/lra_text.py:finetune", "--config.seed=0,1"]
+    (problem,) = sweep.find_problems(make_runs(given, tmp_path / "sweep"))
+    assert "no such folder" in problem and "in 2 of 2 runs" in problem
 
 
-def test_the_published_sizes_run_in_both_phases(tmp_path):
+def test_the_published_sizes_train_and_their_encoder_is_taken(tmp_path):
     tiny = {"batch_size": 4, "num_train_steps": 2, "warmup_steps": 1, "eval_every": 2}
     tiny |= {f"task.num_{split}": 4 for split in ("train", "validation", "test")}
     tiny |= SHORT | {"task.source": "synthetic", "task.bucket_boundaries": ()}
-    for variant in ("spt_large", "spt_large_finetune"):
-        config = lra_retrieval.get_config(variant)
-        config.update_from_flattened_dict(tiny)
-        config.init_from = config.init_from and str(tmp_path / "spt_large" / "run")
-        _, result = run(config, tmp_path / variant)
-        assert result["num_parameters"] > 500_000
-    assert result["init_from"]["num_train_steps"] == 2 and np.isfinite(result["test_loss"])
+    pretrain, finetune = map(lra_retrieval.get_config, ("spt_large", "spt_large_finetune"))
+    pretrain.update_from_flattened_dict(tiny)
+    task, result = run(pretrain, tmp_path)
+    assert result["num_parameters"] > 500_000 and np.isfinite(result["test_loss"])
+    finetune.update_from_flattened_dict(tiny | {"init_from": str(tmp_path / "run")})
+    params = nnx.state(make_model(finetune.model, task, 0))
+    params, record = start_from(finetune, task, params)
+    assert record["step"] == 2 and params["logits"]["kernel"].shape == (256, 2)

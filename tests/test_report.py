@@ -138,7 +138,13 @@ def test_what_may_differ_within_an_average(field, tmp_path):
     found = read_runs([tmp_path])
     assert not found.skipped
     may_differ = {"seed", "cache_dir", "task.data_dir", "log_every", "checkpoint_every"}
-    may_differ |= {"accumulate_steps", "mesh.data", "mesh.sequence", "num_workers"}
+    may_differ |= {
+        "task.tokenizer",
+        "accumulate_steps",
+        "mesh.data",
+        "mesh.sequence",
+        "num_workers",
+    }
     assert len(found.groups) == (1 if field in may_differ else 2)
     labels = [group.label for group in found.groups if group.task == "text"]
     assert len(set(labels)) == len(labels)

@@ -21,6 +21,9 @@ def make_config():
             "num_test": 0,
             "difficulty": "",
             "data_seed": 0,
+            "tokenizer": "",
+            "vocab_size": 0,
+            "sop": False,
         }
         assert not set(fields) - set(defaults), fields
         return ml_collections.ConfigDict({"name": name, **defaults, **fields})

@@ -1,0 +1,172 @@
+"""Documents: their vocabulary, their rows, and what is refused."""
+
+import random
+import sys
+
+import numpy as np
+import pytest
+
+import lra_tasks
+from lra_tasks import documents
+from lra_tasks.documents import rows, tokenizer
+
+pytest.importorskip("sentencepiece")
+
+WORDS = (
+    "the",
+    "film",
+    "story",
+    "was",
+    "moving",
+    "dull",
+    "and",
+    "superb",
+    "ünïcode",
+    "日本",
+    "cast",
+)
+SIZE = 320
+
+
+def write_documents(folder, count=12, seed=0):
+    """Files of several lines; returns their texts by name."""
+    rng = random.Random(seed)
+    found = {}
+    for number in range(count):
+        lines = [" ".join(rng.choices(WORDS, k=rng.randrange(5, 30))) for _ in range(6)]
+        path = folder / f"part{number % 3}" / f"{number}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n\n".join(lines))
+        found[path.name] = lines
+    (folder / ".hidden").write_bytes(b"\xff")
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("documents")
+    return folder, write_documents(folder)
+
+
+@pytest.fixture
+def make_documents(make_config, folder):
+    def make(**fields):
+        given = {"source": "release", "data_dir": str(folder[0]), "vocab_size": SIZE}
+        given |= {"min_length": 0, "max_length": 64, "padded_length": 64}
+        return make_config("documents", **given | fields)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def vocabulary(folder):
+    lines = [line for lines in folder[1].values() for line in lines]
+    return tokenizer.train(lines, SIZE)
+
+
+def texts_of(task):
+    """The text of every row of every split, special tokens left in."""
+    found = {}
+    for name, split in task.splits.items():
+        examples = split.examples.__getitems__(range(len(split.lengths)))
+        found[name] = [documents.decode(e["inputs"], task.tokenizer) for e in examples]
+    return found
+
+
+def test_a_folders_files_are_cut_into_rows_and_nothing_is_lost(make_documents, folder, cache_dir):
+    config = make_documents()
+    assert lra_tasks.check(config, cache_dir) == []
+    task = lra_tasks.load(config, cache_dir, progress=False)
+    assert (task.vocab_size, task.first_id, task.mask_id) == (SIZE, 5, 4)
+    assert not task.comparable_to_lra
+    batches = lra_tasks.Batches(task, "train", 4, seed=0)
+    batch = batches[0]
+    assert batch["inputs"].max() > 255  # more than a byte holds
+    assert (batch["inputs"][:, 0] == tokenizer.CLS).all()
+    ends = np.take_along_axis(batch["inputs"], batch["mask"].sum(1)[:, None] - 1, 1)
+    assert (ends == tokenizer.SEP).all()
+    read = " ".join(row for rows in texts_of(task).values() for row in rows)
+    plain = read.replace("[CLS]", " ").replace("[SEP]", " ").replace(" ", "")
+    for lines in folder[1].values():
+        assert "".join(lines).replace(" ", "") in plain
+    counts = batches.token_counts()
+    assert counts.shape == (SIZE,) and counts.sum() == task.splits["train"].lengths.sum()
+    assert counts[tokenizer.CLS] == len(task.splits["train"].lengths)
+
+
+def test_the_vocabulary_stays_with_the_set_and_can_be_given(make_documents, cache_dir, tmp_path):
+    first = lra_tasks.load(make_documents(), cache_dir, progress=False)
+    (tmp_path / tokenizer.FILE).write_bytes(first.tokenizer.read_bytes())
+    given = make_documents(tokenizer=str(tmp_path), max_length=40)
+    second = lra_tasks.load(given, cache_dir, progress=False)
+    assert second.tokenizer.read_bytes() == first.tokenizer.read_bytes()
+    assert second.fingerprint != first.fingerprint
+    text = "the film was superb"
+    ids = documents.encode(text, second.tokenizer)
+    assert documents.decode(ids, second.tokenizer) == f"[CLS] {text} [SEP]"
+
+
+def test_pairs_are_neighbours_and_half_of_them_change_places(vocabulary, folder):
+    known = tokenizer.Tokenizer(vocabulary)
+    rng = random.Random(1)
+    swapped = []
+    for lines in [*folder[1].values()] * 4:
+        segments = known.segments("\n".join(lines))
+        whole = np.concatenate(segments).tolist()
+        for row, label in rows.pairs(segments, 64, rng):
+            assert row.dtype == np.uint16 and row[0] == tokenizer.CLS and len(row) <= 64
+            first, second = np.flatnonzero(row == tokenizer.SEP)
+            assert second == len(row) - 1
+            a, b = row[1:first].tolist(), row[first + 1 : second].tolist()
+            before, after = (b, a) if label else (a, b)
+            assert starts(whole, before)[0] <= starts(whole, after)[-1]
+            swapped.append(label)
+    assert len(swapped) > 150 and 0.4 < np.mean(swapped) < 0.6
+
+
+def starts(whole, part):
+    """Where a list of ids stands in another."""
+    assert part
+    found = [i for i in range(len(whole)) if whole[i : i + len(part)] == part]
+    assert found
+    return found
+
+
+def test_the_longer_half_is_cut(vocabulary):
+    a, b = np.arange(100, 150, dtype=np.uint16), np.arange(10, dtype=np.uint16)
+    cut_a, cut_b = rows.shortened(a, b, 40, random.Random(0))
+    assert len(cut_a) == 30 and cut_b.tolist() == b.tolist()
+    assert np.diff(cut_a.astype(int)).tolist() == [1] * 29
+
+
+def test_what_is_wrong_with_documents_is_named(make_documents, tmp_path, cache_dir, monkeypatch):
+    (problem,) = lra_tasks.check(make_documents(vocab_size=0))
+    assert problem.startswith("config.task.vocab_size=0: expected 300 to 65536")
+    (problem,) = lra_tasks.check(make_documents(tokenizer=str(tmp_path)))
+    assert f"no vocabulary {tmp_path / 'tokenizer.model'}" in problem
+    write_documents(tmp_path / "few", 2)
+    (problem,) = lra_tasks.check(make_documents(data_dir=str(tmp_path / "few")))
+    assert "has 2 files, expected 3 or more" in problem
+    with pytest.raises(ValueError, match=r"vocab_size=5000: .*value <= \d+.*a smaller one"):
+        lra_tasks.load(make_documents(vocab_size=5_000), cache_dir, progress=False)
+    (tmp_path / "other.model").write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"other\.model: not a SentencePiece model"):
+        given = make_documents(tokenizer=str(tmp_path / "other.model"))
+        lra_tasks.load(given, cache_dir, progress=False)
+    write_documents(tmp_path / "bad")
+    (tmp_path / "bad" / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt: not UTF-8 at byte 3"):
+        lra_tasks.load(make_documents(data_dir=str(tmp_path / "bad")), cache_dir, progress=False)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    (problem,) = lra_tasks.check(make_documents())
+    assert "pip install 'sentencepiece" in problem
+
+
+def test_tasks_of_bytes_have_no_vocabulary(make_config):
+    problems = lra_tasks.check(make_config(vocab_size=500, sop=True))
+    assert [p.partition(":")[0] for p in problems] == [
+        "config.task.vocab_size=500",
+        "config.task.sop=True",
+    ]
+    (problem,) = lra_tasks.check(make_config("reviews", vocab_size=500))
+    assert "config.task.tokenizer=''" in problem

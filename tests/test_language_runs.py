@@ -1,0 +1,105 @@
+"""Pretraining on documents and fine-tuning on reviews, from folder to label."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import finetune_imdb, mlm
+from experiment import evaluate, tracks
+from experiment.config_checks import check_config
+from experiment.load import load_run
+from experiment.read_runs import read_runs
+from experiment.workdir import keep_tokenizer
+from tests.test_tasks_train import run
+
+pytest.importorskip("sentencepiece")
+
+SMALL = {
+    "batch_size": 4,
+    "num_train_steps": 2,
+    "warmup_steps": 1,
+    "eval_every": 2,
+    "model.attention": "linear",
+    "model.num_layers": 1,
+    "model.width": 16,
+    "model.mlp_width": 16,
+    "model.num_heads": 2,
+    "task.source": "synthetic",
+    "task.vocab_size": 320,
+    "task.max_length": 48,
+    "task.padded_length": 48,
+    "task.bucket_boundaries": (),
+    "task.num_train": 16,
+    "task.num_validation": 4,
+    "task.num_test": 4,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def small(module, variant="", **fields):
+    config = module.get_config(variant)
+    config.update_from_flattened_dict(SMALL | fields)
+    return config
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, cache_home):
+    """A run with hidden tokens and swapped halves, and its vocabulary: folder and result."""
+    folder = tmp_path_factory.mktemp("mlm")
+    config = small(mlm, "imdb", **{"task.sop": True})
+    task, result = run(config, folder)
+    keep_tokenizer(folder / "run", task.tokenizer)
+    (folder / "run" / "result.json").write_text(json.dumps(result))
+    return folder / "run", result
+
+
+def test_the_loss_is_that_of_tokens_and_of_order(pretrained):
+    workdir, result = pretrained
+    both = result["test_token_loss"] + result["test_order_loss"]
+    assert result["test_loss"] == pytest.approx(both, rel=1e-5)
+    assert result["test_order_loss"] == pytest.approx(np.log(2), abs=0.3)
+    assert result["test_token_loss"] == pytest.approx(np.log(320), abs=0.5)
+    assert 0 < result["unigram_nats"] < np.log(320)
+    task, counts = load_run(workdir).task, {}
+    for name in ("train", "test"):  # of what can be hidden: no [CLS], no [SEP]
+        examples = task.splits[name].examples
+        ids = [example["inputs"] for example in examples.__getitems__(range(len(examples)))]
+        counts[name] = np.bincount(np.concatenate(ids), minlength=320)[5:]
+    known = (counts["train"] + 1) / (counts["train"] + 1).sum()
+    expected = -np.sum(counts["test"] * np.log(known)) / counts["test"].sum()
+    assert result["unigram_nats"] == pytest.approx(expected)
+    assert 0 <= result["test_order_accuracy"] <= 1
+    assert "no task of LRA's" in result["why_not_comparable"]
+    assert (workdir / "tokenizer.model").stat().st_size > 1_000
+    (group,) = read_runs([workdir]).groups
+    assert group.track == "masked"
+
+
+def test_fine_tuning_begins_with_it_and_classifies_text(pretrained, tmp_path, capsys):
+    workdir, pretraining = pretrained
+    given = {"init_from": str(workdir), "task.tokenizer": str(workdir)}
+    task, result = run(small(finetune_imdb, **given), tmp_path)
+    assert task.name == "reviews" and task.vocab_size == 320
+    assert result["init_from"]["fingerprint"] == pretraining["fingerprint"]
+    assert tracks.track_of(result["config"], task.fingerprint, result["init_from"]) == "pretrained"
+    keep_tokenizer(tmp_path / "run", task.tokenizer)
+    assert evaluate.main([f"--workdir={tmp_path / 'run'}", "--text=a superb film"]) == 0
+    assert capsys.readouterr().out.startswith("label ")
+
+
+@pytest.mark.parametrize("variant", [(mlm, ""), (mlm, "small"), (mlm, "imdb"), (finetune_imdb, "")])
+def test_the_configs_pass_their_checks(variant, pretrained):
+    config = variant[0].get_config(variant[1])
+    config.task.source = "synthetic"
+    if config.task.name == "reviews":
+        config.task.tokenizer = str(pretrained[0])
+        assert config.model == mlm.get_config("imdb").model
+    assert check_config(config.lock()) == []
