@@ -138,7 +138,7 @@ def test_batches_must_split_over_the_devices():
         ("--config.num_landmarks=32", "did you mean --config.model.num_landmarks?"),
         ("--config.seed=one", "--config.seed=one: expected an integer"),
         ("surplus", "unexpected surplus"),
-        ("--config=configs/no_such.py", "no such file; there are configs/lra_image.py"),
+        ("--config=configs/no_such.py", "no such file; there are configs/finetune_imdb.py"),
     ],
 )
 def test_the_command_line_reports_errors_and_leaves_no_workdir(
