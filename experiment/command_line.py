@@ -21,10 +21,9 @@ command again goes on with a run that was stopped.
   --workdir=DIR            the run's folder, else runs/<config>,<overrides>
   --profile=START:STOP     a trace of the steps after START up to STOP, in the
                            run's folder, for tensorboard --logdir=DIR or xprof
-  --distributed            one of several processes of a run: see docs/hosts.md.
-                           Taken as given where JAX_NUM_PROCESSES, srun, mpirun
-                           or TPU_WORKER_HOSTNAMES tell of several, but for
-                           --nodistributed
+  --distributed            one of several processes of a run (docs/hosts.md), as
+                           it is where JAX_NUM_PROCESSES, srun, mpirun or
+                           TPU_WORKER_HOSTNAMES say so; else --nodistributed
   --help_config            every field: what it is, and its value in the config
                            given, else the default
   --helpfull               the libraries' flags too

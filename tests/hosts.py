@@ -96,8 +96,9 @@ def loss_differences(workdir: Path, whole: Path) -> dict[str, float]:
 
 
 def saved_step(workdir: Path) -> int:
-    """The newest step there is a checkpoint of."""
-    return max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+    """The newest step there is a whole checkpoint of."""
+    names = (path.name for path in (workdir / "checkpoints").iterdir())
+    return max(int(name) for name in names if name.isdecimal())
 
 
 def stopped_by_a_signal(workdir: Path, results) -> int:

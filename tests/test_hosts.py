@@ -7,57 +7,60 @@ import numpy as np
 import pytest
 
 import lra_tasks
+from configs import reading
 from experiment import processes
 from experiment.processes import ProcessError
 from tests import hosts
-from tests.test_resume import make_config
+from tests.conftest import ROOT
+from tests.test_resume import PowerCutError, cut_off, make_config
+from train import train
 
 NUM_TEST = 61  # no multiple of anything, so the last batch is padded
 
 
-def test_a_run_that_moves_ends_as_one_that_never_did(tmp_path, cache_home):
+def test_a_run_that_moves_ends_as_one_that_never_did(tmp_path, cache_home, monkeypatch):
+    monkeypatch.chdir(ROOT)
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     fields = (f"--config.task.num_test={NUM_TEST}",)
+    config, _, _ = reading.read_config([*hosts.ARGUMENTS, *fields])
+    task = lra_tasks.load(config.task, progress=False)
 
-    def start(num_processes, num_devices, workdir=moved, *more):
-        return hosts.start(num_processes, num_devices, *fields, f"--workdir={workdir}", *more)
+    def start(num_processes, num_devices, *more):
+        return hosts.start(num_processes, num_devices, *fields, f"--workdir={moved}", *more)
 
-    undisturbed = start(1, 1, whole)
     # SIGTERM to one of two processes stops both at the same step.
     running = start(2, 2)
     hosts.wait_for_line(moved, running, 3)
     running[1].send_signal(signal.SIGTERM)
-    first_stop = hosts.stopped_by_a_signal(moved, hosts.finish(running))
-    ((status, _, _),) = hosts.finish(undisturbed)
-    assert status == 0
+    stopped_at = hosts.stopped_by_a_signal(moved, hosts.finish(running))
     # The death of one ends the other, with an error.
     running = start(2, 2)
-    hosts.wait_for_line(moved, running, first_stop + 3)
+    hosts.wait_for_line(moved, running, stopped_at + 3)
     running[1].kill()
     ((status, _, err),) = hosts.finish(running[:1], hosts.PATIENCE)
     assert status not in (0, 143) and err
     running[1].communicate()
     died_at = hosts.saved_step(moved)
-    assert first_stop < died_at < 40
+    assert stopped_at < died_at < 30
     # One process of one device goes on, then four processes.
-    running = start(1, 1)
-    hosts.wait_for_line(moved, running, died_at + 3)
-    running[0].send_signal(signal.SIGTERM)
-    assert died_at < hosts.stopped_by_a_signal(moved, hosts.finish(running)) < 40
+    with pytest.raises(PowerCutError):
+        train(config, moved, cut_off(task, 8))
+    assert died_at < hosts.saved_step(moved) < 40
     # What the first alone can see, all fail of, alike.
-    refused = hosts.finish(start(2, 1, moved, "--config.seed=1"))
+    refused = hosts.finish(start(2, 1, "--config.seed=1"))
     assert [status for status, _, _ in refused] == [1, 1]
     assert all("config.seed: 0 there, 1 now" in err for _, _, err in refused), refused
     assert all(status == 0 for status, _, _ in hosts.finish(start(4, 1)))
 
+    undisturbed = train(config, whole, task)
     differences = hosts.loss_differences(moved, whole)
     assert differences["train"] < 1e-4 and differences["test"] < 1e-4, differences
-    here, there = (json.loads((w / "result.json").read_text()) for w in (moved, whole))
-    assert here["hardware"]["num_processes"] == 4
+    result = json.loads((moved / "result.json").read_text())
+    assert result["hardware"]["num_processes"] == 4
     # Every example counts once: accuracies are whole numbers of them.
-    count = here["test_accuracy"] * NUM_TEST
+    count = result["test_accuracy"] * NUM_TEST
     assert count == pytest.approx(round(count), abs=1e-9)
-    assert here["test_accuracy"] == there["test_accuracy"]
+    assert result["test_accuracy"] == undisturbed["test_accuracy"]
 
 
 def test_rows_of_batches_are_those_of_the_whole(cache_home):
