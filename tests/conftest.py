@@ -49,8 +49,9 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {COMPILE_FAST}"
 
 
 def pytest_collection_modifyitems(items):
-    """The long files first, that is those of whole runs, so that the workers end together."""
-    items.sort(key=lambda item: item.path.parent != ROOT / "tests")
+    """The long files first, most of them of whole runs, so that the workers end together."""
+    long = ROOT / "tests", ROOT / "tests/nystrom/test_transforms.py"
+    items.sort(key=lambda item: item.path.parent not in long and item.path not in long)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -56,6 +56,9 @@ def config(name="pathfinder", **fields):
         "num_test": 0,
         "difficulty": "hard" if name == "pathfinder" else "",
         "data_seed": 0,
+        "tokenizer": "",
+        "vocab_size": 0,
+        "sop": False,
         **fields,
     }
     return types.SimpleNamespace(name=name, **fields)

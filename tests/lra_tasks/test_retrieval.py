@@ -183,7 +183,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         def load(**changes):
             config = dict(name="retrieval", source="release", data_dir=sys.argv[1], min_length=0,
                           max_length=4000, padded_length=4096, bucket_boundaries=(), num_train=0,
-                          num_validation=0, num_test=0, difficulty="", data_seed=0) | changes
+                          num_validation=0, num_test=0, difficulty="", data_seed=0,
+                          tokenizer="", vocab_size=0, sop=False) | changes
             lra_tasks.load(types.SimpleNamespace(**config), sys.argv[2], progress=False)
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
