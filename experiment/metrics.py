@@ -12,6 +12,8 @@ from pathlib import Path
 import tensorboardX
 import tqdm
 
+from experiment.workdir import strict_json
+
 # A metric is a (sum, weight) pair; a set of them is a dict. Sums are Python floats (float64) once
 # off the device, so that adding them up step by step gives the same bits however a run was cut.
 
@@ -34,19 +36,6 @@ def means(total: dict) -> dict[str, float]:
 def without_speed(values: dict[str, float]) -> dict[str, float]:
     """The values that do not depend on the clock."""
     return {name: value for name, value in values.items() if name != "examples_per_second"}
-
-
-def strict_json(value, indent: int | None = None) -> str:
-    """JSON as its standard has it: numbers that are not finite become null."""
-    return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
-
-
-def _without_nan(value):
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Reporter:

@@ -3,13 +3,12 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 from pathlib import Path
 
 import ml_collections
-
-from experiment.metrics import strict_json
 
 MAX_NAME = 150  # of a folder's name; file systems allow 255 bytes
 
@@ -131,6 +130,19 @@ def read_result(workdir: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return result if isinstance(result, dict) and "test_accuracy" in result else None
+
+
+def strict_json(value, indent: int | None = None) -> str:
+    """JSON as its standard has it: numbers that are not finite become null."""
+    return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_result(workdir: Path, result: dict) -> None:
