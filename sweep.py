@@ -145,6 +145,22 @@ class Job:
         return lines[-1] if lines else "no output"
 
 
+def start(run: Run) -> Job:
+    """Starts a run in a process group of its own, which the terminal's Ctrl-C can't reach."""
+    path = log_path(run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as log:
+        log_start = log.tell()
+        process = subprocess.Popen(
+            [sys.executable, *command(run)[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Job(run, process, log_start, time.monotonic())
+
+
 class Sweep:
     """Runs the missing runs of a sweep, `num_jobs` at a time, and shows how far all of it is."""
 
@@ -196,19 +212,8 @@ class Sweep:
         return 1 if self.failed or self.stopped else 0
 
     def begin(self, run: Run) -> None:
-        """Starts a run in a process group of its own, which the terminal's Ctrl-C can't reach."""
-        path = log_path(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as log:
-            log_start = log.tell()
-            process = subprocess.Popen(
-                [sys.executable, *command(run)[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.jobs.append(Job(run, process, log_start, time.monotonic()))
+        """Starts a run, and says so."""
+        self.jobs.append(start(run))
         done = self.before[run.workdir]
         self.say(f"{run.label}: " + (f"goes on after step {done}" if done else "started"))
 

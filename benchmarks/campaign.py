@@ -17,7 +17,6 @@ import argparse
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ from pathlib import Path
 from experiment.config_checks import check_config
 from experiment.grid import GridError, Run, make_runs
 from experiment.signals import StopSignals, exit_status
-from sweep import ask_devices, command, is_finished, log_path, steps_done
+from sweep import ask_devices, is_finished, log_path, start, steps_done
 
 TASKS = ("listops", "text", "image", "retrieval", "pathfinder")  # by the work of their recipes
 NEED_FILES = ("image", "retrieval")
@@ -128,19 +127,10 @@ class Campaign:
 
     def train(self, run: Run, give_way: bool) -> None:
         """A run to its end, until the time is up, or until it is seen not to end in time."""
-        path = log_path(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, *command(run)[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        job = start(run)
         settled = None  # (time, step) when it had taken some steps
         begun, why = steps_done(run), ""
-        while process.poll() is None:
+        while job.process.poll() is None:
             time.sleep(POLL_SECONDS)
             step, now = steps_done(run), time.monotonic()
             if settled is None and step >= begun + SETTLING_STEPS:
@@ -153,17 +143,16 @@ class Campaign:
             late = give_way and left is not None and now + left > self.deadline - SAVE_SECONDS
             if self.over() or late:
                 why = self.stop.received or ("makes room for others" if late else "time is up")
-                process.send_signal(signal.SIGTERM)
-                process.wait()
+                job.process.send_signal(signal.SIGTERM)
+                job.process.wait()
         if is_finished(run):
             result = json.loads((run.workdir / "result.json").read_text())
             say(run=run.workdir.name, test_accuracy=result["test_accuracy"])
         elif why:
             say(run=run.workdir.name, stopped=why, step=steps_done(run))
         else:
-            lines = path.read_text(errors="replace").strip().splitlines()
-            self.failed[run.workdir.name] = lines[-1] if lines else "no output"
-            say(run=run.workdir.name, failed=self.failed[run.workdir.name], log=str(path))
+            words = self.failed[run.workdir.name] = job.last_words()
+            say(run=run.workdir.name, failed=words, log=str(log_path(run)))
 
     def tell(self, run: Run, step: int, rate: float, left: float | None) -> None:
         say(
