@@ -174,7 +174,7 @@ def apart_of(track: str, groups: list[Group]) -> tuple[tuple, list[dict]]:
 
 
 def apart_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
-    """The results on labels that don't compare with LRA's, each with the reason."""
+    """Results that don't compare with LRA's, each with the reason."""
     header = ["task", "attention", "test accuracy", "steps", "data", "why not comparable"]
     return header, [
         [
@@ -186,12 +186,12 @@ def apart_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
             group.first["why_not_comparable"] or "no reason recorded",
         ]
         for group in groups
-        if not group.first["comparable_to_lra"] and group.track != "masked"
+        if not group.first["comparable_to_lra"]
     ]
 
 
 def masked_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
-    """The results on hidden tokens."""
+    """Results on hidden tokens."""
     header = ["task", "attention", "loss (nats)", "by frequencies alone", "bits a token",
               "accuracy", "hidden", "steps", "data"]  # fmt: skip
     return header, [
@@ -207,7 +207,6 @@ def masked_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
             f"{group.first['source']} {group.first['fingerprint'][:8]}",
         ]
         for group in groups
-        if group.track == "masked"
     ]
 
 

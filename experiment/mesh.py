@@ -1,5 +1,7 @@
 """The mesh of devices of a run: examples are cut along `data`, sequences along `sequence`."""
 
+import functools
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -47,6 +49,7 @@ def batch_specs(batch) -> dict[str, PartitionSpec]:
     }
 
 
+@functools.cache  # asked for with every batch
 def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Places in a batch of the examples that this process's devices hold, ascending."""
     process, rows = jax.process_index(), np.arange(batch_size).reshape(mesh.shape["data"], -1)

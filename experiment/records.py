@@ -40,7 +40,7 @@ def lra_records(groups: list[Group]) -> list[dict]:
 
 
 def apart_records(groups: list[Group]) -> list[dict]:
-    """The results on labels that don't compare with LRA's."""
+    """The results that don't compare with LRA's."""
     return [
         {
             "task": TITLES[group.task],
@@ -52,7 +52,7 @@ def apart_records(groups: list[Group]) -> list[dict]:
             "why_not_comparable": group.first["why_not_comparable"] or "no reason recorded",
         }
         for group in groups
-        if not group.first["comparable_to_lra"] and group.track != "masked"
+        if not group.first["comparable_to_lra"]
     ]
 
 
@@ -74,7 +74,6 @@ def masked_records(groups: list[Group]) -> list[dict]:
             "fingerprint": group.first["fingerprint"],
         }
         for group in groups
-        if group.track == "masked"
     ]
 
 
