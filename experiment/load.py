@@ -43,7 +43,7 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
     workdir = Path(workdir).expanduser()
     config = read_config(workdir)
     config.cache_dir = str(cache_dir)
-    kept = workdir / "tokenizer.model"
+    kept = workdir / lra_tasks.store.VOCABULARY
     if config.task.tokenizer and kept.exists():
         config.task.tokenizer = str(kept)
     checkpoints = Checkpoints(workdir / "checkpoints")

@@ -65,7 +65,7 @@ def open_set(task_config, directory: Path) -> Task:
     source = description["source"]
     why_not = module.why_not_comparable(config, source, description["notes"])
     task = _task(config, splits, source, description["fingerprint"], why_not)
-    vocabulary = directory / "tokenizer.model"
+    vocabulary = directory / store.VOCABULARY
     return dataclasses.replace(task, tokenizer=vocabulary if vocabulary.exists() else None)
 
 

@@ -81,6 +81,7 @@ from lra_tasks.packed import foreign_ids
 from lra_tasks.task import Split
 
 SPLITS = ("train", "validation", "test")
+VOCABULARY = "tokenizer.model"  # the file, in a set or a run's folder, that its token ids are of
 
 
 def datasets_dir(cache_dir: str | os.PathLike | None) -> Path:

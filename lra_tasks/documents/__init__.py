@@ -14,6 +14,7 @@ import numpy as np
 
 from lra_tasks import text
 from lra_tasks.documents import rows, tokenizer
+from lra_tasks.store import VOCABULARY
 from lra_tasks.task import seeded_permutation
 
 NUM_CLASSES = 2
@@ -112,7 +113,7 @@ def examples(
                 f"config.task.vocab_size={config.vocab_size}: the vocabulary has {len(known):,}"
             )
         notes["pieces"] = len(known)
-        notes[tokenizer.FILE] = model
+        notes[VOCABULARY] = model
         return known
 
     def make(split):
@@ -133,7 +134,7 @@ def examples(
 
 def extra_files(notes: dict) -> dict[str, bytes]:
     """Files to keep with a set, taken out of its notes: the vocabulary."""
-    return {tokenizer.FILE: notes.pop(tokenizer.FILE)}
+    return {VOCABULARY: notes.pop(VOCABULARY)}
 
 
 def encode(document: str, vocabulary: Path) -> np.ndarray:

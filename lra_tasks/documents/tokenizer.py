@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lra_tasks.store import VOCABULARY
+
 PAD, UNKNOWN, CLS, SEP, MASK = range(5)
 PIECES = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
-FILE = "tokenizer.model"
 LEAST_SIZE = 300  # special tokens, bytes, and some pieces
 COMMAND = "pip install 'sentencepiece>=0.2'"
 
@@ -23,7 +24,7 @@ def find(tokenizer: str) -> Path:
     Raises ValueError if there is none.
     """
     path = Path(tokenizer).expanduser()
-    path = path / FILE if path.is_dir() else path
+    path = path / VOCABULARY if path.is_dir() else path
     if not path.is_file():
         raise ValueError(
             f"no vocabulary {path}: expected a SentencePiece model, or a folder of a run on "

@@ -19,6 +19,7 @@ from lra_tasks.documents import (
     rows,
     tokenizer,
 )
+from lra_tasks.store import VOCABULARY
 
 __all__ = ["DTYPE", "FIRST_ID", "ID_OFFSET", "MASK_ID", "VOCAB_SIZE", "decode", "encode"]
 
@@ -69,7 +70,7 @@ def examples(
 ) -> dict[str, Callable[[], Iterable[dict]]]:
     """Makers of the examples of each split."""
     *files, vocabulary = files
-    notes[tokenizer.FILE] = vocabulary.read_bytes()
+    notes[VOCABULARY] = vocabulary.read_bytes()
     known = tokenizer.load(vocabulary)
     notes["pieces"] = len(known)
     whole = dataclasses.replace(config, max_length=MAX_BYTES)

@@ -9,6 +9,7 @@ import pytest
 import lra_tasks
 from lra_tasks import documents
 from lra_tasks.documents import rows, tokenizer
+from lra_tasks.store import VOCABULARY
 
 pytest.importorskip("sentencepiece")
 
@@ -96,7 +97,7 @@ def test_a_folders_files_are_cut_into_rows_and_nothing_is_lost(make_documents, f
 
 def test_the_vocabulary_stays_with_the_set_and_can_be_given(make_documents, cache_dir, tmp_path):
     first = lra_tasks.load(make_documents(), cache_dir, progress=False)
-    (tmp_path / tokenizer.FILE).write_bytes(first.tokenizer.read_bytes())
+    (tmp_path / VOCABULARY).write_bytes(first.tokenizer.read_bytes())
     given = make_documents(tokenizer=str(tmp_path), max_length=40)
     second = lra_tasks.load(given, cache_dir, progress=False)
     assert second.tokenizer.read_bytes() == first.tokenizer.read_bytes()
