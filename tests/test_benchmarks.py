@@ -10,13 +10,6 @@ from benchmarks import campaign, gpu, gpu_attention
 from tests.conftest import SMALL_ONE_LENGTH
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_the_gpu_kit_in_quick(tmp_path, capsys):
     output = tmp_path / "gpu.csv"
     arguments = ["--quick", f"--output={output}", f"--trace={tmp_path / 'trace'}"]

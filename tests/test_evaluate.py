@@ -20,13 +20,6 @@ from tests.test_tasks_train import run, small
 TEXT = "a wonderful film that is moving and superb"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, cache_home):
     """A run of two steps on Text: its folder and result."""

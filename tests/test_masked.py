@@ -29,13 +29,6 @@ KEYS = jax.random.split(jax.random.key(5), 8)
 SHORT = {"task.max_length": 60, "task.padded_length": 64, "model.attention": "linear"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def some_tokens(rows=8, length=3_000):
     return np.random.default_rng(0).integers(1, 257, (rows, length), np.int32)
 

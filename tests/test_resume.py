@@ -55,13 +55,11 @@ def make_config(**fields):
 
 @pytest.fixture(autouse=True, scope="module")
 def compile_once(cache_home):
-    """Fast, and the programs of the first run serve the others."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    """The programs of the first run serve the others."""
     jax.config.update("jax_compilation_cache_dir", str(cache_home / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     compilation_cache.reset_cache()  # it looks at the options once
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_compilation_cache_dir", None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     compilation_cache.reset_cache()

@@ -40,14 +40,6 @@ def small(name, source="synthetic", variant="", **overrides):
     return config
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-    """Saves a third of the time: that each config runs at all is what these tests are about."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def run(config, tmp_path):
     assert check_config(config) == []
     task = lra_tasks.load(config.task, progress=False)

@@ -2,6 +2,7 @@ import ml_collections
 import pytest
 
 import lra_tasks
+from configs import base
 
 
 @pytest.fixture(scope="session")
@@ -9,24 +10,10 @@ def make_config():
     """Makes a `config.task`: a small ListOps set unless told otherwise."""
 
     def make(name="listops", **fields):
-        defaults = {
-            "source": "synthetic",
-            "data_dir": "",
-            "max_length": 100,
-            "min_length": 10,
-            "bucket_boundaries": (),
-            "padded_length": 128,
-            "num_train": 0,
-            "num_validation": 0,
-            "num_test": 0,
-            "difficulty": "",
-            "data_seed": 0,
-            "tokenizer": "",
-            "vocab_size": 0,
-            "sop": False,
-        }
+        small = {"source": "synthetic", "max_length": 100, "min_length": 10, "padded_length": 128}
+        defaults = base.get_config().task.to_dict() | small
         assert not set(fields) - set(defaults), fields
-        return ml_collections.ConfigDict({"name": name, **defaults, **fields})
+        return ml_collections.ConfigDict({**defaults, **fields, "name": name})
 
     return make
 

@@ -5,6 +5,7 @@ import types
 
 from PIL import Image
 
+from configs import base
 from lra_tasks import pathfinder
 from lra_tasks.pathfinder import snakes
 from lra_tasks.pathfinder.snake_sprites import recipe
@@ -44,21 +45,11 @@ def write_release(root, count=60):
 
 def config(name="pathfinder", **fields):
     pixels = pathfinder.SIDES[name] ** 2
-    fields = {
+    own = {
+        "name": name,
         "source": "synthetic",
-        "data_dir": "",
         "max_length": pixels,
-        "min_length": 0,
-        "bucket_boundaries": (),
         "padded_length": pixels,
-        "num_train": 0,
-        "num_validation": 0,
-        "num_test": 0,
         "difficulty": "hard" if name == "pathfinder" else "",
-        "data_seed": 0,
-        "tokenizer": "",
-        "vocab_size": 0,
-        "sop": False,
-        **fields,
     }
-    return types.SimpleNamespace(name=name, **fields)
+    return types.SimpleNamespace(**base.get_config().task.to_dict() | own | fields)

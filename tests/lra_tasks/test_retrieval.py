@@ -177,15 +177,15 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         (tmp_path / f"new_aan_pairs.{split}.tsv").write_bytes(row)
     assert (tmp_path / "new_aan_pairs.train.tsv").stat().st_size > BIG_FILE_MB * 10**6
     program = """
-        import resource, sys, types
+        import resource, sys
         import lra_tasks
+        from configs import base
 
         def load(**changes):
-            config = dict(name="retrieval", source="release", data_dir=sys.argv[1], min_length=0,
-                          max_length=4000, padded_length=4096, bucket_boundaries=(), num_train=0,
-                          num_validation=0, num_test=0, difficulty="", data_seed=0,
-                          tokenizer="", vocab_size=0, sop=False) | changes
-            lra_tasks.load(types.SimpleNamespace(**config), sys.argv[2], progress=False)
+            config = base.get_config().task
+            config.update(name="retrieval", source="release", data_dir=sys.argv[1],
+                          max_length=4000, padded_length=4096, **changes)
+            lra_tasks.load(config, sys.argv[2], progress=False)
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
         before = load(num_train=1)  # so that everything is imported
