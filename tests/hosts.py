@@ -2,10 +2,14 @@
 
     python -m tests.hosts [--tries=20]
     python -m tests.hosts --moves
+    python -m tests.hosts --quick
 
 Each try starts two processes of two devices, sends SIGTERM to one of them at a random moment, and
 expects both to save the same step and to exit with 143. With --moves, a run on four devices that is
 stopped half way goes on on others; the largest difference of its losses from the run that stayed.
+With --quick, ListOps `:quick` begins in two processes of two devices, one of which is killed, goes
+on as one process of one device, and ends in four; its last losses beside those of the run that one
+process of one device did alone.
 """
 
 import argparse
@@ -29,16 +33,21 @@ PATIENCE = 60  # seconds in which a run that is to end does
 
 
 def start(num_processes: int, num_devices: int, *arguments) -> list[subprocess.Popen]:
-    """Starts train.py in so many processes of so many CPU devices each."""
-    env = {
+    """Starts a small run in so many processes of so many CPU devices each."""
+    compile_fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return start_run(num_processes, num_devices, *ARGUMENTS, *arguments, env=compile_fast)
+
+
+def start_run(num_processes, num_devices, *arguments, env) -> list[subprocess.Popen]:
+    """Starts train.py with arguments in so many processes of so many CPU devices each."""
+    env = env | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(num_devices),
         "JAX_NUM_PROCESSES": str(num_processes),
         "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     return [
-        start_train(*ARGUMENTS, *arguments, env=env | {"JAX_PROCESS_ID": str(index)})
+        start_train(*arguments, env=env | {"JAX_PROCESS_ID": str(index)})
         for index in range(num_processes)
     ]
 
@@ -154,14 +163,45 @@ def move(folder: Path) -> None:
         )
 
 
+def move_quick(folder: Path) -> None:
+    """Prints the last losses and accuracies of `:quick`, moved twice and never moved."""
+
+    def start_quick(num_processes, num_devices, workdir):
+        arguments = "--config=configs/lra_listops.py:quick", f"--workdir={folder / workdir}"
+        return start_run(num_processes, num_devices, *arguments, env={"XLA_FLAGS": ""})
+
+    def told(workdir):
+        result = json.loads((folder / workdir / "result.json").read_text())
+        return {name: result[name] for name in result if name.startswith(("test_", "validation_"))}
+
+    running = start_quick(2, 2, "moved")
+    wait_until(running, lambda: saved_step(folder / "moved"))
+    running[1].kill()
+    print("killed after step", saved_step(folder / "moved"), "and exited", end=" ")
+    print([status for status, _, _ in finish(running, PATIENCE)], flush=True)
+    running = start_quick(1, 1, "moved")
+    first = saved_step(folder / "moved")
+    wait_until(running, lambda: saved_step(folder / "moved") > first)
+    running[0].send_signal(signal.SIGTERM)
+    print("one process stopped at step", stopped_by_a_signal(folder / "moved", finish(running)))
+    print("four end with", [status for status, _, _ in finish(start_quick(4, 1, "moved"), 900)])
+    print(told("moved"), flush=True)
+    finish(start_quick(1, 1, "stayed"), 900)
+    print(told("stayed"))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tries", type=int, default=20)
     parser.add_argument("--moves", action="store_true")
+    parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.moves:
             move(Path(folder))
+            return
+        if arguments.quick:
+            move_quick(Path(folder))
             return
         for number in range(arguments.tries):
             print(number + 1, one_try(Path(folder) / str(number)), flush=True)
