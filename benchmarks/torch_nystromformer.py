@@ -1,9 +1,10 @@
-"""The LRA model and training step in PyTorch: what `benchmarks/train_step.py` compares with.
+"""The LRA model and training step in PyTorch: what ours is compared with.
 
 Written from the description of the Nyströmformer authors' code, with their layout: separate
 projections, landmarks over the padded length, eq. 7 by batched products, a grouped 2-D
-convolution. Two things are better than theirs, lest a difference in arithmetic pass for speed:
-products run from the right, F (A^+ (G V)), and the pooled mean is over real tokens.
+convolution. Products run from the right, F (A^+ (G V)), lest a difference in arithmetic pass for
+speed. As a config says so, the pooled mean is over padding too (`pooling`), eq. 8's scale one for
+the batch (`padding`), and rate and beta1 cycle by PyTorch's own OneCycleLR (`adam_b1_cycle`).
 """
 
 import torch
@@ -12,8 +13,11 @@ from torch.nn import functional
 
 
 class NystromSelfAttention(nn.Module):
-    def __init__(self, width, num_heads, num_landmarks, conv_kernel_size, iterations=6):
+    def __init__(
+        self, width, num_heads, num_landmarks, conv_kernel_size, iterations=6, batch_scale=False
+    ):
         super().__init__()
+        self.batch_scale = batch_scale
         self.num_heads = num_heads
         self.num_landmarks = num_landmarks
         self.iterations = iterations
@@ -52,9 +56,10 @@ class NystromSelfAttention(nn.Module):
         return self.out(out.transpose(1, 2).reshape(batch, length, width))
 
     def pinv(self, a):
-        """Eq. 7 from eq. 8's start, each matrix with its own scale."""
+        """Eq. 7 from eq. 8's start, each matrix with its own scale or all with one."""
         identity = torch.eye(a.shape[-1], device=a.device)
-        norm = a.sum(dim=-2).amax(dim=-1) * a.sum(dim=-1).amax(dim=-1)
+        dims = None if self.batch_scale else -1
+        norm = a.sum(dim=-2).amax(dim=dims) * a.sum(dim=-1).amax(dim=dims)
         z = a.transpose(-1, -2) / norm[..., None, None]
         for _ in range(self.iterations):
             az = a @ z
@@ -89,12 +94,18 @@ class Classifier(nn.Module):
         self.token_embed = nn.Embedding(vocab_size, c.width)
         self.position_embed = nn.Embedding(max_length, c.width)
         self.dropout = nn.Dropout(c.dropout_rate)
+        self.pooling = c.pooling
         self.blocks = nn.ModuleList(
             Block(
                 c.width,
                 c.mlp_width,
                 NystromSelfAttention(
-                    c.width, c.num_heads, c.num_landmarks, c.conv_kernel_size, c.pinv_iterations
+                    c.width,
+                    c.num_heads,
+                    c.num_landmarks,
+                    c.conv_kernel_size,
+                    c.pinv_iterations,
+                    batch_scale=c.padding == "authors",
                 ),
                 c.dropout_rate,
             )
@@ -111,7 +122,10 @@ class Classifier(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x) * mask[..., None]
-        pooled = x.sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        if self.pooling == "mean_padded":
+            pooled = x.mean(dim=1)
+        else:
+            pooled = x.sum(dim=1) / mask.sum(dim=1, keepdim=True)
         return self.logits(functional.relu(self.hidden(pooled)))
 
     @torch.no_grad()
@@ -165,6 +179,18 @@ def make_step(config, model, accumulate_steps=1):
         weight_decay=config.weight_decay,
         fused=True,
     )
+    schedule = None
+    if config.adam_b1_cycle:
+        high, low = config.adam_b1_cycle
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            config.learning_rate,
+            total_steps=config.num_train_steps,
+            pct_start=config.warmup_steps / config.num_train_steps,
+            anneal_strategy="linear",
+            base_momentum=low,
+            max_momentum=high,
+        )
 
     def step(batch):
         tokens = torch.from_numpy(batch["inputs"]).long()
@@ -178,6 +204,8 @@ def make_step(config, model, accumulate_steps=1):
             loss.backward()
             total += loss.item()
         optimizer.step()
+        if schedule is not None:
+            schedule.step()
         return total
 
     return step

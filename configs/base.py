@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.learning_rate = 1e-4  # the peak
     config.warmup_steps = 100  # in which the rate rises to the peak; then it falls linearly
     config.adam_b1 = 0.9  # decay of the mean of gradients
+    config.adam_b1_cycle = ()  # (0.95, 0.85): at the lowest rate and at the peak; (): adam_b1
     config.adam_b2 = 0.999  # decay of the mean of their squares
     config.adam_eps = 1e-6  # added to the root of that mean
     config.weight_decay = 0.0  # AdamW's, times the rate
@@ -52,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.pinv = "iterative"  # nystrom: iterative (the paper's) or chebyshev (cheaper)
     config.model.pinv_iterations = 6  # nystrom, of the iterative one
     config.model.conv_kernel_size = 35  # nystrom: taps over the values; 0: none
+    config.model.padding = "inert"  # nystrom: or "authors", landmarks over it as their code has it
     config.model.num_features = 256  # performer: random features
     config.model.feature_kernel = "relu"  # performer: relu (the authors' runs) or softmax
     config.model.projection_length = 256  # linformer: what keys and values are projected to

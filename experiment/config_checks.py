@@ -80,11 +80,22 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
     if problems:  # what follows divides by these numbers
         return problems + lra_tasks.check(config.task, config.cache_dir or None)
 
+    cycle = tuple(config.adam_b1_cycle)
+    expect(
+        len(cycle) in (0, 2) and all(isinstance(b1, int | float) and 0 <= b1 < 1 for b1 in cycle),
+        "adam_b1_cycle",
+        "expected () or two numbers of at least 0 and less than 1",
+    )
     model, batch, parts = config.model, config.batch_size, max(config.accumulate_steps, 1)
     expect(
         model.width % model.num_heads == 0,
         "model.num_heads",
         f"expected a divisor of config.model.width={model.width}",
+    )
+    expect(
+        model.padding == "inert" or (model.pinv == "iterative" and config.mesh.sequence == 1),
+        "model.padding",
+        "needs config.model.pinv=iterative and config.mesh.sequence=1",
     )
     masked = config.masked
     expect(0 < masked.share <= 1, "masked.share", "expected more than 0 and at most 1")

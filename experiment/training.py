@@ -19,22 +19,30 @@ STEPS_AHEAD = 2  # steps handed to the device before an earlier one is waited fo
 
 def make_schedule(config) -> optax.Schedule:
     """The rate of the step after so many: rises from 1/25 of the peak, falls to 1/25 of 1e-4."""
-    peak, warmup = config.learning_rate, config.warmup_steps
+    peak = config.learning_rate
+    return up_and_down(config, peak / 25, peak, peak / 25 / 1e4)
+
+
+def up_and_down(config, start: float, peak: float, end: float) -> optax.Schedule:
+    """Linear from `start` to `peak` after the warm-up, and to `end` at the last step."""
+    warmup = config.warmup_steps
     decay = max(config.num_train_steps - 1 - warmup, 1)
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(peak / 25, peak, warmup),
-            optax.linear_schedule(peak, peak / 25 / 1e4, decay),
-        ],
-        [warmup],
-    )
+    up, down = optax.linear_schedule(start, peak, warmup), optax.linear_schedule(peak, end, decay)
+    return optax.join_schedules([up, down], [warmup])
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
-    """AdamW at the rates of `make_schedule`."""
-    return optax.adamw(
+    """AdamW at the rates of `make_schedule`, its b1 constant or in a cycle against them."""
+    make, b1 = optax.adamw, config.adam_b1
+    if config.adam_b1_cycle:
+        make = optax.inject_hyperparams(
+            optax.adamw, static_args=("b2", "eps", "eps_root", "weight_decay")
+        )
+        high, low = config.adam_b1_cycle
+        b1 = up_and_down(config, high, low, high)
+    return make(
         make_schedule(config),
-        b1=config.adam_b1,
+        b1=b1,
         b2=config.adam_b2,
         eps=config.adam_eps,
         weight_decay=config.weight_decay,

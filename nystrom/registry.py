@@ -15,9 +15,11 @@ from nystrom.baselines.linear import linear_attention
 from nystrom.baselines.linformer import linformer_attention
 from nystrom.baselines.performer import FEATURE_KERNELS, orthogonal_features, performer_attention
 from nystrom.baselines.reformer import random_rotations, reformer_attention
+from nystrom.baselines.shared_scale import authors_attention
 from nystrom.checks import PINVS, check_choice, check_count
 from nystrom.encoder import Bound, SelfAttention
 
+PADDINGS = ("inert", "authors")
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -50,7 +52,13 @@ class Attention(NamedTuple):
     cuts_sequences: bool = False
 
 
-def _nystrom(setting, num_landmarks, pinv, pinv_iterations):
+def _nystrom(setting, num_landmarks, pinv, pinv_iterations, padding):
+    if padding == "authors":
+        if pinv != "iterative" or setting.axis_name is not None:
+            raise ValueError("padding='authors' needs pinv='iterative' and whole sequences")
+        return Bound.of(
+            authors_attention, num_landmarks=num_landmarks, pinv_iterations=pinv_iterations
+        )
     return Bound.of(
         nystrom_attention,
         num_landmarks=num_landmarks,
@@ -95,8 +103,20 @@ ATTENTIONS: dict[str, Attention] = {
     "none": Attention(lambda setting: identity_attention),
     "nystrom": Attention(
         _nystrom,
-        {"num_landmarks": 64, "pinv": "iterative", "pinv_iterations": 6, "conv_kernel_size": 35},
-        {"num_landmarks": 1, "pinv": PINVS, "pinv_iterations": 1, "conv_kernel_size": 0},
+        {
+            "num_landmarks": 64,
+            "pinv": "iterative",
+            "pinv_iterations": 6,
+            "conv_kernel_size": 35,
+            "padding": "inert",
+        },
+        {
+            "num_landmarks": 1,
+            "pinv": PINVS,
+            "pinv_iterations": 1,
+            "conv_kernel_size": 0,
+            "padding": PADDINGS,
+        },
         layer={"conv_kernel_size": None},
         cuts_sequences=True,
     ),

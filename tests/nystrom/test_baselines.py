@@ -8,11 +8,13 @@ import pytest
 from contract import AttentionContract
 from inputs import jitted, mask_with, normal, random_inputs
 
+from nystrom.attention import nystrom_attention
 from nystrom.baselines.identity import identity_attention
 from nystrom.baselines.linear import linear_attention
 from nystrom.baselines.linformer import linformer_attention
 from nystrom.baselines.performer import orthogonal_features, performer_attention
 from nystrom.baselines.reformer import random_rotations, reformer_attention
+from nystrom.baselines.shared_scale import authors_attention
 
 
 class TestNone(AttentionContract):
@@ -296,3 +298,27 @@ def test_linear_is_the_mean_where_all_weights_are_alike():
     mask = np.array([1, 1, 0, 1, 1], bool)
     out = linear_attention(x, x, v, mask=mask)
     np.testing.assert_allclose(out[0, 0], v[mask].mean(axis=0)[0], rtol=1e-6)
+
+
+def test_the_authors_attention_has_landmarks_over_padding():
+    """Their code's steps in NumPy, in float64: padding counts, and the batch has one scale."""
+    query, key, value = random_inputs(11, 2, length=12)
+    mask = np.arange(12) < np.array([[12], [5]])
+    found = authors_attention(query, key, value, mask=mask, num_landmarks=4)
+
+    q, k, v = (np.swapaxes(np.asarray(x, float), 1, 2) for x in (query, key, value))
+    real = mask[:, None, :, None]
+    q, k = q * real / np.sqrt(2), k * real / np.sqrt(2)  # each by the fourth root of 4
+    q_marks, k_marks = (x.reshape(2, 2, 4, 3, 4).mean(axis=3) for x in (q, k))
+    f = softmax(q @ np.swapaxes(k_marks, -1, -2))
+    a = softmax(q_marks @ np.swapaxes(k_marks, -1, -2))
+    g = softmax(q_marks @ np.swapaxes(k, -1, -2) - 1e9 * (1 - mask[:, None, None, :]))
+    z = np.swapaxes(a, -1, -2) / (a.sum(axis=-2).max() * a.sum(axis=-1).max())
+    eye = np.eye(4)
+    for _ in range(6):
+        az = a @ z
+        z = z / 4 @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az)))
+    expected = np.swapaxes(f @ z @ g @ v, 1, 2) * mask[..., None, None]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    inert = nystrom_attention(query, key, value, mask=mask, num_landmarks=4)
+    assert np.abs(found - inert)[1].max() > 1e-3

@@ -88,6 +88,7 @@ def test_only_nystrom_has_the_convolution():
         ("nystrom", {"pinv_iterations": 5}),
         ("nystrom", {"pinv": "chebyshev"}),
         ("nystrom", {"conv_kernel_size": 3}),
+        ("nystrom", {"padding": "authors"}),
         ("performer", {"num_features": 8}),
         ("performer", {"feature_kernel": "softmax"}),
         ("performer", {"seed": 1}),

@@ -12,7 +12,8 @@ import pytest
 import nystrom
 from benchmarks import language_peer as peer
 from nystrom import language
-from nystrom.language.attention import language_attention, shared_scale_attention
+from nystrom.baselines.shared_scale import shared_scale_attention
+from nystrom.language.attention import language_attention
 
 DATA = Path(__file__).parents[2] / "data" / "language"
 HEADS = tuple(language.HEADS)

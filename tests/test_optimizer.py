@@ -1,0 +1,41 @@
+"""The optimiser against AdamW written out, its rate and b1 in the cycle of the authors' code."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import reading
+from experiment.training import make_optimizer
+
+STEPS, WARMUP, PEAK = 12, 4, 1e-2
+
+
+@pytest.mark.parametrize("cycle", [(), (0.95, 0.85)])
+def test_adamw_with_its_cycles(cycle):
+    config = reading.load("configs/lra_listops.py")
+    with config.unlocked():
+        config.update(
+            num_train_steps=STEPS,
+            warmup_steps=WARMUP,
+            learning_rate=PEAK,
+            weight_decay=0.1,
+            adam_b1_cycle=cycle,
+        )
+    optimizer = make_optimizer(config)
+    update = jax.jit(optimizer.update)
+    gradients = np.random.default_rng(0).normal(size=(STEPS, 3))
+    found = jnp.ones(3)
+    state = optimizer.init(found)
+    x, mean, square = np.ones(3), np.zeros(3), np.zeros(3)
+    ends = WARMUP, STEPS - 1
+    for step, gradient in enumerate(gradients):
+        rate = np.interp(step, (0, *ends), (PEAK / 25, PEAK, PEAK / 25 / 1e4))
+        b1 = np.interp(step, (0, *ends), (0.95, 0.85, 0.95)) if cycle else 0.9
+        mean = b1 * mean + (1 - b1) * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        unbiased = mean / (1 - b1 ** (step + 1)), square / (1 - 0.999 ** (step + 1))
+        x = x - rate * (unbiased[0] / (np.sqrt(unbiased[1]) + 1e-6) + 0.1 * x)
+        change, state = update(jnp.asarray(gradient, jnp.float32), state, found)
+        found = found + change
+        np.testing.assert_allclose(found, x, rtol=2e-5)
