@@ -1,14 +1,14 @@
 """Seconds and memory of the released model's forward pass by length, beside `transformers`.
 
-    python -m benchmarks.language_length [--lengths=4096,8192,16384] [--rounds=3]
+    python -m benchmarks.language_length [--lengths=4096,8192,16384] [--rounds=3] [--only=ours]
 
 12 layers of 768, the released size, with random weights, a batch of one in float32. Ours has 64
 landmarks; the peer runs every released checkpoint as exact softmax, and its Nyström form is
 measured too, made for just that length. Each row is a process of its own on the same cores; they
 take turns round by round, and a call after an uncounted one is what is timed. The peer may have the
 memory that was free at the start, less a tenth: what asks for more is written down as such.
-`share` is the median over one proportional to the length, from the first. Needs what
-requirements-language.txt lists.
+`share` is the median over one proportional to the length, from the first. With `--only` the rows
+of the others stay in the CSV as they are. Needs what requirements-language.txt lists.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 CONTENDERS = ("ours, Nyström", "transformers, exact", "transformers, Nyström")
-FIELDS = ("contender", "length", "seconds", "least", "most", "share", "peak_gb", "note")
+FIELDS = ("contender", "length", "rounds", "seconds", "least", "most", "share", "peak_gb", "note")
 
 
 def main():
@@ -33,6 +33,7 @@ def main():
     )
     parser.add_argument("--lengths", default="4096,8192,16384")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="contenders whose names have this in them")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", default="results/benchmarks/language_length.csv")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)  # what a process is to do
@@ -44,7 +45,8 @@ def main():
         return
     limit = int(0.9 * free_bytes())
     lengths = [int(length) for length in arguments.lengths.split(",")]
-    found = {(name, length): [] for name in CONTENDERS for length in lengths}
+    names = [name for name in CONTENDERS if arguments.only in name]
+    found = {(name, length): [] for name in names for length in lengths}
     for _ in range(arguments.rounds):
         for (name, length), results in found.items():
             if results and "seconds" not in results[-1]:
@@ -60,8 +62,12 @@ def main():
             out = subprocess.run(command, capture_output=True, text=True)
             results.append(parse(out, limit))
             print(name, length, results[-1], flush=True)
-    rows = [row for name in CONTENDERS for row in rows_of(name, lengths, found)]
+    rows = [row for name in names for row in rows_of(name, lengths, found)]
     path = Path(arguments.output)
+    if path.exists():
+        with path.open(newline="") as file:
+            rows += [row for row in csv.DictReader(file) if row["contender"] not in names]
+    rows.sort(key=lambda row: (CONTENDERS.index(row["contender"]), int(row["length"])))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
@@ -135,7 +141,7 @@ def rows_of(name, lengths, found):
     rows = []
     for length in lengths:
         timed = [result for result in found[name, length] if "seconds" in result]
-        row = {"contender": name, "length": length}
+        row = {"contender": name, "length": length, "rounds": len(found[name, length])}
         if timed:
             seconds = [result["seconds"] for result in timed]
             row |= {"seconds": statistics.median(seconds), "least": min(seconds)}
