@@ -1,6 +1,5 @@
 """config.init_from: a run that begins with the encoder of another's best checkpoint."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -96,7 +95,7 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
         "step": step,
         "num_train_steps": source.num_train_steps,
         "finished": read_result(Path(config.init_from).expanduser()) is not None,
-        "config": json.loads(json.dumps(recorded(source))),  # as it is read again after a restart
+        "config": recorded(source),
     }
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: taken.get(name_of(path), leaf), params

@@ -49,7 +49,7 @@ def default_workdir(config_file: str, overrides: dict[str, object]) -> Path:
 
 def recorded(config: ml_collections.ConfigDict) -> dict:
     """A config as a run's files hold it: without cache_dir, which is a machine's own."""
-    fields = config.to_dict()
+    fields = json.loads(json.dumps(config.to_dict()))  # tuples become lists
     del fields["cache_dir"]
     return fields
 
@@ -110,7 +110,7 @@ def keep_tokenizer(workdir: Path, tokenizer: Path | None) -> None:
 
 def check_same_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Raises WorkdirError if the workdir's config.json is of another recipe than `config`."""
-    different = differing_fields(saved_config(workdir), json.loads(json.dumps(recorded(config))))
+    different = differing_fields(saved_config(workdir), recorded(config))
     different = {name: values for name, values in different.items() if name not in MAY_CHANGE}
     if different:
         raise WorkdirError(
