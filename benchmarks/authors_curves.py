@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None):
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    given = "--config=configs/lra_listops.py:authors", f"--config.seed={options.seed}"
+    given = ("--config=configs/lra_listops.py:authors", f"--config.seed={options.seed}",
+             "--config.task.source=generated")  # fmt: skip
     config, _, _ = reading.read_config([*given, *options.overrides])
     task = lra_tasks.load(config.task, options.cache_dir or None)
     batches = lra_tasks.Batches(task, "train", config.batch_size, seed=config.seed)
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None):
     options.output.parent.mkdir(parents=True, exist_ok=True)
     losses = []
     with options.output.open("w", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("step", "ours", "pytorch"))
         for step in range(options.steps):
             total, weight = our_step(batches[step])["loss"]

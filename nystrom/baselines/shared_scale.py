@@ -25,8 +25,9 @@ def authors_attention(
     """`nystrom_attention` with padding as the authors' LRA code has it, to compare runs with.
 
     Padded queries and keys are zeros that the landmarks are means over too, F and A are not masked,
-    and eq. 8's scale is the least of all heads of all examples. So padding and the other examples
-    of a batch change results. Arguments, result and errors are those of `nystrom_attention`.
+    and eq. 8's scale is the least of all heads of all examples (that are computed together: of a
+    device, of a part of a batch). So padding and the other examples of a batch change results.
+    Arguments, result and errors are those of `nystrom_attention`.
     """
     check_inputs(query, key, value, query_mask, key_mask)
     query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
