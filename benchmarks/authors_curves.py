@@ -57,8 +57,9 @@ def main(arguments: list[str] | None = None):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("step", "ours", "pytorch"))
         for step in range(options.steps):
-            total, weight = our_step(batches[step])["loss"]
-            losses.append((float(total / weight), peer_step(batches[step])))
+            batch = batches[step]
+            total, weight = our_step(batch)["loss"]
+            losses.append((float(total / weight), peer_step(batch)))
             writer.writerow((step + 1, *(f"{loss:.5f}" for loss in losses[-1])))
             if (step + 1) % 20 == 0:
                 file.flush()

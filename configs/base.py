@@ -74,7 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.task = ml_collections.ConfigDict()
     config.task.name = ""  # listops, text, retrieval, image, pathfinder, pathx, documents, reviews
-    config.task.source = "auto"  # release, generated, package, synthetic or auto: see README
+    config.task.source = "auto"  # release, generated, package, synthetic, auto: docs/tasks.md
     config.task.data_dir = ""  # where the official files lie
     config.task.max_length = 0  # tokens kept of a document
     config.task.padded_length = 0  # length that batches are padded to where there are no buckets

@@ -6,11 +6,11 @@ The authors' recipe: 5,000 steps of 32. The paper reports 37.15 % for Nyströmfo
 for softmax. We evaluate every 250 steps (theirs: 50, about 40 % of the run's time).
 
 Variants:
-  :quick  expressions of 20 to 200 tokens at ten times the rate: a couple of minutes on a CPU.
+  :quick  expressions of 20 to 200 tokens at ten times the rate: about three minutes on two cores.
   :tuned  the paper's recipe at ten times the rate, and classified by a token put first
           (`pooling = "cls"`, as in LRA's own ListOps config) where the paper takes the mean of all
           tokens: leaves the labels' prior within 300 steps, where the recipe is still there after
-          all 5,000 (README has more).
+          all 5,000 (docs/results.md has more).
   :authors  the paper's recipe with what the authors' released code does otherwise: landmarks and
           the mean over padding too, every document padded to 2,048, one starting scale of eq. 7 for
           a batch, and Adam's b1 in a cycle 0.95 -> 0.85 -> 0.95. Theirs is in half precision.

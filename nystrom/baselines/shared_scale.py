@@ -13,12 +13,12 @@ ITERATIONS = 6  # of eq. 7, which their models were trained with
 
 def authors_attention(
     query: Float[Array, "*B N H D"],
-    key: Float[Array, "*B M H D"],
-    value: Float[Array, "*B M H E"],
+    key: Float[Array, "*B N H D"],
+    value: Float[Array, "*B N H E"],
     *,
     mask: Bool[Array, "*B N"] | None = None,
     query_mask: Bool[Array, "*B N"] | None = None,
-    key_mask: Bool[Array, "*B M"] | None = None,
+    key_mask: Bool[Array, "*B N"] | None = None,
     num_landmarks: int = 64,
     pinv_iterations: int = ITERATIONS,
 ) -> Float[Array, "*B N H E"]:
@@ -27,7 +27,7 @@ def authors_attention(
     Padded queries and keys are zeros that the landmarks are means over too, F and A are not masked,
     and eq. 8's scale is the least of all heads of all examples (that are computed together: of a
     device, of a part of a batch). So padding and the other examples of a batch change results.
-    Arguments, result and errors are those of `nystrom_attention`.
+    Arguments are as for `nystrom_attention`, of self-attention with as many heads of keys.
     """
     check_inputs(query, key, value, query_mask, key_mask)
     query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
