@@ -88,6 +88,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.task.vocab_size = 0  # documents, reviews: rows of the table of embeddings, its pieces
     config.task.sop = False  # documents: rows are halves of a text, half of them swapped (SOP)
     config.task.data_seed = 0  # seed of generated data and of seeded splits
+    config.task.augment = False  # listops: in training, arguments in another order each time
 
     return config
 

@@ -94,6 +94,7 @@ def _task(config: TaskConfig, splits, source: str, fingerprint: str, why_not: st
         first_id=module.FIRST_ID,
         mask_id=getattr(module, "MASK_ID", None),
         sop=config.sop,
+        augment=module.augment if config.augment else None,
     )
 
 

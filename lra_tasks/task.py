@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ class Task:
       mask_id: the id that stands for a hidden token, where the task has one.
       tokenizer: the file of the vocabulary that the ids are of, where there is one.
       sop: whether the label is if halves of a text changed places.
+      augment: (ids, keys) -> ids, of a batch's real tokens one after another, with a random uint64
+        for each: changes training examples, not their labels or lengths; None: leaves them.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Task:
     mask_id: int | None = None
     tokenizer: Path | None = None
     sop: bool = False
+    augment: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
 def seeded_permutation(num_items: int, *seed: int) -> np.ndarray:
@@ -84,8 +87,12 @@ def seeded_permutation(num_items: int, *seed: int) -> np.ndarray:
 
     (Bit generators' streams are promised never to change; Generator.permutation's is not.)
     """
-    bits = np.random.Philox(np.random.SeedSequence(seed)).random_raw(num_items)
-    return np.argsort(bits, kind="stable")
+    return np.argsort(random_bits(num_items, *seed), kind="stable")
+
+
+def random_bits(num_items: int, *seed: int) -> np.ndarray:
+    """Random uint64 [num_items], the same in every NumPy version."""
+    return np.random.Philox(np.random.SeedSequence(seed)).random_raw(num_items)
 
 
 class Batches:
@@ -162,6 +169,10 @@ class Batches:
         real = inputs[: len(chosen)]
         np.add(packed.rows(chosen, width), self.task.id_offset, out=real, dtype=np.int32)
         real *= mask[: len(chosen)]
+        if self.task.augment is not None and self.seed is not None:
+            keys = random_bits(self.batch_size * shape[1] * width, self.seed, step, 2)
+            keys = keys.reshape(self.batch_size, *shape[1:])[self._rows]
+            inputs[mask] = self.task.augment(inputs[mask], keys[mask])
         label = np.zeros(len(self._rows), np.int32)
         label[: len(chosen)] = packed.labels[chosen]
         if self.task.num_documents == 1:

@@ -228,6 +228,40 @@ def evaluate(ids: Iterable[int]) -> int:
     return arguments[0][0]
 
 
+def augment(ids: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Whole expressions, one after another, with each operator's arguments in the order of keys.
+
+    No value changes, since none of the operators asks for an order, and no length.
+
+    Args:
+      ids: token ids [T].
+      keys: uint64 [T]; an argument goes where the key of its first token puts it.
+    """
+    is_open, is_close = (ids >= FIRST_OPERATOR) & (ids < CLOSE), ids == CLOSE
+    depth = np.cumsum(is_open.astype(np.int64) - is_close)  # after each token
+    # Every token is an argument, by its first token, or the bracket that ends them: size tokens
+    # at a level, whose place in the new order follows from the place of the operator above it.
+    level = depth - is_open
+    brackets = np.flatnonzero(is_open | is_close)
+    brackets = brackets[np.argsort(depth[brackets] + is_close[brackets], kind="stable")]
+    size = np.ones(len(ids), np.int64)
+    size[brackets[::2]] = brackets[1::2] - brackets[::2] + 1
+    level[brackets[1::2]] += 1
+    keys = np.where(is_close, np.iinfo(keys.dtype).max, keys)
+    place = np.arange(len(ids))
+    for depth_above in range(int(level.max(initial=0))):
+        above = np.flatnonzero(is_open & (level == depth_above))
+        within = np.flatnonzero(level == depth_above + 1)
+        parent = np.searchsorted(above, within) - 1
+        within = within[np.lexsort((keys[within], parent))]  # parents stay in their order
+        before = np.cumsum(size[within]) - size[within]
+        starts = np.searchsorted(parent, np.arange(len(above)))
+        place[within] = place[above[parent]] + 1 + before - before[starts[parent]]
+    out = np.empty_like(ids)
+    out[place] = ids
+    return out
+
+
 def encode(text: str) -> np.ndarray:
     """Token ids, uint8, of an expression with tokens separated by spaces.
 

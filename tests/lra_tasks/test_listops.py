@@ -208,3 +208,49 @@ def test_encode_refuses_unknown_tokens():
     for text in ("10", "<pad>", "[AVG 1 2 ]"):
         with pytest.raises(ValueError, match="unknown token"):
             listops.encode(text)
+
+
+def shuffled(expressions, seed):
+    """Expressions, token ids one after another, with arguments in a random order."""
+    ids = np.concatenate([np.frombuffer(x, np.uint8) for x in expressions])
+    keys = np.random.Generator(np.random.Philox(seed)).integers(0, 2**64, len(ids), np.uint64)
+    out = listops.augment(ids, keys)
+    assert len(out) == len(ids)
+    return [x.tobytes() for x in np.split(out, np.cumsum([len(x) for x in expressions])[:-1])]
+
+
+def tree(ids):
+    """The expression as nested tuples, arguments sorted: equal if they differ in order alone."""
+    stack = [[]]
+    for token in ids:
+        if token == listops.CLOSE:
+            operator, *arguments = stack.pop()
+            stack[-1].append((operator, *sorted(arguments, key=repr)))
+        elif token >= listops.FIRST_OPERATOR:
+            stack.append([token])
+        else:
+            stack[-1].append(token)
+    assert len(stack) == len(stack[0]) == 1
+    return stack[0][0]
+
+
+def test_arguments_in_another_order_make_the_same_tree(sample):
+    expressions = [ids for ids, _ in sample[:300]]
+    changed = shuffled(expressions, 0)
+    for before, after, (_, label) in zip(expressions, changed, sample[:300], strict=True):
+        assert tree(after) == tree(before) and after != before
+        assert listops.evaluate(after) == label
+    # Each alone as among others, and digits alone as they are.
+    keys = np.arange(len(expressions[0]), dtype=np.uint64)[::-1].copy()
+    alone = listops.augment(np.frombuffer(expressions[0], np.uint8), keys)
+    assert tree(alone) == tree(expressions[0])
+    digit = np.array([listops.FIRST_DIGIT], np.uint8)
+    assert listops.augment(digit, np.zeros(1, np.uint64)).tolist() == digit.tolist()
+    assert listops.augment(digit[:0], np.zeros(0, np.uint64)).shape == (0,)
+
+
+def test_all_orders_of_arguments_come_as_often():
+    expression = listops.encode("[MIN 1 [SM 2 3 ] 4 ]").tobytes()
+    counts = collections.Counter(listops.decode(x) for x in shuffled([expression] * 12_000, seed=1))
+    assert len(counts) == 12  # of three arguments, and of the two in one of them
+    assert max(abs(n - 1_000) for n in counts.values()) < 150  # five standard deviations

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+import lra_tasks
 from lra_tasks.task import Batches, Split, Task, padding_share, prefetch, seeded_permutation
 
 
@@ -325,3 +326,36 @@ def test_what_a_model_would_turn_into_nan_or_another_example_is_refused(name, va
     task = dataclasses.replace(task, splits={"train": Split(InMemory(examples), lengths)})
     with pytest.raises(ValueError, match=rf"made train, example 2: {message}"):
         Batches(task, "train", 4)[0]
+
+
+def test_augmented_batches(make_config, cache_dir):
+    """Other orders of arguments in every epoch of training, the same trees; none in evaluation."""
+    from lra_tasks import listops
+
+    bounds = {"bucket_boundaries": (32, 64, 128)}
+    plain, task = (
+        lra_tasks.load(make_config(augment=augment, **bounds), cache_dir, progress=False)
+        for augment in (False, True)
+    )
+    given, batches = (lra_tasks.Batches(x, "train", 8, seed=3) for x in (plain, task))
+    changed = 0
+    for step in range(len(batches)):
+        batch, before = batches[step], given[step]
+        for name in ("mask", "label", "weight"):
+            np.testing.assert_array_equal(batch[name], before[name])
+        changed += (batch["inputs"] != before["inputs"]).any(axis=1).sum()
+        rows = zip(batch["inputs"], batch["mask"], batch["label"], batch["weight"], strict=True)
+        for ids, mask, label, weight in rows:
+            assert not weight or listops.evaluate(ids[mask]) == label
+        assert not batch["inputs"][~batch["mask"]].any()
+    assert changed > 0.9 * len(task.splits["train"].lengths)
+    assert_equal(batches[5], lra_tasks.Batches(task, "train", 8, seed=3)[5])
+    some = lra_tasks.Batches(task, "train", 8, seed=3, rows=[1, 6])[5]
+    assert_equal(some, {name: x[[1, 6]] for name, x in batches[5].items()})
+    validation = (lra_tasks.Batches(x, "validation", 8)[0] for x in (plain, task))
+    assert_equal(*validation)
+
+
+def test_augmenting_is_refused_where_there_is_no_such_thing(make_config):
+    problems = lra_tasks.check(make_config("text", augment=True))
+    assert problems == ["config.task.augment=True: text has no such thing"]
