@@ -8,11 +8,13 @@ estimate of the time (bytes over bandwidth, or FLOPs over speed if that is more)
 counts them, and the CPU time that compiling took. Loop bodies are counted once. Ours stands beside
 eq. 9 as one would write it (`plain` of benchmarks/attention_contenders.py, with products of
 tokens in the inputs' dtype, A and its inverse in float32) and exact attention. Float32 is compiled
-at the highest matmul precision throughout.
+at the highest matmul precision throughout. What the CSV has is not compiled again without --fresh;
+a program without figures does not fit the device's memory.
 """
 
 import argparse
 import csv
+import importlib
 import os
 import time
 from functools import partial
@@ -32,8 +34,9 @@ HEADS, DEPTH, LANDMARKS = 8, 64, 64
 EXACT_UP_TO = 16_384  # exact attention's N x N logits take 16 GB at 65,536
 COLUMNS = (
     "program", "dtype", "length", "pass", "memory_mb", "accessed_mb", "gflops", "estimate_ms",
-    "compile_s",
+    "compile_s", "topology", "jax",
 )  # fmt: skip
+NAMES = (*COLUMNS[:4], "topology")  # of a row; the rest are its figures
 OURS, EQ_9, EXACT = "ours", "eq. 9 in JAX", "exact, JAX"
 
 
@@ -45,31 +48,40 @@ def main():
     parser.add_argument("--lengths", default="4096,16384,65536")
     parser.add_argument("--steps", action="store_true", help="training steps of LRA models too")
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks/tpu_aot.csv"))
+    parser.add_argument("--fresh", action="store_true", help="compile again what is in the CSV")
     arguments = parser.parse_args()
+    path = arguments.output
+    rows = [] if arguments.fresh or not path.exists() else list(csv.DictReader(path.open()))
+    done = {tuple(row[name] for name in NAMES) for row in rows}
     topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
     place = SingleDeviceSharding(topology.devices[0])
-    rows = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for names, make in programs(arguments):
+        names = tuple(map(str, (*names, arguments.topology)))
+        if names in done:
+            continue
+        found = dict(zip(NAMES, names, strict=True)) | plan(*make(), place)
+        rows.append(found | {"jax": jax.__version__})
+        print("  ".join(f"{name} {rows[-1].get(name, '-')}" for name in COLUMNS), flush=True)
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def programs(arguments):
+    """((program, dtype, length, pass), function that makes it and its arguments) of each."""
     for length in map(int, arguments.lengths.split(",")):
         for dtype in (jnp.float32, jnp.bfloat16):
             for name, attention in contenders(length).items():
-                for backward in (False, True):
-                    name_of_pass = "gradient" if backward else "forward"
-                    function, arrays = program(attention, length, dtype, backward)
-                    row = [name, jnp.dtype(dtype).name, length, name_of_pass]
-                    rows.append(row + plan(function, arrays, place))
-                    show(rows[-1])
-    if arguments.steps:
-        for task in ("listops", "pathfinder"):
-            for attention in ("nystrom", "softmax"):
-                function, arrays, length = training_step(task, attention)
-                row = [f"{task} step, {attention}", "float32", length, "step"]
-                rows.append(row + plan(function, arrays, place))
-                show(rows[-1])
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.output.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow((*COLUMNS, "topology", "jax"))
-        writer.writerows([*row, arguments.topology, jax.__version__] for row in rows)
+                for what in ("forward", "gradient"):
+                    names = name, jnp.dtype(dtype).name, length, what
+                    yield names, partial(program, attention, length, dtype, what == "gradient")
+    for task in ("listops", "pathfinder") if arguments.steps else ():
+        for attention in ("nystrom", "softmax"):
+            length = task_config(task).task.padded_length
+            names = f"{task} step, {attention}", "float32", length, "step"
+            yield names, partial(training_step, task, attention)
 
 
 def contenders(length):
@@ -96,16 +108,19 @@ def program(attention, length, dtype, backward):
     return gradient, [token] * 4
 
 
-def training_step(task_name, attention):
-    """The trainer's step on a batch of the task's recipe, its arguments, and the padded length."""
-    import importlib
+def task_config(name):
+    """The config of a task's recipe."""
+    return importlib.import_module(f"configs.lra_{name}").get_config()
 
+
+def training_step(task_name, attention):
+    """The trainer's step on a batch of the task's recipe, and the shapes of its arguments."""
     from flax import nnx
 
     import lra_tasks
     from experiment import model, training
 
-    config = importlib.import_module(f"configs.lra_{task_name}").get_config()
+    config = task_config(task_name)
     config.model.attention = attention
     config.task.source = "synthetic"
     task = lra_tasks.load(config.task)
@@ -121,30 +136,34 @@ def training_step(task_name, attention):
     }
     key = jax.random.key(0)
     step = partial(training.train_step.__wrapped__, graph, optimizer)
-    return step, [shapes, rows, jax.ShapeDtypeStruct(key.shape, key.dtype)], width
+    return step, [shapes, rows, jax.ShapeDtypeStruct(key.shape, key.dtype)]
 
 
 def plan(function, arrays, place):
-    """Memory (MB), bytes accessed (MB), GFLOPs, estimated ms and CPU seconds of compiling."""
+    """Memory (MB), bytes accessed (MB), GFLOPs, estimated ms and CPU seconds of compiling.
+
+    Nothing for a program that the device has no memory for.
+    """
     with jax.default_matmul_precision("highest"):
         traced = jax.jit(function, in_shardings=place, out_shardings=place).trace(*arrays)
         lowered = traced.lower(lowering_platforms=("tpu",))
         start = time.process_time()
-        compiled = lowered.compile()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return {}
         seconds = time.process_time() - start
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    return [
-        round(memory.temp_size_in_bytes / 1e6, 2),
-        round(cost["bytes accessed"] / 1e6, 1),
-        round(cost["flops"] / 1e9, 2),
-        estimate if (estimate := round(1e3 * cost.get("optimal_seconds", 0), 3)) > 0 else "",
-        round(seconds, 1),
-    ]
-
-
-def show(row):
-    names = "  ".join(f"{name} {value}" for name, value in zip(COLUMNS, row, strict=True))
-    print(names, flush=True)
+    estimate = round(1e3 * cost.get("optimal_seconds", 0), 3)  # negative where it has none
+    return {
+        "memory_mb": round(memory.temp_size_in_bytes / 1e6, 2),
+        "accessed_mb": round(cost["bytes accessed"] / 1e6, 1),
+        "gflops": round(cost["flops"] / 1e9, 2),
+        "estimate_ms": estimate if estimate > 0 else "",
+        "compile_s": round(seconds, 1),
+    }
 
 
 if __name__ == "__main__":

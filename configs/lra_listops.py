@@ -48,22 +48,7 @@ def get_config(variant: str = ""):
     config.task.max_length = 2_000
     config.task.padded_length = 2_048
     config.task.bucket_boundaries = (768, 1_024, 1_408, 2_048)
-    if variant == "quick":
-        config.num_train_steps = 600
-        config.warmup_steps = 60
-        config.eval_every = 150
-        config.learning_rate = 1e-3
-        config.task.min_length = 20
-        config.task.max_length = 200
-        config.task.padded_length = 256
-        config.task.bucket_boundaries = (64, 128, 256)
-        config.task.num_train = 20_000
-        config.task.num_validation = 1_000
-        config.task.num_test = 1_000
-    elif variant == "tuned":
-        config.learning_rate = 1e-3
-        config.model.pooling = "cls"
-    elif variant == "best":
+    if variant in ("best", "quick"):
         config.num_train_steps = 2_500
         config.warmup_steps = 250
         config.eval_every = 500
@@ -74,6 +59,20 @@ def get_config(variant: str = ""):
         config.model.pooling = "max"
         config.model.embedding_std = 1.0
         config.model.dropout_rate = 0.0
+        if variant == "quick":
+            config.num_train_steps = 400
+            config.warmup_steps = 40
+            config.eval_every = 100
+            config.task.min_length = 20
+            config.task.max_length = 128
+            config.task.padded_length = 128
+            config.task.bucket_boundaries = ()
+            config.task.num_train = 12_800
+            config.task.num_validation = 1_000
+            config.task.num_test = 1_000
+    elif variant == "tuned":
+        config.learning_rate = 1e-3
+        config.model.pooling = "cls"
     elif variant == "authors":
         config.adam_b1_cycle = (0.95, 0.85)
         config.accumulate_steps = 1

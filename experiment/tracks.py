@@ -56,7 +56,6 @@ FREE_FIELDS = (
 SIZE_FIELDS = (
     "model.num_layers",
     "model.width",
-    "model.num_heads",
     "model.mlp_width",
     "model.head_width",
 )
@@ -78,7 +77,10 @@ def track_of(config: dict, fingerprint: str = "", source: dict | None = None) ->
         return "self-pretrained" if same else "pretrained"
     if config["task"]["name"] not in lra_tasks.NAMES:
         return "free"
-    changed = [f for f in changed_fields(config) if not f.startswith(("task.", "masked."))]
+    of_data = ("task.", "masked.")
+    changed = [
+        f for f in changed_fields(config) if f == "task.augment" or not f.startswith(of_data)
+    ]
     if any(field in SIZE_FIELDS for field in changed):
         return "free"
     return "tuned" if changed else "recipe"
