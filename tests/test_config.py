@@ -16,7 +16,7 @@ from tests.conftest import ROOT, SMALL
 CONFIG_FILES = sorted(path.stem for path in (ROOT / "configs").glob("lra_*.py"))
 VARIANTS = [(name, "") for name in CONFIG_FILES] + [
     ("lra_listops", "quick"),
-    *(("lra_listops", variant) for variant in ("tuned", "best", "authors")),
+    *(("lra_listops", variant) for variant in ("tuned", "short", "best", "authors")),
     *((name, variant) for name in CONFIG_FILES for variant in self_pretraining.VARIANTS),
 ]
 
