@@ -56,14 +56,16 @@ plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.ri
 
 # %%
 LENGTH = 32 if SHORT else 120  # tokens of the expressions that we look at
-config = lra_listops.get_config("quick")
+config = lra_listops.get_config()
 config.update_from_flattened_dict(
     {
         "num_train_steps": 3 if SHORT else 500,
         "warmup_steps": 1 if SHORT else 60,
+        "learning_rate": 1e-3,
         "model.attention": "softmax",
         "model.num_layers": 1 if SHORT else 2,
         "task.source": "generated",
+        "task.min_length": 20,
         "task.max_length": LENGTH + 8,
         "task.padded_length": LENGTH + 8,
         "task.bucket_boundaries": (),
