@@ -39,10 +39,12 @@ TELLING = (
     "model.num_landmarks",
 )
 # Where runs may differ and still be runs of one thing: the seed, where files lie, how often a run
-# reports and saves between evaluations, and in how many parts it takes a batch.
+# reports and saves between evaluations, in how many parts it takes a batch, and where its data were
+# to be from: a result says where they were.
 NOT_THE_RECIPE = (
     "seed",
     "cache_dir",
+    "task.source",
     "task.data_dir",
     "task.tokenizer",
     "mesh.data",

@@ -139,6 +139,7 @@ def test_what_may_differ_within_an_average(field, tmp_path):
     assert not found.skipped
     may_differ = {"seed", "cache_dir", "task.data_dir", "log_every", "checkpoint_every"}
     may_differ |= {
+        "task.source",  # which of them "auto" took is in the result
         "task.tokenizer",
         "accumulate_steps",
         "mesh.data",
