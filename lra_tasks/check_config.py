@@ -59,7 +59,9 @@ def check(task_config, cache_dir=None) -> list[str]:
                 named = " and ".join(LANGUAGE_NAMES)
                 problems.append(_problem(config, field, f"only {named} have a vocabulary"))
     if config.augment and not hasattr(module, "augment"):
-        problems.append(_problem(config, "augment", f"{config.name} has no such thing"))
+        problems.append(
+            _problem(config, "augment", f"expected False: {config.name} has nothing to change")
+        )
     problems += module.check(config)
     # Names of prepared sets are made of the fields checked above.
     return problems or _check_source(config, module, store.datasets_dir(cache_dir))

@@ -358,4 +358,4 @@ def test_augmented_batches(make_config, cache_dir):
 
 def test_augmenting_is_refused_where_there_is_no_such_thing(make_config):
     problems = lra_tasks.check(make_config("text", augment=True))
-    assert problems == ["config.task.augment=True: text has no such thing"]
+    assert problems == ["config.task.augment=True: expected False: text has nothing to change"]
