@@ -70,7 +70,7 @@ def test_variants_and_overrides_are_train_pys(given, tmp_path, capsys):
     assert prepare.main([*arguments, "--config.task.data_seed=5"]) == 0
     shown = capsys.readouterr().out
     assert "train        4 examples" in shown
-    assert "listops-generated-4-4-4-over20-under200-seed5" in shown
+    assert "listops-generated-4-4-4-over20-under128-seed5" in shown
 
 
 @pytest.mark.parametrize(

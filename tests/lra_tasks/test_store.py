@@ -29,7 +29,7 @@ from lra_tasks import listops
 config = types.SimpleNamespace(
     name="listops", source="synthetic", data_dir="", max_length=100, min_length=10,
     bucket_boundaries=(), padded_length=128, num_train=40, num_validation=5, num_test=5,
-    difficulty="", data_seed=0, tokenizer="", vocab_size=0, sop=False,
+    difficulty="", data_seed=0, tokenizer="", vocab_size=0, sop=False, augment=False,
 )
 draw_tree, delay = listops.draw_tree, float(sys.argv[2])
 made = 0
