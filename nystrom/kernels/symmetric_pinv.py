@@ -1,7 +1,5 @@
 """`iterative_pinv(a) @ w` in fewer products, forward and backward, by symmetric matrices."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
@@ -39,9 +37,9 @@ def apply_pinv(
 
     Backward, every iteration is taken as a function of Y_j alone. As the matrices are symmetric,
     only the symmetric part of a gradient matters, and Y_{j+1} takes three products where eq. 7
-    takes eight. Of each iteration Y_j is kept, and nothing else of its size. Both passes go matrix
-    by matrix, so that a CPU's cache holds what they make: with 256 landmarks the gradient of
-    attention takes 0.6 to 0.8 of the time. Beyond 6 iterations eq. 7 is followed as written.
+    takes eight. Of each iteration Y_j is kept, and nothing else of its size. It goes matrix by
+    matrix, so that a CPU's cache holds what it makes: with 256 landmarks the gradient of attention
+    takes 0.6 to 0.8 of the time. Beyond 6 iterations eq. 7 is followed as written.
     """
     if num_iterations > NEVER_STOPPED:
         return matmul(iterative_pinv(a, num_iterations), w)
@@ -51,8 +49,7 @@ def apply_pinv(
         return matmul(iterate(a, scale, num_iterations), w)
 
     def forward(primals, constants):
-        out, kept = one_by_one(partial(_forward, num_iterations), primals, a.shape[:-2])
-        return out, (*primals, *kept)
+        return _forward(*primals, num_iterations)
 
     def backward(residuals, constants, d_out):
         return one_by_one(_backward, (residuals, d_out), a.shape[:-2])
@@ -60,15 +57,15 @@ def apply_pinv(
     return with_gradient(plain, forward, backward)((a, initial_scale(a), w))
 
 
-def _forward(num_iterations, a, scale, w):
-    """Z_n w, and what the backward pass needs besides: Z_j^T, every Y_j, and w after each P_j.
+def _forward(a, scale, w, num_iterations):
+    """Z_n w, and what the backward pass needs.
 
     Z is held transposed: so no product has a transposed left factor, which XLA's CPU takes longer
     for.
     """
     num_symmetric = min(num_iterations, NUM_SYMMETRIC)
     identity = identity_like(a)
-    z_t, ys, ws = scale * a, [], []
+    z_t, ys, ws = scale * a, [], [w]
     for _ in range(num_iterations - num_symmetric):
         y = matmul_t(z_t, a)
         y2 = matmul(y, y)
@@ -86,7 +83,7 @@ def _forward(num_iterations, a, scale, w):
         y = (27 / 8 * y - 11 / 4 * u - matmul(u, u)) / 4
     ys.append(y)
     ws.append(_times_p(y, w)[0])
-    return matmul(transpose(z_t), ws[-1]), (z_t, ys, ws)
+    return matmul(transpose(z_t), ws[-1]), (a, scale, z_t, ys, ws)
 
 
 def one_by_one(function, arrays, batch):
@@ -97,8 +94,7 @@ def one_by_one(function, arrays, batch):
 
 
 def _backward(residuals, d_out):
-    a, scale, w, z_t, ys, ws = residuals
-    ws = [w, *ws]
+    a, scale, z_t, ys, ws = residuals
     first_ys, last_ys = ys[: 1 - len(ws)], ys[1 - len(ws) :]
     vs = [scale * matmul(a, d_out)]  # Z_j^T d_out
     for y in first_ys:
