@@ -40,21 +40,24 @@ def root_and(digits):
     return known
 
 
+def leading_digits(tokens):
+    """The digits before the first token that is none."""
+    return [t - FIRST_DIGIT for t in itertools.takewhile(lambda t: t < FIRST_OPERATOR, tokens)]
+
+
 def first_digits(tokens):
     """The root's digits before the first operator within it."""
-    return [t - FIRST_DIGIT for t in itertools.takewhile(lambda t: t < FIRST_OPERATOR, tokens[1:])]
+    return leading_digits(tokens[1:])
 
 
 def last_digits(tokens):
     """The root's digits after the last closing bracket within it."""
-    backward = tokens[-2:0:-1]
-    return [t - FIRST_DIGIT for t in itertools.takewhile(lambda t: t < FIRST_OPERATOR, backward)]
+    return leading_digits(tokens[-2:0:-1])
 
 
 def outer_digits(tokens):
-    """The first ones and the last, each counted once."""
-    whole = all(t < FIRST_OPERATOR for t in tokens[1:-1])
-    return first_digits(tokens) + ([] if whole else last_digits(tokens))
+    """The first ones and the last: no expression of over 500 tokens is digits alone."""
+    return first_digits(tokens) + last_digits(tokens)
 
 
 def own_digits(tokens):

@@ -67,7 +67,7 @@ def get_config(variant: str = ""):
         config.warmup_steps = 100
         config.eval_every = 250
         config.learning_rate = 2e-3
-    elif variant == "short":
+    elif variant == "short" or variant == "quick":
         config.task.min_length = 20
         config.task.max_length = 200
         config.task.padded_length = 256
@@ -75,17 +75,6 @@ def get_config(variant: str = ""):
         config.task.num_train = 96_000
         config.task.num_validation = 1_000
         config.task.num_test = 1_000
-    elif variant == "quick":
-        config.num_train_steps = 400
-        config.warmup_steps = 40
-        config.eval_every = 100
-        config.task.min_length = 20
-        config.task.max_length = 128
-        config.task.padded_length = 128
-        config.task.num_train = 12_800
-        config.task.num_validation = 1_000
-        config.task.num_test = 1_000
-        config.task.bucket_boundaries = ()
     elif variant == "tuned":
         config.learning_rate = 1e-3
         config.model.pooling = "cls"
@@ -99,4 +88,12 @@ def get_config(variant: str = ""):
         self_pretraining.change(config, variant, SELF_PRETRAINING)
     elif variant:
         raise base.unknown_variant("lra_listops", variant, VARIANTS)
+    if variant == "quick":
+        config.num_train_steps = 400
+        config.warmup_steps = 40
+        config.eval_every = 100
+        config.task.max_length = 128
+        config.task.padded_length = 128
+        config.task.bucket_boundaries = ()
+        config.task.num_train = 12_800
     return config
