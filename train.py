@@ -25,6 +25,7 @@ from experiment import metrics, processes, provenance
 from experiment.checkpoints import NOT_EVALUATED
 from experiment.command_line import fail, parse_flags
 from experiment.config_checks import check_config, choose_accumulate_steps
+from experiment.cores import use_every_core
 from experiment.mesh import make_mesh, own_rows, put_batch, put_whole, sequence_axis
 from experiment.model import head_of, make_model
 from experiment.objectives import checkpoint_score, make_objective, unigram_nats
@@ -245,7 +246,8 @@ def main(_):
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax says much
     try:
-        processes.start(DISTRIBUTED.value)
+        if not processes.start(DISTRIBUTED.value):  # several may share this machine
+            use_every_core(CONFIG.value)
         # From here on a signal to one of several processes stops them all, at a step.
         with StopSignals() if jax.process_count() > 1 else contextlib.nullcontext() as signals:
             run(CONFIG.value, signals)

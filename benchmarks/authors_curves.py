@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None):
     config, _, _ = reading.read_config([*given, *options.overrides])
     task = lra_tasks.load(config.task, options.cache_dir or None)
     batches = lra_tasks.Batches(task, "train", config.batch_size, seed=config.seed)
-    our_step, model = our_training(config, task)
+    our_step, model = our_training(config, task, config.accumulate_steps)
     peer = torch_nystromformer.Classifier(
         config.model, task.vocab_size, task.padded_length, task.num_classes
     )

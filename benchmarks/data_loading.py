@@ -97,7 +97,7 @@ def main():
     compare_rates(batches)
     if arguments.rates_only:
         return
-    step, _ = our_training(config, task)
+    step, _ = our_training(config, task, config.accumulate_steps)
     in_memory = [batches[i] for i in range(arguments.steps)]
     for width in sorted(batches.shapes):
         for batch in in_memory:

@@ -7,8 +7,9 @@ process on the same cores, batches and batch size, taking turns round by round; 
 the rounds. Forward, backward and AdamW in float32, dropout on. Before anything is timed, both
 must give the same logits for the same weights. PyTorch pads as the authors' code does, every
 document to `padded_length`, and takes the batch whole and in the parts that ours takes it in: the
-ratios are to the faster of the two. Ours also runs in length buckets, as `train.py` has it. Steps
-per round: 1 of PyTorch's, 2 padded, and 8 bucketed for the buckets to be met in proportion.
+ratios are to the faster of the two. Ours takes each core for a device, and runs in length buckets
+too, as `train.py` has it; beside that, on all cores as one device. Steps per round: 1 of PyTorch's,
+2 padded, and 8 bucketed for the buckets to be met in proportion.
 """
 
 import argparse
@@ -25,6 +26,7 @@ STEPS_PER_ROUND = {
     "PyTorch, padded, in parts": 1,
     "ours, padded": 2,
     "ours, bucketed": 8,
+    "ours, bucketed, one device": 8,
 }
 
 
@@ -41,6 +43,9 @@ def main():
     arguments = parser.parse_args()
     # Before JAX starts: it takes as many threads as there are cores that it may use.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", arguments.threads)
     rows = []
     for name in arguments.tasks.split(","):
         rows += benchmark(name, arguments)
@@ -60,34 +65,43 @@ def benchmark(task_name, arguments) -> list[dict]:
     import lra_tasks
     from benchmarks import torch_nystromformer
     from experiment.config_checks import choose_accumulate_steps
+    from experiment.mesh import make_mesh
 
     torch.set_num_threads(arguments.threads)
     config = importlib.import_module(f"configs.lra_{task_name}").get_config()
     if arguments.accumulate_steps:
         config.accumulate_steps = arguments.accumulate_steps
-    config.accumulate_steps = choose_accumulate_steps(
-        config, jax.device_count(), jax.default_backend()
+    parts, mesh_parts = (
+        choose_accumulate_steps(config, devices, "cpu") for devices in (1, arguments.threads)
     )
     task = lra_tasks.load(config.task, arguments.cache_dir or None)
     bucketed = lra_tasks.Batches(task, "train", config.batch_size, seed=0)
     without = dataclasses.replace(task, bucket_boundaries=())
     padded = lra_tasks.Batches(without, "train", config.batch_size, seed=0)
 
-    our_step, model = our_training(config, task)
+    one_device_step, model = our_training(config, task, parts)
+    our_step, _ = our_training(config, task, mesh_parts, make_mesh(config))
     peer = torch_nystromformer.Classifier(
         config.model, task.vocab_size, task.padded_length, task.num_classes
     )
     peer.copy_weights(model)
     check_same_model(model, peer, task)
     peer_step = torch_nystromformer.make_step(config, peer.train())
-    parts_step = torch_nystromformer.make_step(config, peer, config.accumulate_steps)
+    parts_step = torch_nystromformer.make_step(config, peer, parts)
 
     contenders = {
         "PyTorch, padded": (peer_step, padded),
         "PyTorch, padded, in parts": (parts_step, padded),
         "ours, padded": (lambda batch: jax.block_until_ready(our_step(batch)), padded),
         "ours, bucketed": (lambda batch: jax.block_until_ready(our_step(batch)), bucketed),
+        "ours, bucketed, one device": (
+            lambda batch: jax.block_until_ready(one_device_step(batch)),
+            bucketed,
+        ),
     }
+    taken = {"PyTorch, padded": 1, "PyTorch, padded, in parts": parts}
+    taken |= {"ours, bucketed, one device": parts}
+    taken = {name: taken.get(name, mesh_parts) for name in contenders}
     warm_up(contenders, bucketed)
     rates = {name: [] for name in contenders}
     for round_number in range(arguments.rounds):
@@ -99,15 +113,16 @@ def benchmark(task_name, arguments) -> list[dict]:
                 step(batch)
             seconds = time.perf_counter() - start
             rates[name].append(count * config.batch_size / seconds)
-    return report(task, config, arguments, rates)
+    return report(task, config, arguments, rates, taken)
 
 
-def our_training(config, task):
+def our_training(config, task, num_parts, mesh=None):
     """`train.py`'s own step from its own start, as a function of a batch; and the model."""
     import jax
     from flax import nnx
 
     from experiment import training
+    from experiment.mesh import put_batch, put_whole
     from experiment.model import make_model
 
     model = make_model(config.model, task, config.seed)
@@ -115,13 +130,13 @@ def our_training(config, task):
     optimizer = training.make_optimizer(config)
     state = training.initial_state(optimizer, params)
     state = jax.tree.map(jax.numpy.copy, state)  # given to the step, while the model is kept
+    state = state if mesh is None else put_whole(mesh, state)
     key = jax.random.key(config.seed)
 
     def step(batch):
         nonlocal state
-        state, metrics = training.train_step(
-            graph, optimizer, state, jax.device_put(batch), key, config.accumulate_steps
-        )
+        batch = jax.device_put(batch) if mesh is None else put_batch(mesh, batch)
+        state, metrics = training.train_step(graph, optimizer, state, batch, key, num_parts, mesh)
         return metrics
 
     return step, model
@@ -145,7 +160,8 @@ def warm_up(contenders, bucketed):
     for step in range(10_000):
         width = bucketed.indices(step)[1]
         if width not in seen:
-            contenders["ours, bucketed"][0](bucketed[step])
+            for name in ("ours, bucketed", "ours, bucketed, one device"):
+                contenders[name][0](bucketed[step])
             seen.add(width)
         if seen == bucketed.shapes:
             break
@@ -154,13 +170,13 @@ def warm_up(contenders, bucketed):
             step(batches[0])
 
 
-def report(task, config, arguments, rates):
+def report(task, config, arguments, rates, taken):
     """Prints the table and returns its rows."""
     import jax
     import torch
 
     base = max(statistics.median(rates[name]) for name in rates if name.startswith("PyTorch"))
-    padding = {"ours, bucketed": "buckets " + " ".join(map(str, task.bucket_boundaries))}
+    buckets = "buckets " + " ".join(map(str, task.bucket_boundaries))
     rows = []
     print(f"\n{task.name} ({task.source}), batch {config.batch_size}, {arguments.threads} threads")
     print(f"{'':<26}{'examples/s':>11}{'(min':>8}{'max)':>8}{'x PyTorch':>11}")
@@ -172,9 +188,9 @@ def report(task, config, arguments, rates):
                 "task": task.name,
                 "source": task.source,
                 "contender": name,
-                "padding": padding.get(name, str(task.padded_length)),
+                "padding": buckets if "bucketed" in name else str(task.padded_length),
                 "batch_size": config.batch_size,
-                "accumulate_steps": 1 if name == "PyTorch, padded" else config.accumulate_steps,
+                "accumulate_steps": taken[name],
                 "threads": arguments.threads,
                 "rounds": arguments.rounds,
                 "examples_per_second": round(median, 2),

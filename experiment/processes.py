@@ -42,8 +42,8 @@ def found(environ=os.environ) -> bool:
     return any(n.isdecimal() and int(n) > 1 for n in counts) or "," in hosts
 
 
-def start(asked: bool | None = None) -> None:
-    """Joins the other processes if `asked` or, with None, where `found`.
+def start(asked: bool | None = None) -> bool:
+    """Joins the other processes if `asked` or, with None, where `found`; whether it did.
 
     To be called before any device is touched. Address, number and own number are those of
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, else what JAX finds.
@@ -52,7 +52,7 @@ def start(asked: bool | None = None) -> None:
       ProcessError: they are not to be found, or the processes don't meet.
     """
     if not (found() if asked is None else asked):
-        return
+        return False
     try:
         count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
         # Where others are gone JAX aborts, and its message is to be the last.
@@ -71,6 +71,7 @@ def start(asked: bool | None = None) -> None:
             "first), JAX_NUM_PROCESSES and JAX_PROCESS_ID (0, 1, ...), or start them by srun or "
             "mpirun; --nodistributed is for a process on its own. See docs/hosts.md."
         ) from error
+    return True
 
 
 def is_first() -> bool:

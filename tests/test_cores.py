@@ -1,0 +1,81 @@
+"""A CPU's cores are devices of a run, unless something says otherwise."""
+
+import json
+import types
+
+import jax
+import pytest
+
+from configs import base
+from experiment import cores
+from lra_tasks.parallel import available_cores
+from tests.conftest import SMALL_ONE_LENGTH, start_train
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """The number of devices asked for with so many cores; None if JAX is left as it is."""
+    jax_config = jax.config
+
+    def asked(config, num_cores, set_before=-1):
+        found = []
+        settings = types.SimpleNamespace(
+            jax_num_cpu_devices=set_before, update=lambda name, value: found.append((name, value))
+        )
+        monkeypatch.setattr(cores, "available_cores", lambda: num_cores)
+        monkeypatch.setattr(cores.jax, "config", settings)
+        cores.use_every_core(config)
+        monkeypatch.setattr(cores.jax, "config", jax_config)
+        assert all(name == "jax_num_cpu_devices" for name, _ in found)
+        return found[0][1] if found else None
+
+    return asked
+
+
+def config_with(**values):
+    config = base.get_config()
+    config.update_from_flattened_dict(values)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "values", "expected"),
+    [
+        (1, {}, 1),
+        (2, {}, 2),
+        (6, {}, 4),  # 32 examples can't be cut into 6 or 5
+        (64, {}, 32),
+        (2, {"batch_size": 3}, 1),
+        (8, {"accumulate_steps": 8}, 4),  # 8 parts of 4 examples
+        (8, {"batch_size": 0}, 8),  # refused later
+        (2, {"mesh.data": 1}, None),
+        (4, {"mesh.sequence": 4}, None),
+        (2, {"model.padding": "authors"}, None),
+    ],
+)
+def test_as_many_devices_as_cut_a_batch_evenly(devices, num_cores, values, expected):
+    assert devices(config_with(**values), num_cores) == expected
+
+
+def test_a_count_of_the_users_own_stays(devices, monkeypatch):
+    assert devices(config_with(), 4, set_before=3) is None
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    assert devices(config_with(), 4) is None
+
+
+def test_a_config_with_a_wrong_field_is_left_to_the_checks(devices):
+    config = config_with()
+    del config.batch_size
+    assert devices(config, 4) is None
+
+
+@pytest.mark.parametrize("given", [None, "1"])
+def test_a_run_is_cut_over_the_cores(tmp_path, given):
+    env = {"JAX_PLATFORMS": "cpu"} | ({"JAX_NUM_CPU_DEVICES": given} if given else {})
+    process = start_train(*SMALL_ONE_LENGTH, f"--workdir={tmp_path}", env=env)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    result = json.loads((tmp_path / "result.json").read_text())
+    batch_size = json.loads((tmp_path / "config.json").read_text())["batch_size"]
+    cut = [n for n in range(1, available_cores() + 1) if batch_size % n == 0]
+    assert result["hardware"]["num_devices"] == (int(given) if given else max(cut))
