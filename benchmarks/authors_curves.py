@@ -46,10 +46,7 @@ def main(arguments: list[str] | None = None):
     task = lra_tasks.load(config.task, options.cache_dir or None)
     batches = lra_tasks.Batches(task, "train", config.batch_size, seed=config.seed)
     our_step, model = our_training(config, task, config.accumulate_steps)
-    peer = torch_nystromformer.Classifier(
-        config.model, task.vocab_size, task.padded_length, task.num_classes
-    )
-    peer.copy_weights(model)
+    peer = torch_nystromformer.classifier_like(model, config, task)
     peer_step = torch_nystromformer.make_step(config, peer.train())
     options.output.parent.mkdir(parents=True, exist_ok=True)
     losses = []

@@ -87,6 +87,13 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+def classifier_like(ours, config, task):
+    """The peer of our model for a task, with the same weights."""
+    peer = Classifier(config.model, task.vocab_size, task.padded_length, task.num_classes)
+    peer.copy_weights(ours)
+    return peer
+
+
 class Classifier(nn.Module):
     def __init__(self, model_config, vocab_size, max_length, num_classes):
         super().__init__()

@@ -72,7 +72,8 @@ def benchmark(task_name, arguments) -> list[dict]:
     if arguments.accumulate_steps:
         config.accumulate_steps = arguments.accumulate_steps
     parts, mesh_parts = (
-        choose_accumulate_steps(config, devices, "cpu") for devices in (1, arguments.threads)
+        choose_accumulate_steps(config, devices, jax.default_backend())
+        for devices in (1, jax.device_count())
     )
     task = lra_tasks.load(config.task, arguments.cache_dir or None)
     bucketed = lra_tasks.Batches(task, "train", config.batch_size, seed=0)
@@ -81,39 +82,31 @@ def benchmark(task_name, arguments) -> list[dict]:
 
     one_device_step, model = our_training(config, task, parts)
     our_step, _ = our_training(config, task, mesh_parts, make_mesh(config))
-    peer = torch_nystromformer.Classifier(
-        config.model, task.vocab_size, task.padded_length, task.num_classes
-    )
-    peer.copy_weights(model)
+    peer = torch_nystromformer.classifier_like(model, config, task)
     check_same_model(model, peer, task)
     peer_step = torch_nystromformer.make_step(config, peer.train())
     parts_step = torch_nystromformer.make_step(config, peer, parts)
 
-    contenders = {
-        "PyTorch, padded": (peer_step, padded),
-        "PyTorch, padded, in parts": (parts_step, padded),
-        "ours, padded": (lambda batch: jax.block_until_ready(our_step(batch)), padded),
-        "ours, bucketed": (lambda batch: jax.block_until_ready(our_step(batch)), bucketed),
-        "ours, bucketed, one device": (
-            lambda batch: jax.block_until_ready(one_device_step(batch)),
-            bucketed,
-        ),
+    contenders = {  # a step, its batches, and the parts that it takes one in
+        "PyTorch, padded": (peer_step, padded, 1),
+        "PyTorch, padded, in parts": (parts_step, padded, parts),
+        "ours, padded": (our_step, padded, mesh_parts),
+        "ours, bucketed": (our_step, bucketed, mesh_parts),
+        "ours, bucketed, one device": (one_device_step, bucketed, parts),
     }
-    taken = {"PyTorch, padded": 1, "PyTorch, padded, in parts": parts}
-    taken |= {"ours, bucketed, one device": parts}
-    taken = {name: taken.get(name, mesh_parts) for name in contenders}
     warm_up(contenders, bucketed)
     rates = {name: [] for name in contenders}
     for round_number in range(arguments.rounds):
-        for name, (step, batches) in contenders.items():
+        for name, (step, batches, _) in contenders.items():
             count = STEPS_PER_ROUND[name]
             ready = [batches[round_number * count + i] for i in range(count)]
             start = time.perf_counter()
             for batch in ready:
-                step(batch)
+                jax.block_until_ready(step(batch))
             seconds = time.perf_counter() - start
             rates[name].append(count * config.batch_size / seconds)
-    return report(task, config, arguments, rates, taken)
+    num_parts = {name: parts for name, (_, _, parts) in contenders.items()}
+    return report(task, config, arguments, rates, num_parts)
 
 
 def our_training(config, task, num_parts, mesh=None):
@@ -156,6 +149,8 @@ def check_same_model(model, peer, task):
 
 def warm_up(contenders, bucketed):
     """Compiles every shape and runs each contender once more."""
+    import jax
+
     seen = set()
     for step in range(10_000):
         width = bucketed.indices(step)[1]
@@ -165,12 +160,12 @@ def warm_up(contenders, bucketed):
             seen.add(width)
         if seen == bucketed.shapes:
             break
-    for step, batches in contenders.values():
+    for step, batches, _ in contenders.values():
         for _ in range(2):
-            step(batches[0])
+            jax.block_until_ready(step(batches[0]))
 
 
-def report(task, config, arguments, rates, taken):
+def report(task, config, arguments, rates, num_parts):
     """Prints the table and returns its rows."""
     import jax
     import torch
@@ -190,7 +185,7 @@ def report(task, config, arguments, rates, taken):
                 "contender": name,
                 "padding": buckets if "bucketed" in name else str(task.padded_length),
                 "batch_size": config.batch_size,
-                "accumulate_steps": taken[name],
+                "accumulate_steps": num_parts[name],
                 "threads": arguments.threads,
                 "rounds": arguments.rounds,
                 "examples_per_second": round(median, 2),
