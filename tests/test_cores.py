@@ -48,8 +48,14 @@ def config_with(**values):
         (2, {"batch_size": 3}, 1),
         (8, {"accumulate_steps": 8}, 4),  # 8 parts of 4 examples
         (8, {"batch_size": 0}, 8),  # refused later
-        (2, {"mesh.data": 1}, None),
-        (4, {"mesh.sequence": 4}, None),
+        (2, {"mesh.data": 1}, 1),
+        (4, {"mesh.data": 2}, 2),
+        (2, {"mesh.data": 3}, None),  # refused later
+        (2, {"mesh.data": -1}, None),
+        (4, {"mesh.sequence": 4}, 4),
+        (6, {"mesh.sequence": 2}, 4),  # 32 examples can't be cut into 3
+        (2, {"mesh.sequence": 4}, None),
+        (2, {"mesh.sequence": 0}, 2),
         (2, {"model.padding": "authors"}, None),
     ],
 )
