@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.checks import IMPLEMENTATIONS, check_choice, check_mask, check_tokens, is_empty
 from nystrom.kernels import choose
-from nystrom.numerics import accumulator, only_trailing, to_front, zero_padded
+from nystrom.numerics import (
+    common_dtype,
+    only_trailing,
+    product_precision,
+    to_front,
+    zero_padded,
+)
 
 
 def depthwise_convolution(
@@ -61,7 +67,7 @@ def _convolution(value, filters, mask, implementation, axis_name):
         return jnp.take_along_axis(out, rank[..., None, None], axis=-3)
 
     if axis_name is not None:
-        out = _convolve_pieces(value, filters, mask, axis_name)
+        out = _convolve_pieces(convolve, value, filters, mask, axis_name)
     elif mask is None:
         out = convolve(value, filters)
     else:
@@ -70,32 +76,41 @@ def _convolution(value, filters, mask, implementation, axis_name):
 
 
 def convolve_in_order(value, filters):
-    """sum over k of filters[h, k] * value[n + k - K // 2]: shifted, scaled copies."""
-    half, length = filters.shape[-1] // 2, value.shape[-3]
-    padding = [(0, 0)] * (value.ndim - 3) + [(half, half), (0, 0), (0, 0)]
-    wide = accumulator(value.dtype)
-    x = jnp.pad(value, padding)
-    taps = filters.T.astype(wide).reshape(-1, *[1] * (value.ndim - 2), len(filters), 1)
-    copies = (taps[k] * x[..., k : k + length, :, :].astype(wide) for k in range(filters.shape[-1]))
-    return sum(copies).astype(value.dtype)
+    """sum over k of filters[h, k] * value[n + k - K // 2]: XLA's convolution of one-channel groups.
+
+    On a TPU it accesses a third to a half of the bytes of a sum of shifted copies.
+    """
+    length, num_heads, depth = value.shape[-3:]
+    dtype, half = common_dtype(value, filters), filters.shape[-1] // 2
+    out = jax.lax.conv_general_dilated(
+        value.reshape(-1, length, num_heads * depth).astype(dtype),
+        jnp.repeat(filters.T, depth, axis=-1)[:, None].astype(dtype),
+        window_strides=(1,),
+        padding=[(half, half)],
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=num_heads * depth,
+        precision=product_precision(dtype),
+    )
+    return out.reshape(value.shape).astype(value.dtype)
 
 
-def _convolve_pieces(value, filters, mask, axis_name):
+def _convolve_pieces(convolve, value, filters, mask, axis_name):
     """The convolution of a sequence that is cut over devices, of which this is a piece.
 
     The K // 2 real tokens before and after a piece may lie on any devices, so the first and last
     of each are gathered: a traffic that does not grow with N.
     """
-    batch = value.shape[:-3]
+    length, half = value.shape[-3], filters.shape[-1] // 2
     mask = jnp.ones(value.shape[:-2], bool) if mask is None else mask
-    flat = value.reshape(-1, *value.shape[-3:]), mask.reshape(-1, mask.shape[-1])
-    piece = jax.vmap(partial(_convolve_piece, axis_name=axis_name), in_axes=(0, 0, None))
-    return piece(*flat, filters).reshape(*batch, *value.shape[-3:])
+    flat = value.reshape(-1, *value.shape[-3:]), mask.reshape(-1, length)
+    joined = jax.vmap(partial(_with_neighbours, half=half, axis_name=axis_name))(*flat)
+    out = convolve(joined, filters)[:, half : half + length]
+    rank = jnp.maximum(jnp.cumsum(flat[1], axis=-1) - 1, 0)
+    return jnp.take_along_axis(out, rank[..., None, None], axis=-3).reshape(value.shape)
 
 
-def _convolve_piece(value, mask, filters, axis_name):
-    """`_convolve_pieces` of one example, N H E."""
-    half, length = filters.shape[-1] // 2, value.shape[0]
+def _with_neighbours(value, mask, half, axis_name):
+    """The real tokens of one example's piece, those of other devices beside them, then zeros."""
     count = mask.sum()
     (real,) = to_front(mask, value)
 
@@ -123,7 +138,4 @@ def _convolve_piece(value, mask, filters, axis_name):
     joined = jnp.concatenate([before, real, jnp.zeros_like(after)])
     place = jnp.arange(len(joined))[:, None, None] - half - count
     follow = after[jnp.clip(place[:, 0, 0], 0, max(half - 1, 0))] if half else joined
-    joined = jnp.where((place >= 0) & (place < half), follow, joined)
-    out = convolve_in_order(joined, filters)[half : half + length]
-    rank = jnp.maximum(jnp.cumsum(mask) - 1, 0)
-    return out[rank]
+    return jnp.where((place >= 0) & (place < half), follow, joined)

@@ -16,15 +16,15 @@ def einsum(spec: str, x: Array, y: Array) -> Array:
     Float32 is multiplied in float32 on every platform, unless the user has asked for less with
     `jax.default_matmul_precision`.
     """
-    wide = accumulator(x.dtype)
-    precision = jax.config.jax_default_matmul_precision or "highest"  # type: ignore[attr-defined]
-    return jnp.einsum(
-        spec,
-        x,
-        y,
-        precision=precision if x.dtype == wide else None,
-        preferred_element_type=wide,
-    )
+    precision, wide = product_precision(x.dtype), accumulator(x.dtype)
+    return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=wide)
+
+
+def product_precision(dtype):
+    """What JAX is to be asked for in products of that dtype."""
+    if dtype != accumulator(dtype):
+        return None
+    return jax.config.jax_default_matmul_precision or "highest"  # type: ignore[attr-defined]
 
 
 def exact_einsum(spec: str, x: Array, y: Array) -> Array:
