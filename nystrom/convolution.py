@@ -50,14 +50,14 @@ def depthwise_convolution(
 
 @partial(jax.jit, static_argnums=(3, 4))
 def _convolution(value, filters, mask, implementation, axis_name):
-    from nystrom.kernels.convolution import convolve as tiled
+    from nystrom.kernels.convolution import blocked, tiled
 
     if axis_name is None and is_empty(*value.shape):
         return value
     value = zero_padded(value, mask)
 
     def convolve(value, filters):
-        return choose(implementation, convolve_in_order, tiled, value, filters)
+        return choose(implementation, convolve_in_order, tiled, value, filters, gpu=blocked)
 
     def convolve_real(value, filters):
         """With the real tokens moved side by side, and back."""
@@ -76,9 +76,9 @@ def _convolution(value, filters, mask, implementation, axis_name):
 
 
 def convolve_in_order(value, filters):
-    """sum over k of filters[h, k] * value[n + k - K // 2]: XLA's convolution of one-channel groups.
+    """sum over k of filters[h, k] * value[n + k - K // 2]: XLA's convolution, a group a channel.
 
-    On a TPU it accesses a third to a half of the bytes of a sum of shifted copies.
+    A TPU accesses a third to a half of the bytes of a sum of shifted copies, forward and backward.
     """
     length, num_heads, depth = value.shape[-3:]
     dtype, half = common_dtype(value, filters), filters.shape[-1] // 2

@@ -18,19 +18,24 @@ def choose(
     tiled: Callable[..., Any],
     *arrays: Any,
     logits: tuple[Any, ...] = (),
+    gpu: Callable[..., Any] | None = None,
 ) -> Any:
     """`tiled(*arrays)` on a CPU and `plain(*arrays)` elsewhere, or the one that is named.
 
-    The choice is made when a program is lowered for its platform, not when it is traced. Tiles need
-    to know the sizes: arrays of symbolic shapes get the plain form. So do those whose `logits`, the
-    shape of their largest array, are few: then tiles are no faster, and take longer to compile.
+    On a GPU it is `gpu(*arrays)` where there is such a form.
+
+    The choice is made when a program is lowered for its platform, not when it is traced. Attentions
+    give the shape of their `logits`, their largest array. Tiles of those need to know the sizes, so
+    arrays of symbolic shapes get the plain form; and so do few logits, for which tiles are no
+    faster, and take longer to compile.
     """
-    sizes = [size for x in jax.tree.leaves(arrays) for size in x.shape]
-    symbolic = not all(isinstance(size, int) for size in sizes)
-    if implementation is None and (symbolic or (logits and math.prod(logits) < TILED_FROM)):
-        implementation = "plain"
+    if implementation is None and logits:
+        known = all(isinstance(size, int) for x in jax.tree.leaves(arrays) for size in x.shape)
+        if not known or math.prod(logits) < TILED_FROM:
+            implementation = "plain"
     if implementation == "plain":
         return plain(*arrays)
     if implementation == "tiled":
         return tiled(*arrays)
-    return jax.lax.platform_dependent(*arrays, cpu=tiled, default=plain)
+    forms = {"cpu": tiled} | ({"cuda": gpu, "rocm": gpu} if gpu else {})
+    return jax.lax.platform_dependent(*arrays, **forms, default=plain)

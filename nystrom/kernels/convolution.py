@@ -1,33 +1,51 @@
-"""The depthwise convolution for a CPU: one loop forward, one product for the filters' gradient."""
+"""The depthwise convolution with gradients of its own, for a CPU and for a GPU.
+
+By the values the gradient is a convolution with the reversed filters, by the filters a product of
+blocks.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from nystrom.convolution import convolve_in_order
 from nystrom.kernels.gradients import with_gradient
-from nystrom.numerics import accumulator, exact_einsum
+from nystrom.numerics import accumulator, einsum
 
 MIN_BLOCK = 64  # positions of one block-Toeplitz product, at least
 
 
-def convolve(value, filters):
-    """`convolve_in_order`; its gradient by the values is the same with the filter reversed."""
+def tiled(value, filters):
+    """`convolve_in_order` for a CPU, which has a small cache and no fast grouped convolution."""
+    return _convolve(_convolve_copies, _correlate_one_by_one, value, filters)
+
+
+def blocked(value, filters):
+    """`convolve_in_order` for a GPU, which takes as long for XLA's gradient by the filters as if
+    every feature entered every other (https://github.com/jax-ml/jax/issues/13800); not measured."""
+    return _convolve(convolve_in_order, _correlate, value, filters)
+
+
+def _convolve(convolve, correlate, value, filters):
+    if not all(isinstance(size, int) for size in value.shape):
+        return convolve(value, filters)  # blocks need to know the sizes
 
     def plain(primals, constants):
         return convolve_in_order(*primals)
 
     def forward(primals, constants):
-        return _convolve(*primals), primals
+        return convolve(*primals), primals
 
     def backward(primals, constants, d_out):
         value, filters = primals
-        return _convolve(d_out, filters[:, ::-1]), _filter_gradient(value, d_out, filters)
+        examples = (x.reshape(-1, *x.shape[-3:]) for x in (value, d_out))
+        by_filters = _sum_diagonals(correlate(*examples, filters.shape[-1]), filters.shape[-1])
+        return convolve(d_out, filters[:, ::-1]), by_filters.astype(filters.dtype)
 
     return with_gradient(plain, forward, backward)((value, filters))
 
 
-def _convolve(value, filters):
-    """The same with heads and features as one axis: far faster than a grouped convolution."""
+def _convolve_copies(value, filters):
+    """A sum of shifted copies, heads and features as one axis."""
     length, num_heads, depth = value.shape[-3:]
     taps, half = filters.shape[-1], filters.shape[-1] // 2
     x = value.reshape(-1, length, num_heads * depth)
@@ -37,35 +55,40 @@ def _convolve(value, filters):
     return out.reshape(value.shape).astype(value.dtype)
 
 
-def _filter_gradient(value, d_out, filters):
-    """The correlation of values and cotangent, as a product of blocks of positions.
+def _correlate(value, d_out, taps):
+    """The gradient H T (T + K - 1) by a matrix with which blocks of T values would be multiplied.
 
-    Were the convolution a product of blocks with a Toeplitz matrix, this would be that matrix's
-    gradient, whose diagonals belong to one tap each.
+    Were the convolution such a product, its matrix would hold the filter in every row, a column
+    further on in each.
     """
-    length, num_heads, depth = value.shape[-3:]
-    taps, half = filters.shape[-1], filters.shape[-1] // 2
-    block = max(MIN_BLOCK, half)
+    half, block = taps // 2, max(MIN_BLOCK, taps // 2)
 
-    def add_example(total, example):
-        x, d_x = (
-            jnp.pad(y.astype(total.dtype), [(0, -length % block), (0, 0), (0, 0)])
-            .reshape(-1, block, num_heads, depth)
-            .transpose(2, 1, 0, 3)
-            for y in example
-        )
-        before = jnp.pad(x[:, block - half :, :-1], [(0, 0), (0, 0), (1, 0), (0, 0)])
-        after = jnp.pad(x[:, :half, 1:], [(0, 0), (0, 0), (0, 1), (0, 0)])
-        windows = jnp.concatenate([before, x, after], axis=1)
-        windows, d_x = (y.reshape(*y.shape[:2], -1) for y in (windows, d_x))
-        return total + exact_einsum("hnx,hmx->hnm", d_x, windows), None
+    def blocks(x):  # H T B (N / T) E
+        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0)])
+        return x.reshape(len(x), -1, block, *x.shape[2:]).transpose(3, 2, 0, 1, 4)
 
-    examples = tuple(x.reshape(-1, length, num_heads, depth) for x in (value, d_out))
-    shape = (num_heads, block, block + taps - 1)
-    start = jnp.zeros_like(examples[0], accumulator(value.dtype), shape)
-    d_toeplitz, _ = jax.lax.scan(add_example, start, examples)
-    # Row n of a Toeplitz matrix holds the filter from column n on; with rows one entry longer
-    # the same numbers hold it from column 0 on.
-    skewed = jnp.pad(d_toeplitz.reshape(num_heads, -1), [(0, 0), (0, block)])
-    d_filters = skewed.reshape(num_heads, block, -1)[..., :taps].sum(axis=1)
-    return d_filters.astype(filters.dtype)
+    x, d_x = blocks(value), blocks(d_out)
+    before = jnp.pad(x[:, block - half :, :, :-1], [(0, 0)] * 3 + [(1, 0), (0, 0)])
+    after = jnp.pad(x[:, :half, :, 1:], [(0, 0)] * 3 + [(0, 1), (0, 0)])
+    windows = jnp.concatenate([before, x, after], axis=1)
+    d_x, windows = (y.reshape(*y.shape[:2], -1) for y in (d_x, windows))
+    return einsum("hix,hjx->hij", d_x, windows)
+
+
+def _correlate_one_by_one(value, d_out, taps):
+    """`_correlate`, an example after another, which a CPU's cache holds."""
+
+    def add(total, example):
+        return total + _correlate(*(x[None] for x in example), taps), None
+
+    start = jax.eval_shape(lambda *x: _correlate(*x, taps), value[:1], d_out[:1])
+    zeros = jnp.zeros_like(value, start.dtype, start.shape)
+    return jax.lax.scan(add, zeros, (value, d_out))[0]
+
+
+def _sum_diagonals(matrices, taps):
+    """What each tap's gradient is of `_correlate`'s."""
+    # With rows one entry longer the numbers that stand in a diagonal stand in a column.
+    heads, block, _ = matrices.shape
+    skewed = jnp.pad(matrices.reshape(heads, -1), [(0, 0), (0, block)])
+    return skewed.reshape(heads, block, -1)[..., :taps].sum(axis=1)

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from inputs import jitted, mask_with, normal
 
 from nystrom import depthwise_convolution
+from nystrom.convolution import convolve_in_order
+from nystrom.kernels import convolution
 
 convolve = jitted(depthwise_convolution)
 
@@ -31,6 +33,27 @@ def test_is_a_correlation(length, taps):
     out = convolve(value, filters)
     for row in range(2):
         np.testing.assert_allclose(out[row], correlate(value[row], filters), atol=2e-5)
+
+
+@pytest.mark.parametrize("form", [convolution.tiled, convolution.blocked])
+@pytest.mark.parametrize(("length", "taps"), [(1, 5), (64, 3), (65, 35), (200, 151)])
+def test_forms_have_the_plain_ones_gradients(form, length, taps):
+    value, filters, cotangent = (
+        normal(0, 2, length, 3, 4), normal(1, 3, taps), normal(2, 2, length, 3, 4)
+    )  # fmt: skip
+
+    def derivatives(convolve, value, filters, cotangent):
+        def gradients(value, filters):
+            return jax.vjp(convolve, value, filters)[1](cotangent)
+
+        return gradients(value, filters), jax.jvp(gradients, (value, filters), (value, filters))[1]
+
+    derivatives = jitted(derivatives, static_argnums=0)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-4),
+        derivatives(form, value, filters, cotangent),
+        derivatives(convolve_in_order, value, filters, cotangent),
+    )
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)

@@ -244,6 +244,27 @@ def test_each_export_holds_its_platforms_form():
     np.testing.assert_allclose(all_at_once.call(*inputs), attention(*inputs), atol=1e-5)
 
 
+def test_each_export_holds_its_platforms_convolution():
+    """No grouped convolution on a CPU, and no gradient of one by the filters on a GPU."""
+    shapes = jax.ShapeDtypeStruct((2, 128, 2, 4), jnp.float32), SMALL[1]
+    convolve = nystrom.depthwise_convolution
+    gradient = jax.grad(lambda *a: convolve(*a).sum(), (0, 1))
+    counts = {
+        platform: [
+            lowered_text(function, shapes, platform).count(f"stablehlo.{operation}")
+            for function, operation in [
+                (convolve, "convolution"), (gradient, "convolution"), (gradient, "dot_general"),
+            ]
+        ]
+        for platform in ("cpu", "cuda", "tpu")
+    }  # fmt: skip
+    assert counts == {"cpu": [0, 0, 1], "cuda": [1, 1, 1], "tpu": [1, 2, 0]}
+    (n,) = jax.export.symbolic_shape("n")
+    symbolic = jax.ShapeDtypeStruct((2, n, 2, 4), jnp.float32), SMALL[1]
+    assert "stablehlo.convolution" not in lowered_text(convolve, symbolic, "cpu")
+    assert "stablehlo.convolution" in lowered_text(convolve, symbolic, "tpu")
+
+
 @pytest.mark.parametrize("name", ["nystrom", "softmax", "linear", "linformer", "performer",
                                   "reformer", "none", "convolution", "means"])  # fmt: skip
 def test_symbolic_batch(name):
