@@ -150,7 +150,7 @@ def time_step(bench: Bench, name: str, flags) -> None:
     from flax import nnx
 
     import lra_tasks
-    from experiment import config_checks, model, training
+    from experiment import config_checks, model, objectives, training
 
     config = importlib.import_module(f"configs.lra_{name}").get_config()
     config.update_from_flattened_dict({"task.source": "synthetic", "task.bucket_boundaries": ()})
@@ -163,7 +163,10 @@ def time_step(bench: Bench, name: str, flags) -> None:
     batch = jax.device_put(lra_tasks.Batches(task, "train", config.batch_size, seed=0)[0])
     key = jax.random.key(0)
     start = time.perf_counter()
-    lowered = training.train_step.lower(graph, optimizer, state, batch, key, parts)
+    objective = objectives.make_objective(config, task)
+    lowered = training.train_step.lower(
+        graph, optimizer, state, batch, key, parts, objective=objective
+    )
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
 

@@ -118,7 +118,7 @@ def training_step(task_name, attention):
     from flax import nnx
 
     import lra_tasks
-    from experiment import model, training
+    from experiment import model, objectives, training
 
     config = task_config(task_name)
     config.model.attention = attention
@@ -135,7 +135,8 @@ def training_step(task_name, attention):
         for name, x in batch.items()
     }
     key = jax.random.key(0)
-    step = partial(training.train_step.__wrapped__, graph, optimizer)
+    objective = objectives.make_objective(config, task)
+    step = partial(training.train_step.__wrapped__, graph, optimizer, objective=objective)
     return step, [shapes, rows, jax.ShapeDtypeStruct(key.shape, key.dtype)]
 
 

@@ -6,6 +6,7 @@ an example, None in evaluations; `copies` are the devices that are given the sam
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -25,7 +26,7 @@ SPARE_DEVIATIONS = 8  # room for hidden tokens beyond their mean number, in stan
 def make_objective(config, task: lra_tasks.Task) -> Callable:
     """The objective that config.objective names."""
     if config.objective == "classify":
-        return classify
+        return classify_full if task.is_full else classify
     given = config.masked
     mask_id = mask_token(task, config.model.pooling)
     return Masked(
@@ -62,9 +63,15 @@ def unigram_nats(train: lra_tasks.Batches, test: lra_tasks.Batches) -> float:
     return float(-(asked * np.log(known / known.sum())).sum() / asked.sum())
 
 
-def classify(model, batch, key=None, copies=1):
-    """Loss (nats) and accuracy of a batch's labels; examples of weight 0 are out."""
-    logits = model(batch["inputs"], batch["mask"], key)
+def classify(model, batch, key=None, copies=1, is_full=False):
+    """Loss (nats) and accuracy of a batch's labels; examples of weight 0 are out.
+
+    With `is_full` the model is given no mask, and its program then has no branches for padding.
+    """
+    mask = batch["mask"]
+    if is_full and model.encoder.axis_name is None:
+        mask = None
+    logits = model(batch["inputs"], mask, key)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     correct = logits.argmax(axis=-1) == batch["label"]
     weight = batch["weight"]
@@ -74,6 +81,9 @@ def classify(model, batch, key=None, copies=1):
         "accuracy": (jnp.sum(correct * weight), total),
     }
     return jax.tree.map(lambda x: x / copies, found)
+
+
+classify_full = functools.partial(classify, is_full=True)
 
 
 @dataclasses.dataclass(frozen=True)

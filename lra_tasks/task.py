@@ -81,6 +81,14 @@ class Task:
     sop: bool = False
     augment: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every example fills the one length there is, so that no token is padding."""
+        lengths = (split.lengths for split in self.splits.values())
+        return not self.bucket_boundaries and all(
+            bool((each == self.padded_length).all()) for each in lengths
+        )
+
 
 def seeded_permutation(num_items: int, *seed: int) -> np.ndarray:
     """A permutation of range(num_items), int64, the same in every NumPy version.

@@ -1,0 +1,56 @@
+"""Labels of examples without padding: the same loss and gradients, in a program without masks."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import lra_tasks
+from configs import lra_image, lra_listops, lra_pathfinder, lra_retrieval
+from experiment import training
+from experiment.model import make_model
+from experiment.objectives import classify, classify_full, make_objective
+
+
+def opened(module):
+    config = module.get_config()
+    config.update_from_flattened_dict(
+        {"task.source": "synthetic", "model.num_layers": 1, "model.num_landmarks": 8}
+    )
+    return config, lra_tasks.load(config.task, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("module", "is_full"),
+    [(lra_image, True), (lra_pathfinder, True), (lra_listops, False), (lra_retrieval, False)],
+)
+def test_masks_are_left_out_where_every_example_fills_the_length(module, is_full):
+    config, task = opened(module)
+    assert task.is_full == is_full
+    assert make_objective(config, task) is (classify_full if is_full else classify)
+
+
+@pytest.mark.parametrize("attention", ["nystrom", "softmax"])
+def test_examples_without_padding_need_no_mask(attention):
+    config, task = opened(lra_pathfinder)
+    config.model.attention = attention
+    graph, params = nnx.split(make_model(config.model, task, seed=0))
+    batch = dict(lra_tasks.Batches(task, "train", 3, seed=0)[0])
+    batch["inputs"][2], batch["mask"][2], batch["weight"][2] = 0, False, 0  # fills a last batch
+    key = jax.random.key(1)
+    found, programs = {}, {}
+    for objective in (classify, classify_full):
+        summed = jax.jit(
+            lambda params, objective=objective: training.summed_gradients(
+                graph, 1, None, objective, batch, params, key
+            )
+        )
+        programs[objective] = summed.lower(params).as_text()
+        found[objective] = jax.tree.map(np.asarray, summed(params))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+        found[classify],
+        found[classify_full],
+    )
+    assert "stablehlo.sort" in programs[classify] or attention == "softmax"
+    assert "stablehlo.sort" not in programs[classify_full]
