@@ -1,6 +1,7 @@
 """Forms of the equations that are tuned for a platform, and the choice among forms.
 
-A form is here for a measurement: `benchmarks/attention.py` has that of the tiled one, on a CPU.
+A form is here for a measurement: `benchmarks/attention.py` has that of the tiled one, on a CPU. The
+convolution's for a GPU alone has none yet.
 """
 
 import math
@@ -22,7 +23,7 @@ def choose(
 ) -> Any:
     """`tiled(*arrays)` on a CPU and `plain(*arrays)` elsewhere, or the one that is named.
 
-    On a GPU it is `gpu(*arrays)` where there is such a form.
+    On a GPU it is `gpu(*arrays)`, where that is given and no form is named.
 
     The choice is made when a program is lowered for its platform, not when it is traced. Attentions
     give the shape of their `logits`, their largest array. Tiles of those need to know the sizes, so
