@@ -23,7 +23,8 @@ def mesh_problems(config, num_devices: int) -> list[str]:
     elif data and data * sequence != num_devices:
         problems.append(
             f"config.mesh.data={data}: expected {num_devices // sequence}, for all {num_devices} "
-            f"devices with config.mesh.sequence={sequence}, or 0 for what remains"
+            f"devices with config.mesh.sequence={sequence}, or 0 for what remains. "
+            f"JAX_NUM_CPU_DEVICES={data * sequence} before the command takes a CPU for as many"
         )
     return problems
 
