@@ -41,30 +41,44 @@ OURS, EQ_9, EXACT = "ours", "eq. 9 in JAX", "exact, JAX"
 
 
 def main():
+    arguments = options(__doc__, "v5e:2x2", Path("results/benchmarks/tpu_aot.csv"))
+    place = first_device(platform="tpu", topology_name=arguments.topology)
+    fill_table(arguments, COLUMNS, partial(plan, place=place))
+
+
+def options(description, topology, output):
+    """The command line's, with the defaults of a platform."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--topology", default="v5e:2x2")
+    parser.add_argument("--topology", default=topology)
     parser.add_argument("--lengths", default="4096,16384,65536")
     parser.add_argument("--steps", action="store_true", help="training steps of LRA models too")
-    parser.add_argument("--output", type=Path, default=Path("results/benchmarks/tpu_aot.csv"))
+    parser.add_argument("--output", type=Path, default=output)
     parser.add_argument("--fresh", action="store_true", help="compile again what is in the CSV")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def first_device(**topology):
+    """Where to put the arrays of a program for one device of a topology."""
+    return SingleDeviceSharding(topologies.get_topology_desc(**topology).devices[0])
+
+
+def fill_table(arguments, columns, plan):
+    """Compiles the programs that the CSV lacks, a row each; `plan(function, arrays)` is a row."""
     path = arguments.output
     rows = [] if arguments.fresh or not path.exists() else list(csv.DictReader(path.open()))
     done = {tuple(row[name] for name in NAMES) for row in rows}
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
-    place = SingleDeviceSharding(topology.devices[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     for names, make in programs(arguments):
         names = tuple(map(str, (*names, arguments.topology)))
         if names in done:
             continue
-        found = dict(zip(NAMES, names, strict=True)) | plan(*make(), place)
+        found = dict(zip(NAMES, names, strict=True)) | plan(*make())
         rows.append(found | {"jax": jax.__version__})
-        print("  ".join(f"{name} {rows[-1].get(name, '-')}" for name in COLUMNS), flush=True)
+        print("  ".join(f"{name} {rows[-1].get(name, '-')}" for name in columns), flush=True)
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 
@@ -145,17 +159,12 @@ def plan(function, arrays, place):
 
     Nothing for a program that the device has no memory for.
     """
-    with jax.default_matmul_precision("highest"):
-        traced = jax.jit(function, in_shardings=place, out_shardings=place).trace(*arrays)
-        lowered = traced.lower(lowering_platforms=("tpu",))
-        start = time.process_time()
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return {}
-        seconds = time.process_time() - start
+    try:
+        compiled, seconds = compile_for("tpu", place, function, arrays)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {}
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     estimate = round(1e3 * cost.get("optimal_seconds", 0), 3)  # negative where it has none
     return {
@@ -165,6 +174,16 @@ def plan(function, arrays, place):
         "estimate_ms": estimate if estimate > 0 else "",
         "compile_s": round(seconds, 1),
     }
+
+
+def compile_for(platform, place, function, arrays):
+    """The compiled program, and the CPU seconds that compiling took."""
+    with jax.default_matmul_precision("highest"):
+        traced = jax.jit(function, in_shardings=place, out_shardings=place).trace(*arrays)
+        lowered = traced.lower(lowering_platforms=(platform,))
+        start = time.process_time()
+        compiled = lowered.compile()
+    return compiled, time.process_time() - start
 
 
 if __name__ == "__main__":

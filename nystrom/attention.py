@@ -11,6 +11,7 @@ from nystrom.chebyshev import chebyshev_pinv
 from nystrom.checks import (
     IMPLEMENTATIONS,
     PINVS,
+    all_known,
     both_masks,
     check_choice,
     check_count,
@@ -197,7 +198,7 @@ def _attention(query, key, value, query_mask, key_mask, options, implementation)
     plain, tiles = (partial(form, options=options) for form in (eq_9, tiled.nystrom))
     if options.axis_name is not None:
         implementation = "plain"
-    longest = max(query.shape[-3], key.shape[-3], key=lambda n: n if isinstance(n, int) else 0)
+    longest = max(query.shape[-3], key.shape[-3], key=lambda n: n if all_known(n) else 0)
     logits = (*query.shape[:-3], query.shape[-2], longest, options.num_landmarks)
     out = choose(implementation, plain, tiles, *arrays, query_mask, key_mask, logits=logits)
     return zero_padded(out.astype(query.dtype), query_mask)
@@ -312,7 +313,7 @@ def make_options(
     """The checked options of a Nyström attention."""
     num_landmarks = check_count("num_landmarks", num_landmarks)
     longest = query.shape[-3], key.shape[-3]
-    if axis_name is None and all(isinstance(length, int) for length in longest):
+    if axis_name is None and all_known(*longest):
         num_landmarks = min(num_landmarks, max(1, *longest))
     check_choice("pinv", pinv, PINVS)
     iterations = check_count("pinv_iterations", pinv_iterations)

@@ -59,7 +59,7 @@ def check_tokens(name: str, x: Array) -> None:
         raise TypeError(f"{name} has {found}: attention takes arrays of floating-point numbers")
     if x.ndim < 3:
         raise ValueError(f"{name} has shape {x.shape}: expected *B N H D")
-    if isinstance(x.shape[-1], int) and x.shape[-1] == 0 and name != "value":
+    if is_empty(x.shape[-1]) and name != "value":
         raise ValueError(f"{name} has shape {x.shape}: each head needs at least one feature D")
 
 
@@ -109,6 +109,11 @@ def known(name: str, value):
     return value
 
 
+def all_known(*sizes) -> bool:
+    """Whether none of the sizes is symbolic."""
+    return all(isinstance(size, int) for size in sizes)
+
+
 def is_empty(*sizes) -> bool:
     """Whether any of the sizes is known to be zero (symbolic ones are taken not to be)."""
-    return any(isinstance(size, int) and size == 0 for size in sizes)
+    return any(all_known(size) and size == 0 for size in sizes)

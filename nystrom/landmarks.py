@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float, Int
-from nystrom.checks import check_count, check_mask, check_tokens
+from nystrom.checks import all_known, check_count, check_mask, check_tokens
 from nystrom.numerics import accumulator, einsum
 
 PIECE = 2**20  # numbers that summing segments may hold at a time, of an example: 4 MB
@@ -100,7 +100,7 @@ def segment_sums(
         cut = x.reshape(pieces, -1, x.shape[-1]), segment.reshape(pieces, -1)
         return jax.lax.scan(add, zeros, cut)[0]
 
-    whole = not isinstance(length, int) or length * per_token <= PIECE
+    whole = not all_known(length) or length * per_token <= PIECE
     each = sums if whole else sums_in_pieces
     alone = math.prod(batch) == 1  # mapping over one example, XLA would copy all its tokens
     total = each(*(array[0] for array in tokens)) if alone else jax.vmap(each)(*tokens)

@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from benchmarks import campaign, gpu, gpu_attention
+from benchmarks import campaign, gpu, gpu_aot, gpu_attention
 from tests.conftest import SMALL_ONE_LENGTH
 
 
@@ -79,3 +79,32 @@ def test_the_campaign_gives_whole_results_and_goes_on(tmp_path, capsys, cache_ho
     # Again: nothing is left to do, and with no time left nothing is begun.
     assert campaign.main([*arguments, "--config.task.source=synthetic", "--minutes=0.01"]) == 0
     assert "finished" in capsys.readouterr().out
+
+
+def test_a_program_text_is_read_for_its_traffic():
+    """Arguments and results of each kernel; of branches the larger one, of a loop its body once."""
+    text = """
+HloModule jit_f
+
+%small (x.1: f32[4]) -> f32[4] {
+  %x.1 = f32[4]{0} parameter(0)
+  ROOT %negate = f32[4]{0} fusion(%x.1), kind=kLoop, calls=%fused
+}
+
+%large (x.2: f32[4]) -> f32[4] {
+  %x.2 = f32[4]{0} parameter(0)
+  %sorted = (f32[4]{0}, s64[4]{0}) custom-call(%x.2), custom_call_target="sort"
+  ROOT %first = f32[4]{0} get-tuple-element(%sorted), index=0
+}
+
+ENTRY %main (x: f32[4], y: bf16[2,4], p: pred[]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %y = bf16[2,4]{1,0} parameter(1)
+  %p = pred[] parameter(2)
+  %sum = f32[4]{0} fusion(%x, %y), kind=kLoop, calls=%fused.1, metadata={op_name="jit(f)/add"}
+  %either = f32[4]{0} conditional(%p, %sum, %sum), true_computation=%small, false_computation=%large
+  ROOT %loop = f32[4]{0} while(%either), condition=%small, body=%small
+}
+"""
+    numbers, large, small = 4 * 4 + 8 * 2 + 4 * 4, 4 * 4 + 4 * 4 + 4 * 8, 4 * 4 + 4 * 4
+    assert gpu_aot.traffic(text) == (numbers + large + small, 3)

@@ -1,7 +1,6 @@
 """Forms of the equations that are tuned for a platform, and the choice among forms.
 
-A form is here for a measurement: `benchmarks/attention.py` has that of the tiled one, on a CPU. The
-convolution's for a GPU alone has none yet.
+A form is here for a measurement: `benchmarks/attention.py` has that of the tiled one, on a CPU.
 """
 
 import math
@@ -9,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+
+from nystrom.checks import all_known
 
 TILED_FROM = 2**17 + 1  # logits of all heads and examples: below, nothing leaves a CPU's cache
 
@@ -19,11 +20,8 @@ def choose(
     tiled: Callable[..., Any],
     *arrays: Any,
     logits: tuple[Any, ...] = (),
-    gpu: Callable[..., Any] | None = None,
 ) -> Any:
     """`tiled(*arrays)` on a CPU and `plain(*arrays)` elsewhere, or the one that is named.
-
-    On a GPU it is `gpu(*arrays)`, where that is given and no form is named.
 
     The choice is made when a program is lowered for its platform, not when it is traced. Attentions
     give the shape of their `logits`, their largest array. Tiles of those need to know the sizes, so
@@ -31,12 +29,11 @@ def choose(
     faster, and take longer to compile.
     """
     if implementation is None and logits:
-        known = all(isinstance(size, int) for x in jax.tree.leaves(arrays) for size in x.shape)
-        if not known or math.prod(logits) < TILED_FROM:
+        sizes = (size for x in jax.tree.leaves(arrays) for size in x.shape)
+        if not all_known(*sizes) or math.prod(logits) < TILED_FROM:
             implementation = "plain"
     if implementation == "plain":
         return plain(*arrays)
     if implementation == "tiled":
         return tiled(*arrays)
-    forms = {"cpu": tiled} | ({"cuda": gpu, "rocm": gpu} if gpu else {})
-    return jax.lax.platform_dependent(*arrays, **forms, default=plain)
+    return jax.lax.platform_dependent(*arrays, cpu=tiled, default=plain)

@@ -1,4 +1,4 @@
-"""The depthwise convolution with gradients of its own, for a CPU and for a GPU.
+"""The depthwise convolution for a CPU, with gradients of its own.
 
 By the values the gradient is a convolution with the reversed filters, by the filters a product of
 blocks.
@@ -7,6 +7,7 @@ blocks.
 import jax
 import jax.numpy as jnp
 
+from nystrom.checks import all_known
 from nystrom.convolution import convolve_in_order
 from nystrom.kernels.gradients import with_gradient
 from nystrom.numerics import accumulator, einsum
@@ -16,30 +17,21 @@ MIN_BLOCK = 64  # positions of one block-Toeplitz product, at least
 
 def tiled(value, filters):
     """`convolve_in_order` for a CPU, which has a small cache and no fast grouped convolution."""
-    return _convolve(_convolve_copies, _correlate_one_by_one, value, filters)
-
-
-def blocked(value, filters):
-    """`convolve_in_order` for a GPU, which takes as long for XLA's gradient by the filters as if
-    every feature entered every other (https://github.com/jax-ml/jax/issues/13800); not measured."""
-    return _convolve(convolve_in_order, _correlate, value, filters)
-
-
-def _convolve(convolve, correlate, value, filters):
-    if not all(isinstance(size, int) for size in value.shape):
-        return convolve(value, filters)  # blocks need to know the sizes
+    if not all_known(*value.shape):
+        return _convolve_copies(value, filters)  # blocks need to know the sizes
 
     def plain(primals, constants):
         return convolve_in_order(*primals)
 
     def forward(primals, constants):
-        return convolve(*primals), primals
+        return _convolve_copies(*primals), primals
 
     def backward(primals, constants, d_out):
         value, filters = primals
         examples = (x.reshape(-1, *x.shape[-3:]) for x in (value, d_out))
-        by_filters = _sum_diagonals(correlate(*examples, filters.shape[-1]), filters.shape[-1])
-        return convolve(d_out, filters[:, ::-1]), by_filters.astype(filters.dtype)
+        taps = filters.shape[-1]
+        by_filters = _sum_diagonals(_correlate_one_by_one(*examples, taps), taps)
+        return _convolve_copies(d_out, filters[:, ::-1]), by_filters.astype(filters.dtype)
 
     return with_gradient(plain, forward, backward)((value, filters))
 
