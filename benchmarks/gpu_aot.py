@@ -65,9 +65,9 @@ def traffic(text):
     """Bytes that a compiled program's kernels read and write, and how many kernels there are."""
     computations, entry = {}, ""
     for line in text.splitlines():
-        if start := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
-            computations[start[2]] = []
-            entry = start[2]  # the last one, which ENTRY is
+        if start := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            entry = start[1]  # in the end the last one, which ENTRY is
+            computations[entry] = []
         elif found := INSTRUCTION.match(line):
             computations[entry].append(found.groups())
 
