@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None):
     batches = lra_tasks.Batches(task, "train", config.batch_size, seed=config.seed)
     our_step, model = our_training(config, task, config.accumulate_steps)
     peer = torch_nystromformer.classifier_like(model, config, task)
+    peer.to("cuda" if torch.cuda.is_available() else "cpu")
     peer_step = torch_nystromformer.make_step(config, peer.train())
     options.output.parent.mkdir(parents=True, exist_ok=True)
     losses = []

@@ -199,10 +199,15 @@ def make_step(config, model, accumulate_steps=1):
             max_momentum=high,
         )
 
+    device = next(model.parameters()).device
+
     def step(batch):
-        tokens = torch.from_numpy(batch["inputs"]).long()
-        mask = torch.from_numpy(batch["mask"]).float()
-        label = torch.from_numpy(batch["label"]).long()
+        tokens, mask, label = (
+            torch.from_numpy(batch[name]).to(device, dtype)
+            for name, dtype in (
+                ("inputs", torch.int64), ("mask", torch.float32), ("label", torch.int64)
+            )
+        )
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for part in range(accumulate_steps):
