@@ -3,18 +3,21 @@
     python -m benchmarks.gpu [--minutes=6.5] [--output=results/benchmarks/gpu.csv] [--trace=DIR]
     python -m benchmarks.gpu --quick     (tiny sizes, on any device: that it runs at all)
 
-1. Values and gradients of the attentions against float64 (exit status 1 if one is off).
+1. Values and gradients of the attentions against float64 (exit status 1 if ours are off).
 2. Milliseconds of attention, forward, and forward and backward: ours, eq. 9 as anyone would write
    it, exact attention by cuDNN (bfloat16 alone) and, where PyTorch with CUDA is installed, its
    exact attention and the Nyström attentions of `nystrom-attention` and `transformers`. They take
    turns round by round; medians. Memory is what the compiled program needs beyond its arguments.
-3. A training step of each LRA task, by its own config on synthetic data at full length.
+   Float32 is multiplied as each does by default: ours in float32, eq. 9 by JAX in TF32.
+3. A training step of each LRA task, by its own config on synthetic data at full length. Their
+   programs are compiled side by side, in the seconds given.
 
 What runs out of memory or time, or isn't there, is said and left out. --trace writes a trace of
 the training steps, for TensorBoard or xprof.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import csv
 import importlib
@@ -40,6 +43,7 @@ from benchmarks.gpu_attention import (
     time_attentions,
 )
 
+PARTS = ("values", "bfloat16", "steps", "float32")  # attentions by their dtype
 TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
 QUICK_TASKS = ("listops",)
 COLUMNS = (
@@ -108,6 +112,7 @@ def main(arguments=None) -> int:
     )
     parser.add_argument("--minutes", type=float, default=6.5, help="nothing is begun after these")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--tasks", help="whose training steps are timed, else all of LRA's")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--trace", help="a folder for a trace of the training steps")
@@ -118,16 +123,15 @@ def main(arguments=None) -> int:
         parser.error(f"JAX finds no GPU, its devices are {jax.devices()}; --quick runs anywhere")
     bench = Bench(60 * flags.minutes, 1 if flags.quick else flags.rounds, flags.output)
     print("  ".join(f"{name} {value}" for name, value in bench.machine.items()), flush=True)
-    sizes = QUICK if flags.quick else FULL
-    for size in sizes:
-        check_values(bench, size)
-    time_attentions(bench, sizes[0])
-    for task in flags.tasks.split(",") if flags.tasks else QUICK_TASKS if flags.quick else TASKS:
-        if bench.has_time(f"training step of {task}"):
-            with bench.skipping(f"training step of {task}"):
-                time_step(bench, task, flags)
-    for size in sizes[1:]:
-        time_attentions(bench, size)
+    sizes = {size.dtype: size for size in (QUICK if flags.quick else FULL)}
+    for part in flags.parts:
+        if part == "values":
+            for size in sizes.values():
+                check_values(bench, size)
+        elif part == "steps":
+            time_steps(bench, flags)
+        else:
+            time_attentions(bench, sizes[part])
     print(f"{len(bench.rows)} rows in {flags.output}")
     for problem in bench.wrong:
         print(f"WRONG: {problem}", file=sys.stderr)
@@ -145,7 +149,20 @@ def machine() -> dict[str, str]:
     return found | {"torch": torch.__version__ if torch else ""}
 
 
-def time_step(bench: Bench, name: str, flags) -> None:
+def time_steps(bench: Bench, flags) -> None:
+    """The training steps of the tasks, compiled side by side and timed one after another."""
+    tasks = flags.tasks.split(",") if flags.tasks else QUICK_TASKS if flags.quick else TASKS
+    if not bench.has_time("training steps"):
+        return
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        compiling = [pool.submit(compile_step, task, flags) for task in tasks]
+        concurrent.futures.wait(compiling)
+    for task, compiled in zip(tasks, compiling, strict=True):
+        with bench.skipping(f"training step of {task}"):
+            time_step(bench, task, flags, *compiled.result())
+
+
+def compile_step(name: str, flags):
     """The trainer's step on a batch of the task's config, padded to its full length."""
     from flax import nnx
 
@@ -168,7 +185,12 @@ def time_step(bench: Bench, name: str, flags) -> None:
         graph, optimizer, state, batch, key, parts, objective=objective
     )
     compiled = lowered.compile()
-    seconds = time.perf_counter() - start
+    return config, task, compiled, time.perf_counter() - start, (state, batch, key)
+
+
+def time_step(bench, name, flags, config, task, compiled, seconds, arguments) -> None:
+    """The row of a training step."""
+    state, batch, key = arguments
 
     def step():
         nonlocal state

@@ -50,14 +50,14 @@ def depthwise_convolution(
 
 @partial(jax.jit, static_argnums=(3, 4))
 def _convolution(value, filters, mask, implementation, axis_name):
-    from nystrom.kernels.convolution import tiled
+    from nystrom.kernels.convolution import fused, tiled
 
     if axis_name is None and is_empty(*value.shape):
         return value
     value = zero_padded(value, mask)
 
     def convolve(value, filters):
-        return choose(implementation, convolve_in_order, tiled, value, filters)
+        return choose(implementation, convolve_in_order, tiled, value, filters, cuda=fused)
 
     def convolve_real(value, filters):
         """With the real tokens moved side by side, and back."""

@@ -1,6 +1,7 @@
 """Forms of the equations that are tuned for a platform, and the choice among forms.
 
-A form is here for a measurement: `benchmarks/attention.py` has that of the tiled one, on a CPU.
+A form is here for a measurement: `benchmarks/attention.py` has that of the tiled ones, on a CPU, and
+`benchmarks/gpu.py` that of the convolution's for a GPU.
 """
 
 import math
@@ -20,8 +21,11 @@ def choose(
     tiled: Callable[..., Any],
     *arrays: Any,
     logits: tuple[Any, ...] = (),
+    cuda: Callable[..., Any] | None = None,
 ) -> Any:
     """`tiled(*arrays)` on a CPU and `plain(*arrays)` elsewhere, or the one that is named.
+
+    On an NVIDIA GPU it is `cuda(*arrays)`, where that is given and no form is named.
 
     The choice is made when a program is lowered for its platform, not when it is traced. Attentions
     give the shape of their `logits`, their largest array. Tiles of those need to know the sizes, so
@@ -36,4 +40,4 @@ def choose(
         return plain(*arrays)
     if implementation == "tiled":
         return tiled(*arrays)
-    return jax.lax.platform_dependent(*arrays, cpu=tiled, default=plain)
+    return jax.lax.platform_dependent(*arrays, cpu=tiled, cuda=cuda or plain, default=plain)

@@ -35,8 +35,9 @@ def test_is_a_correlation(length, taps):
         np.testing.assert_allclose(out[row], correlate(value[row], filters), atol=2e-5)
 
 
+@pytest.mark.parametrize("form", [convolution.tiled, convolution.fused])
 @pytest.mark.parametrize(("length", "taps"), [(1, 5), (64, 3), (65, 35), (200, 151)])
-def test_the_tiled_form_has_the_plain_ones_gradients(length, taps):
+def test_forms_have_the_plain_ones_gradients(form, length, taps):
     value, filters, cotangent = (
         normal(0, 2, length, 3, 4), normal(1, 3, taps), normal(2, 2, length, 3, 4)
     )  # fmt: skip
@@ -50,7 +51,7 @@ def test_the_tiled_form_has_the_plain_ones_gradients(length, taps):
     derivatives = jitted(derivatives, static_argnums=0)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-4),
-        derivatives(convolution.tiled, value, filters, cotangent),
+        derivatives(form, value, filters, cotangent),
         derivatives(convolve_in_order, value, filters, cotangent),
     )
 

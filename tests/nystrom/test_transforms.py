@@ -245,7 +245,7 @@ def test_each_export_holds_its_platforms_form():
 
 
 def test_each_export_holds_its_platforms_convolution():
-    """Products of blocks on a CPU, XLA's grouped convolution elsewhere."""
+    """Products of blocks on a CPU, in a loop, and on a GPU; else XLA's grouped convolution."""
     shapes = jax.ShapeDtypeStruct((2, 128, 2, 4), jnp.float32), SMALL[1]
     convolve = nystrom.depthwise_convolution
     gradient = jax.grad(lambda *a: convolve(*a).sum(), (0, 1))
@@ -258,7 +258,7 @@ def test_each_export_holds_its_platforms_convolution():
         ]
         for platform in ("cpu", "cuda", "tpu")
     }  # fmt: skip
-    assert counts == {"cpu": [0, 0, 1], "cuda": [1, 2, 0], "tpu": [1, 2, 0]}
+    assert counts == {"cpu": [0, 0, 1], "cuda": [0, 0, 1], "tpu": [1, 2, 0]}
     (n,) = jax.export.symbolic_shape("n")
     symbolic = jax.ShapeDtypeStruct((2, n, 2, 4), jnp.float32), SMALL[1]
     assert "stablehlo.convolution" not in lowered_text(convolve, symbolic, "cpu")
