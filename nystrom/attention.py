@@ -72,31 +72,18 @@ def invert(a, options):
     return iterative_pinv(a, options.pinv_iterations)
 
 
-def softmax(query, key, key_mask, scale, product=einsum):
-    """softmax(scale query key^T) over the real keys (eq. 1): *B H N M in float32."""
-    weights = unnormalised(query, key, key_mask, scale, product=product)
-    return weights / weights.sum(axis=-1, keepdims=True)
-
-
 def attend(query, key, value, key_mask, scale, axis_name=None, is_causal=False):
     """softmax(scale query key^T) value over the real keys (eq. 1), *B N H E in float32."""
-    weights = unnormalised(query, key, key_mask, scale, axis_name, is_causal)
-    total = jnp.swapaxes(weights.sum(axis=-1), -1, -2)[..., None]
-    *batch, _, length, key_length = weights.shape
-    weights = weights.astype(value.dtype).reshape(*batch, key.shape[-2], -1, length, key_length)
-    out = einsum("...grnm,...mge->...ngre", weights, value)
-    out = out.reshape(*total.shape[:-1], value.shape[-1])
-    if axis_name is not None:
-        total, out = jax.lax.psum((total, out), axis_name)
-    return out / total
+    weights = softmax(query, key, key_mask, scale, einsum, axis_name, is_causal)
+    out = by_group(einsum, "...nm,...me->...ne", weights.astype(value.dtype), heads_first(value))
+    out = heads_first(out)
+    return out if axis_name is None else jax.lax.psum(out, axis_name)
 
 
-def unnormalised(query, key, key_mask, scale, axis_name=None, is_causal=False, product=einsum):
-    """exp(scale query key^T), each row by its largest entry, over the real keys: *B H N M."""
-    groups = key.shape[-2]
-    query = query.reshape(*query.shape[:-2], groups, -1, query.shape[-1])
-    logits = scale * product("...ngrd,...mgd->...grnm", query, key)
-    logits = logits.reshape(*logits.shape[:-4], -1, *logits.shape[-2:])
+def softmax(query, key, key_mask, scale, product=einsum, axis_name=None, is_causal=False):
+    """softmax(scale query key^T) over the real keys (eq. 1): *B H N M in float32."""
+    query, key = heads_first(query), heads_first(key)
+    logits = scale * by_group(product, "...nd,...md->...nm", query, key)
     if key_mask is not None:
         logits = jnp.where(key_mask[..., None, None, :], logits, MASKED)
     if is_causal:
@@ -104,7 +91,21 @@ def unnormalised(query, key, key_mask, scale, axis_name=None, is_causal=False, p
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True, initial=MASKED))
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
-    return jnp.exp(logits - largest)
+    weights = jnp.exp(logits - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights / (total if axis_name is None else jax.lax.psum(total, axis_name))
+
+
+def heads_first(x):
+    """*B N H D as *B H N D, and back."""
+    return jnp.swapaxes(x, -2, -3)
+
+
+def by_group(product, spec, x, y):
+    """The product of x *B H N D with y *B G M E, whose heads are shared by H / G of x each."""
+    shape = x.shape[:-1]
+    out = product(spec, x.reshape(*y.shape[:-2], -1, x.shape[-1]), y)
+    return out.reshape(*shape, out.shape[-1])
 
 
 def zero_rows(matrix, mask):

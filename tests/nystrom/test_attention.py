@@ -82,7 +82,7 @@ def test_more_landmarks_than_tokens_cost_nothing():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 5e-5), (jnp.bfloat16, 3e-2)]
+    ("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 5e-5), (jnp.bfloat16, 4e-2)]
 )
 def test_equations_6_to_9(dtype, tolerance):
     """Outputs of float64 NumPy in `eq9_float64.npz`, for both forms of the inverse."""
