@@ -42,6 +42,7 @@ from benchmarks.gpu_attention import (
     take_turns,
     time_attentions,
 )
+from experiment.provenance import code_version
 
 PARTS = ("values", "bfloat16", "steps", "float32")  # attentions by their dtype
 TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
@@ -49,7 +50,7 @@ QUICK_TASKS = ("listops",)
 COLUMNS = (
     "part", "program", "pass", "dtype", "batch", "heads", "depth", "landmarks", "length",
     "milliseconds", "min", "max", "rounds", "examples_per_second", "compile_s", "memory_mb",
-    "relative_error", "device", "driver", "jax", "torch",
+    "relative_error", "device", "driver", "jax", "torch", "commit",
 )  # fmt: skip
 FULL = (
     Sizes("bfloat16", 4, 16, 128, 64, (4_096, 16_384, 65_536, 131_072)),
@@ -146,7 +147,7 @@ def machine() -> dict[str, str]:
         lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout
         found["device"], found["driver"] = lines.splitlines()[0].split(", ")
     torch = has_torch()
-    return found | {"torch": torch.__version__ if torch else ""}
+    return found | {"torch": torch.__version__ if torch else "", "commit": code_version()}
 
 
 def time_steps(bench: Bench, flags) -> None:

@@ -132,6 +132,8 @@ def test_train_takes_a_config_as_it_is_and_a_folder_as_text_off_the_main_thread(
     assert json.loads((workdir / "config.json").read_text())["accumulate_steps"] == 0
 
 
+# Python 3.12 warns of jaxlib's own type; as an error that would end the process.
+@pytest.mark.filterwarnings("ignore:builtin type event_stats:DeprecationWarning")
 def test_a_profile_is_of_the_steps_asked_for(whole):
     [trace] = whole[0].glob("plugins/profile/*/*.xplane.pb")
     events = [
