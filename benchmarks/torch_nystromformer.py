@@ -202,12 +202,9 @@ def make_step(config, model, accumulate_steps=1):
     device = next(model.parameters()).device
 
     def step(batch):
-        tokens, mask, label = (
-            torch.from_numpy(batch[name]).to(device, dtype)
-            for name, dtype in (
-                ("inputs", torch.int64), ("mask", torch.float32), ("label", torch.int64)
-            )
-        )
+        tokens = torch.from_numpy(batch["inputs"]).to(device, torch.int64)
+        mask = torch.from_numpy(batch["mask"]).to(device, torch.float32)
+        label = torch.from_numpy(batch["label"]).to(device, torch.int64)
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for part in range(accumulate_steps):

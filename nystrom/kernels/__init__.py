@@ -1,6 +1,6 @@
 """Forms of the equations that are tuned for a platform, and the choice among forms.
 
-A form is here for a measurement: `benchmarks/attention.py` has that of the tiled ones, on a CPU, and
+A form is here for a measurement: `benchmarks/attention.py` has that of the tiled ones on a CPU,
 `benchmarks/gpu.py` that of the convolution's for a GPU.
 """
 
