@@ -21,7 +21,7 @@ from nystrom.checks import (
 )
 from nystrom.kernels import choose
 from nystrom.landmarks import landmark_means
-from nystrom.numerics import MASKED, common_dtype, einsum, exact_einsum, zero_padded
+from nystrom.numerics import MASKED, common_dtype, einsum, exact_einsum, heads_first, zero_padded
 from nystrom.pinv import iterative_pinv
 
 # --- the equations ------------------------------------------------------------------------
@@ -94,11 +94,6 @@ def softmax(query, key, key_mask, scale, product=einsum, axis_name=None, is_caus
     weights = jnp.exp(logits - largest)
     total = weights.sum(axis=-1, keepdims=True)
     return weights / (total if axis_name is None else jax.lax.psum(total, axis_name))
-
-
-def heads_first(x):
-    """*B N H D as *B H N D, and back."""
-    return jnp.swapaxes(x, -2, -3)
 
 
 def by_group(product, spec, x, y):

@@ -42,6 +42,11 @@ def common_dtype(*arrays: Array) -> jnp.dtype:
     return functools.reduce(jnp.promote_types, (x.dtype for x in arrays))
 
 
+def heads_first(x: Array) -> Array:
+    """*B N H D as *B H N D, and back."""
+    return jnp.swapaxes(x, -2, -3)
+
+
 def zero_padded(x: Array, mask: Array | None) -> Array:
     """Tokens *B N H D with zeros, whatever was there, for padding.
 

@@ -7,7 +7,7 @@ from nystrom.chebyshev import apply_chebyshev_pinv
 from nystrom.kernels.gradients import with_gradient
 from nystrom.kernels.symmetric_pinv import apply_pinv
 from nystrom.kernels.tiles import from_short, from_short_gradient, to_short, to_short_gradient
-from nystrom.numerics import zero_padded
+from nystrom.numerics import heads_first, zero_padded
 
 
 def nystrom(query, key, value, query_mask, key_mask, options: Options):
@@ -21,7 +21,7 @@ def nystrom(query, key, value, query_mask, key_mask, options: Options):
         solved = apply_chebyshev_pinv(a, g_value)
     else:
         solved = apply_pinv(a, g_value, options.pinv_iterations)
-    return _to_landmarks(query, jnp.swapaxes(k, -2, -3), solved, query_mask, k_valid, scale)
+    return _to_landmarks(query, heads_first(k), solved, query_mask, k_valid, scale)
 
 
 def exact(query, key, value, query_mask, key_mask, scale):
@@ -33,7 +33,7 @@ def exact(query, key, value, query_mask, key_mask, scale):
         query = jnp.swapaxes(query, -2, -3).reshape(*batch, -1, groups, depth)
         if query_mask is not None:
             query_mask = jnp.repeat(query_mask, heads // groups, axis=-1)
-    key, value = (jnp.swapaxes(x, -2, -3) for x in (key, value))
+    key, value = (heads_first(x) for x in (key, value))
     out = _to_landmarks(query, key, value, query_mask, key_mask, scale)
     if heads != groups:
         out = jnp.swapaxes(out.reshape(*batch, length, -1, groups, out.shape[-1]), -2, -3)
@@ -43,7 +43,7 @@ def exact(query, key, value, query_mask, key_mask, scale):
 def _by_group(landmarks, groups):
     """Landmarks *B L H D of queries -> *B G (H/G L) D, beside the keys that they share."""
     *batch, length, heads, depth = landmarks.shape
-    return jnp.swapaxes(landmarks, -2, -3).reshape(*batch, groups, heads // groups * length, depth)
+    return heads_first(landmarks).reshape(*batch, groups, heads // groups * length, depth)
 
 
 def _to_landmarks(query, keys, values, query_mask, valid, scale):
@@ -51,7 +51,7 @@ def _to_landmarks(query, keys, values, query_mask, valid, scale):
 
     def plain(primals, constants):
         query, keys, values = primals
-        keys, values = (jnp.swapaxes(x, -2, -3) for x in (keys, values))
+        keys, values = (heads_first(x) for x in (keys, values))
         query_mask, valid = constants
         out = attend(query, keys.astype(query.dtype), values.astype(query.dtype), valid, scale)
         return zero_padded(out.astype(query.dtype), query_mask)
@@ -75,9 +75,9 @@ def _from_landmarks(queries, key, value, key_mask, scale):
     def plain(primals, constants):
         queries, key, value = primals
         (key_mask,) = constants
-        queries = jnp.swapaxes(queries, -2, -3).astype(key.dtype)
+        queries = heads_first(queries).astype(key.dtype)
         key, value = zero_padded(key, key_mask), zero_padded(value, key_mask)
-        return jnp.swapaxes(attend(queries, key, value, key_mask, scale), -2, -3)
+        return heads_first(attend(queries, key, value, key_mask, scale))
 
     batch = queries.shape[:-3]
 
