@@ -10,9 +10,10 @@ from nystrom.checks import IMPLEMENTATIONS, check_choice, check_mask, check_toke
 from nystrom.kernels import choose
 from nystrom.numerics import (
     common_dtype,
-    only_trailing,
+    from_front,
     product_precision,
     to_front,
+    unless_trailing,
     zero_padded,
 )
 
@@ -59,19 +60,13 @@ def _convolution(value, filters, mask, implementation, axis_name):
     def convolve(value, filters):
         return choose(implementation, convolve_in_order, tiled, value, filters, cuda=fused)
 
-    def convolve_real(value, filters):
-        """With the real tokens moved side by side, and back."""
-        (moved,) = to_front(mask, value)
-        out = convolve(moved, filters)
-        rank = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
-        return jnp.take_along_axis(out, rank[..., None, None], axis=-3)
-
     if axis_name is not None:
         out = _convolve_pieces(convolve, value, filters, mask, axis_name)
     elif mask is None:
         out = convolve(value, filters)
-    else:
-        out = jax.lax.cond(only_trailing(mask), convolve, convolve_real, value, filters)
+    else:  # with the real tokens moved side by side, and back
+        (moved,) = unless_trailing(to_front, mask, value)
+        (out,) = unless_trailing(from_front, mask, convolve(moved, filters))
     return zero_padded(out, mask)
 
 
@@ -105,9 +100,8 @@ def _convolve_pieces(convolve, value, filters, mask, axis_name):
     mask = jnp.ones(value.shape[:-2], bool) if mask is None else mask
     flat = value.reshape(-1, *value.shape[-3:]), mask.reshape(-1, length)
     joined = jax.vmap(partial(_with_neighbours, half=half, axis_name=axis_name))(*flat)
-    out = convolve(joined, filters)[:, half : half + length]
-    rank = jnp.maximum(jnp.cumsum(flat[1], axis=-1) - 1, 0)
-    return jnp.take_along_axis(out, rank[..., None, None], axis=-3).reshape(value.shape)
+    (out,) = from_front(flat[1], convolve(joined, filters)[:, half : half + length])
+    return out.reshape(value.shape)
 
 
 def _with_neighbours(value, mask, half, axis_name):

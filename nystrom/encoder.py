@@ -15,7 +15,7 @@ from nystrom.checks import PINVS, check_choice, check_count, check_mask_type
 from nystrom.convolution import depthwise_convolution
 from nystrom.landmarks import token_ranks
 from nystrom.layers import Dense, check_rate, dropout, gelu, layer_norm, rotate, uniform_init
-from nystrom.numerics import only_trailing
+from nystrom.numerics import from_front, to_front, unless_trailing, zero_padded
 
 POSITIONS = ("learned", "rotary", "none")
 NORMS = ("pre", "post")
@@ -87,21 +87,30 @@ class SelfAttention(nnx.Module):
             self.filters = nnx.Param(init(rngs.params(), (num_heads, conv_kernel_size)))
 
     def __call__(
-        self, x: Float[Array, "*B N C"], mask: Bool[Array, "*B N"] | None = None
+        self,
+        x: Float[Array, "*B N C"],
+        mask: Bool[Array, "*B N"] | None = None,
+        *,
+        trailing: bool = False,
     ) -> Float[Array, "*B N C"]:
-        """Attends from every token to the real ones (`mask` True; None: all are real)."""
+        """Attends from every token to the real ones (`mask` True; None: all are real).
+
+        With `trailing` padding must stand after the real tokens: the program is the smaller.
+        """
         qkv = self.qkv(x)
         parts = 2 if self.shared_query_key else 3
         heads = jnp.reshape(qkv, (*x.shape[:-1], parts * self.num_heads, -1))
         *turned, value = jnp.split(heads, parts, -2)
         if self.rotary:
-            rank = real_ranks(mask, x.shape[:-1], self.axis_name)
+            rank = real_ranks(None if trailing else mask, x.shape[:-1], self.axis_name)
             turned = [jnp.asarray(rotate(y, rank)) for y in turned]
         query, key = turned[0], turned[-1]  # one and the same where they are shared
         out = self.attention(query, key, value, mask=mask)
         if self.filters is not None:
             filters = self.filters[...].astype(value.dtype)
-            out = out + depthwise_convolution(value, filters, mask, axis_name=self.axis_name)
+            # Trailing zeros are as good as an end.
+            what = (zero_padded(value, mask), filters) if trailing else (value, filters, mask)
+            out = out + depthwise_convolution(*what, axis_name=self.axis_name)
         return self.out(out.reshape(x.shape))
 
 
@@ -171,6 +180,7 @@ class EncoderBlock(nnx.Module):
         x: Float[Array, "*B N C"],
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
+        trailing: bool = False,
     ) -> Float[Array, "*B N C"]:
         keys = split_keys(dropout_key, 3)
 
@@ -181,7 +191,7 @@ class EncoderBlock(nnx.Module):
             return drop(self.mlp_out(drop(gelu(self.mlp_in(x)), keys[1])), keys[2])
 
         def attend(x):
-            return drop(self.attention(x, mask), keys[0])
+            return drop(self.attention(x, mask, trailing=trailing), keys[0])
 
         if self.is_pre:
             x = x + attend(self.attention_norm(x))
@@ -280,15 +290,46 @@ class Encoder(nnx.Module):
           ValueError: more positions than `max_length`, a mask that is not *B N.
           TypeError: tokens that are not integers, a mask that is not boolean.
         """
+        hidden, _ = self.in_front(tokens, mask, dropout_key)
+        if mask is None or self.axis_name is not None:
+            return hidden
+        (hidden,) = unless_trailing(from_front, mask, hidden)
+        return zero_padded(hidden, mask)
+
+    def in_front(
+        self,
+        tokens: Int[Array, "*B N"],
+        mask: Bool[Array, "*B N"] | None = None,
+        dropout_key: Array | None = None,
+    ) -> tuple[Float[Array, "*B N C"], Bool[Array, "*B N"] | None]:
+        """`__call__` with the real tokens moved in front of the padding, and their mask there.
+
+        So no layer asks where the padding stands. Sequences that are cut over devices stay as they
+        are.
+        """
         self._check(tokens, mask)
+        trailing = self.axis_name is None
+        if mask is not None and trailing:
+            tokens, mask = unless_trailing(to_front, mask, tokens, mask)
         *keys, embedding_key = split_keys(dropout_key, len(self.blocks) + 1)
-        x = self._add_positions(self.token_embed(jnp.asarray(tokens)), mask)
+        x = self._embed(tokens, mask)
         x = dropout(x, self.dropout_rate, embedding_key, self.axis_name)
-        call = nnx.remat(EncoderBlock.__call__) if self.remat else EncoderBlock.__call__
+        call = EncoderBlock.__call__
+        call = nnx.remat(call, static_argnums=4) if self.remat else call
         for block, key in zip(self.blocks, keys, strict=True):
-            x = call(block, x, mask, key)
+            x = call(block, x, mask, key, trailing)
         x = x if self.norm is None else self.norm(x)
-        return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
+        return zero_padded(x, mask), mask
+
+    def _embed(self, tokens, mask):
+        x = self.token_embed(jnp.asarray(tokens))
+        if self.position_embed is None:
+            return x
+        table = self.position_embed[...].astype(x.dtype)
+        if self.axis_name is not None:
+            return x + table[real_ranks(mask, x.shape[:-1], self.axis_name)]
+        # The table as it stands is far cheaper, backward above all, than a lookup.
+        return x + jnp.broadcast_to(table[: x.shape[-2]], x.shape)
 
     def _check(self, tokens, mask):
         if not hasattr(tokens, "dtype") or not jnp.issubdtype(tokens.dtype, jnp.integer):
@@ -301,29 +342,16 @@ class Encoder(nnx.Module):
             if mask.shape != tokens.shape:
                 raise ValueError(f"mask has shape {mask.shape}, tokens {tokens.shape}: not alike")
 
-    def _add_positions(self, x, mask):
-        if self.position_embed is None:
-            return x
-        table = self.position_embed[...].astype(x.dtype)
-
-        def in_order(x, table):
-            return x + jnp.broadcast_to(table[: x.shape[-2]], x.shape)
-
-        def by_rank(x, table):
-            return x + table[real_ranks(mask, x.shape[:-1], self.axis_name)]
-
-        if self.axis_name is not None:
-            return by_rank(x, table)
-        if mask is None:
-            return in_order(x, table)
-        # The table as it stands is far cheaper, backward above all, than a lookup.
-        return jax.lax.cond(only_trailing(mask), in_order, by_rank, x, table)
-
 
 def real_ranks(
     mask: Bool[Array, "*B N"] | None, shape: tuple[Any, ...], axis_name: str | None = None
-) -> Int[Array, "*B N"]:
-    """The position of every token among the real ones; padding has that of the last before it."""
+) -> Int[Array, "... N"]:
+    """The position of every token among the real ones; padding has that of the last before it.
+
+    Where they are the same for all examples, 1 N.
+    """
+    if mask is None and axis_name is None:
+        return jnp.arange(shape[-1]).reshape(*(1,) * (len(shape) - 1), -1)
     mask = jnp.ones(shape, bool) if mask is None else mask
     return jnp.maximum(token_ranks(mask, axis_name)[0], 0)
 

@@ -62,10 +62,11 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return 0.5 * x * (1 + jax.lax.erf(x * float(np.sqrt(0.5))))
 
 
-def rotate(x: Float[Array, "*B N H D"], rank: Int[Array, "*B N"]) -> Float[Array, "*B N H D"]:
+def rotate(x: Float[Array, "*B N H D"], rank: Int[Array, "... N"]) -> Float[Array, "*B N H D"]:
     """Rotary positions (Su et al. 2021, eq. 34): products then depend on distances alone.
 
-    The pair of features i and i + D/2 turns by rank / 10000^(2 i / D); D is even.
+    The pair of features i and i + D/2 turns by rank / 10000^(2 i / D); D is even. Ranks have *B or
+    ones.
     """
     half = x.shape[-1] // 2
     rate = ROTARY_BASE ** -(np.arange(half, dtype=np.float32) / half)

@@ -60,7 +60,7 @@ class Classifier(nnx.Module):
 
     def _pool(self, tokens, mask, dropout_key):
         tokens, mask = _with_cls(tokens, mask, self.cls_token)
-        hidden = self.encoder(tokens, mask, dropout_key)
+        hidden, mask = self.encoder.in_front(tokens, mask, dropout_key)
         return pool(hidden, mask, self.pooling, self.encoder.axis_name)
 
     def _head(self, features):

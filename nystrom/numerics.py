@@ -1,6 +1,7 @@
 """What the equations share: precision, masked logits, padding as zeros."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -48,11 +49,14 @@ def heads_first(x: Array) -> Array:
 
 
 def zero_padded(x: Array, mask: Array | None) -> Array:
-    """Tokens *B N H D with zeros, whatever was there, for padding.
+    """Tokens *B N H D, or *B N C, with zeros, whatever was there, for padding.
 
     A where, not a product: infinities and NaN must not leak.
     """
-    return x if mask is None else jnp.where(mask[..., None, None], x, jnp.zeros((), x.dtype))
+    if mask is None:
+        return x
+    mask = mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim))
+    return jnp.where(mask, x, jnp.zeros((), x.dtype))
 
 
 def only_trailing(mask: Array) -> Array:
@@ -63,9 +67,20 @@ def only_trailing(mask: Array) -> Array:
 def to_front(mask: Array, *arrays: Array) -> tuple[Array, ...]:
     """Tokens *B N ... in order with the real ones first."""
     order = jnp.argsort(~mask, axis=-1, stable=True)
+    return tuple(_take(x, order) for x in arrays)
 
-    def move(x):
-        index = order.reshape(*order.shape, *(1,) * (x.ndim - order.ndim))
-        return jnp.take_along_axis(x, index, axis=order.ndim - 1)
 
-    return tuple(map(move, arrays))
+def from_front(mask: Array, *arrays: Array) -> tuple[Array, ...]:
+    """`to_front`'s way back for the real tokens; padding gets another's."""
+    rank = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
+    return tuple(_take(x, rank) for x in arrays)
+
+
+def _take(x, index):
+    axis = index.ndim - 1
+    return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - index.ndim)), axis)
+
+
+def unless_trailing(move: Callable[..., tuple], mask: Array, *arrays: Array) -> tuple[Array, ...]:
+    """`move(mask, *arrays)`, or the arrays as they are where all padding trails anyway."""
+    return jax.lax.cond(only_trailing(mask), lambda mask, *arrays: arrays, move, mask, *arrays)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import softmax_attention
 from nystrom.checks import both_masks, check_inputs, is_empty
-from nystrom.numerics import common_dtype, einsum, only_trailing, to_front, zero_padded
+from nystrom.numerics import common_dtype, einsum, to_front, unless_trailing, zero_padded
 
 
 def linformer_attention(
@@ -53,12 +53,7 @@ def _attention(query, key, value, query_mask, key_mask, projection):
     dtype = common_dtype(query, key, value, projection)
     key, value = (zero_padded(x, key_mask).astype(dtype) for x in (key, value))
     if key_mask is not None:
-        key, value = jax.lax.cond(
-            only_trailing(key_mask),
-            lambda mask, *tokens: tokens,
-            to_front,
-            *(key_mask, key, value),
-        )
+        key, value = unless_trailing(to_front, key_mask, key, value)
     projection = projection.astype(dtype)
     key, value = (einsum("glm,...mgd->...lgd", projection, x).astype(dtype) for x in (key, value))
     out = softmax_attention(query.astype(dtype), key, value, query_mask=query_mask)

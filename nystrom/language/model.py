@@ -15,6 +15,7 @@ from nystrom.language.activations import ACTIVATIONS
 from nystrom.language.attention import language_attention
 from nystrom.language.config import LanguageConfig
 from nystrom.layers import dropout
+from nystrom.numerics import from_front, to_front, unless_trailing, zero_padded
 
 FIRST_POSITION = 2  # rows of the table that no token uses: left over from RoBERTa
 
@@ -74,7 +75,10 @@ class Block(nnx.Module):
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "*B N C"]:
-        """The next hidden states; dropout acts only when given a key, or one an example."""
+        """The next hidden states; dropout acts only when given a key, or one an example.
+
+        Padding must stand after the real tokens.
+        """
         keys = split_keys(dropout_key, 2)
         drop = partial(dropout, rate=self.config.hidden_dropout_prob)
         attended = self.attention_norm(x + drop(self._attend(x, mask), key=keys[0]))
@@ -89,9 +93,9 @@ class Block(nnx.Module):
         )
         out = language_attention(query, key, value, mask, self.config)
         if self.filters is not None:
-            reached = None if self.config.padding == "transformers" else mask
-            filters = self.filters[...].astype(value.dtype)
-            out = out + depthwise_convolution(value, filters, reached)
+            if self.config.padding != "transformers":  # trailing zeros are as good as an end
+                value = zero_padded(value, mask)
+            out = out + depthwise_convolution(value, self.filters[...].astype(value.dtype))
         return self.out(out.reshape(x.shape))
 
 
@@ -147,7 +151,7 @@ class NystromformerModel(nnx.Module):
           ValueError: more tokens than positions, arrays whose shapes are not alike.
           TypeError: ids that are not integers, a mask that is not boolean.
         """
-        return self.hidden_states(tokens, mask, types, dropout_key)[-1]
+        return self._put_back(mask, self._blocks(tokens, mask, types, dropout_key)[-1])[0]
 
     def hidden_states(
         self,
@@ -157,21 +161,28 @@ class NystromformerModel(nnx.Module):
         dropout_key: Array | None = None,
     ) -> list[Float[Array, "*B N C"]]:
         """The embeddings' hidden states and then every block's, see `__call__`."""
+        return self._put_back(mask, *self._blocks(tokens, mask, types, dropout_key))
+
+    def _blocks(self, tokens, mask, types, dropout_key):
+        """Hidden states with the real tokens in front: no block asks where the padding stands."""
         self._check(tokens, mask, types)
+        ids = tokens, jnp.zeros_like(tokens) if types is None else types
+        if mask is not None and self.config.padding != "transformers":
+            *ids, mask = unless_trailing(to_front, mask, *ids, mask)
         key, *keys = split_keys(dropout_key, len(self.blocks) + 1)
-        x = self._embed(tokens, mask, types)
-        states = [dropout(x, self.config.hidden_dropout_prob, key)]
+        states = [dropout(self._embed(*ids), self.config.hidden_dropout_prob, key)]
         for block, key in zip(self.blocks, keys, strict=True):
             states.append(block(states[-1], mask, key))
-        if mask is None or self.config.padding == "transformers":
-            return states
-        return [jnp.where(mask[..., None], x, jnp.zeros((), x.dtype)) for x in states]
+        return states
 
-    def _embed(self, tokens, mask, types):
-        reached = None if self.config.padding == "transformers" else mask
-        positions = FIRST_POSITION + real_ranks(reached, tokens.shape)
-        types = jnp.zeros_like(tokens) if types is None else types
-        return self.norm(self.words(tokens) + self.types(types) + self.positions(positions))
+    def _put_back(self, mask, *states):
+        if mask is None or self.config.padding == "transformers":
+            return list(states)
+        return [zero_padded(x, mask) for x in unless_trailing(from_front, mask, *states)]
+
+    def _embed(self, tokens, types):
+        positions = self.positions(FIRST_POSITION + real_ranks(None, tokens.shape))
+        return self.norm(self.words(tokens) + self.types(types) + positions)
 
     def _check(self, tokens, mask, types):
         longest = self.config.max_position_embeddings

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from inputs import jitted, mask_with
+from jax.extend.core import jaxprs_in_params
 
 import nystrom
 
@@ -111,6 +112,41 @@ def test_padding_never_changes_a_document(where, pair, cls_token):
         atol=2e-5,
         rtol=1e-3,
     )
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_where_padding_stands_changes_no_dropout(pair):
+    graph, state = nnx.split(make_model(pair, dropout_rate=0.5))
+    tokens = random_tokens(0, 1, *((2,) if pair else ()), 9)
+    logits = []
+    for where in ("trailing", "holes"):
+        mask = mask_with(9, LENGTH, where)
+        padded = np.zeros((*tokens.shape[:-1], LENGTH), np.int32)
+        padded[..., mask] = tokens
+        masks = np.broadcast_to(mask, padded.shape)
+        logits.append(apply(graph, state, padded, masks, jax.random.key(0)))
+    np.testing.assert_allclose(*logits, atol=2e-5, rtol=1e-3)
+
+
+def test_a_classifier_branches_on_padding_once_and_by_token_ids_alone():
+    """Not in every layer, where a branch is two programs, forward and backward."""
+    graph, state = nnx.split(make_model(num_layers=2))
+    tokens, mask = np.zeros((2, LENGTH), np.int32), np.ones((2, LENGTH), bool)
+    program = jax.make_jaxpr(lambda state: nnx.merge(graph, state)(tokens, mask))(state)
+    (branch,) = branches(program.jaxpr)
+    assert {out.aval.dtype for out in branch.outvars} == {np.dtype("int32"), np.dtype("bool")}
+
+
+def branches(jaxpr):
+    """The `cond` equations of a program, and of those that it calls; not those by platform."""
+    platforms = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "platform_index":
+            platforms += equation.outvars
+        if equation.primitive.name == "cond" and equation.invars[0] not in platforms:
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from branches(inner)
 
 
 def test_padded_hidden_states_are_zeros():
