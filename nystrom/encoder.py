@@ -99,7 +99,8 @@ class SelfAttention(nnx.Module):
         """
         qkv = self.qkv(x)
         parts = 2 if self.shared_query_key else 3
-        heads = jnp.reshape(qkv, (*x.shape[:-1], parts * self.num_heads, -1))
+        shape = (*x.shape[:-1], parts * self.num_heads, x.shape[-1] // self.num_heads)
+        heads = jnp.reshape(qkv, shape)
         *turned, value = jnp.split(heads, parts, -2)
         if self.rotary:
             rank = real_ranks(None if trailing else mask, x.shape[:-1], self.axis_name)

@@ -70,7 +70,7 @@ def rotate(x: Float[Array, "*B N H D"], rank: Int[Array, "... N"]) -> Float[Arra
     """
     half = x.shape[-1] // 2
     rate = ROTARY_BASE ** -(np.arange(half, dtype=np.float32) / half)
-    angle = rank[..., None, None].astype(jnp.float32) * rate
+    angle = rank[..., None, None].astype(jnp.float32) * rate.reshape(*(1,) * (rank.ndim + 1), half)
     cos, sin = (f(angle).astype(x.dtype) for f in (jnp.cos, jnp.sin))
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -176,11 +176,10 @@ def pool(
     Inside `jax.shard_map`, `axis_name` is the axis over which the sequence is cut.
     """
     mask = jnp.ones(x.shape[:-1], bool) if mask is None else mask
-    length = x.shape[-2]
     total = (lambda y: y) if axis_name is None else (lambda y: jax.lax.psum(y, axis_name))
     if pooling == "max":
         lowest = jnp.asarray(jnp.finfo(x.dtype).min, x.dtype)
-        largest = jnp.where(mask[..., None], x, lowest).max(axis=-2)
+        largest = jnp.where(mask[..., None], x, lowest).max(axis=-2, initial=lowest)
         if axis_name is not None:
             largest = jax.lax.all_gather(largest, axis_name).max(axis=0)
         return jnp.where(total(mask.sum(axis=-1))[..., None] > 0, largest, jnp.zeros_like(largest))
@@ -190,9 +189,8 @@ def pool(
         rank, real = token_ranks(mask, axis_name)
         picked = mask & (rank == real[..., None] - 1)
         return total(jnp.where(picked[..., None], x, jnp.zeros((), x.dtype)).sum(axis=-2))
-    count = total(jnp.full_like(mask[..., 0], length, jnp.int32))
-    if pooling == "mean":
-        count = jnp.maximum(total(mask.sum(axis=-1, dtype=jnp.int32)), 1)
+    counted = mask if pooling == "mean" else mask | True
+    count = jnp.maximum(total(counted.sum(axis=-1, dtype=jnp.int32)), 1)
     summed = total(jnp.where(mask[..., None], x, jnp.zeros((), x.dtype)).sum(axis=-2))
     return summed / count[..., None].astype(x.dtype)
 

@@ -166,6 +166,16 @@ def test_document_without_tokens_has_finite_logits(cls_token):
     assert np.isfinite(logits).all()
 
 
+@pytest.mark.parametrize("shape", [(0, LENGTH), (2, 0), (0, 2, LENGTH)])
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_batches_without_documents_and_documents_without_places(shape, pooling):
+    model = nystrom.Classifier(make_encoder(), 3, width=8, pooling=pooling, rngs=nnx.Rngs(1))
+    graph, state = nnx.split(model)
+    logits, grads = apply_and_grads(graph, state, np.zeros(shape, np.int32), np.ones(shape, bool))
+    assert logits.shape == (*shape[:-1], 3)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((logits, grads)))
+
+
 def test_remat_changes_nothing():
     """Neither values nor gradients, dropout included."""
     tokens, key = random_tokens(5, 2, LENGTH), jax.random.key(0)

@@ -184,13 +184,15 @@ def test_strict_modes(name):
         assert all(np.isfinite(g).all() for g in grads)
 
 
+@pytest.mark.parametrize("position", nystrom.POSITIONS)
 @pytest.mark.parametrize("mode", MODES)
-def test_an_encoder_in_strict_modes(mode):
+def test_an_encoder_in_strict_modes(mode, position):
     from flax import nnx
 
     tokens, mask = np.arange(12, dtype=np.int32)[None], MASK[None, :12]
+    sizes = {"width": 8, "num_heads": 2, "mlp_width": 8, "num_layers": 1, "dropout_rate": 0.1}
     with MODES[mode]():
-        encoder = nystrom.Encoder(12, 12, width=8, num_heads=2, mlp_width=8, rngs=nnx.Rngs(0))
+        encoder = nystrom.Encoder(12, 12, **sizes, position=position, rngs=nnx.Rngs(0))
         leaves = jax.tree.leaves(nnx.state(encoder, nnx.Param))
         assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
         out = jax.jit(lambda t, m: encoder(t, m, jax.random.key(0)))(tokens, mask)
