@@ -1,7 +1,9 @@
 """Progress of long preparations: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
+import os
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -18,13 +20,24 @@ def say(message: str, enabled: bool = True) -> None:
         tqdm.tqdm.write(message, file=sys.stderr)
 
 
+def on_terminal(line: str) -> str:
+    """A line as it is, or where stderr is a terminal in lines of its width."""
+    if not sys.stderr.isatty():
+        return line
+    width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+
+
 @contextlib.contextmanager
 def plain_warnings(enabled: bool = True) -> Iterator[None]:
-    """While entered, warnings for users are one line each, or none, without a place in our code."""
+    """While entered, warnings for users are one line each, or none, without a place in our code.
+
+    On a terminal the line is broken between words.
+    """
 
     def show(message, category, filename, lineno, file=None, line=None):
         if issubclass(category, UserWarning):
-            say(f"warning: {message}", enabled)
+            say(on_terminal(f"warning: {message}"), enabled)
         else:
             usual(message, category, filename, lineno, file, line)
 

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,23 @@ def test_unknown_task_is_refused(capsys):
     with pytest.raises(SystemExit):
         prepare.main(["listop"])
     assert "listops" in capsys.readouterr().err
+
+
+def test_on_a_terminal_warnings_are_broken_between_words():
+    """Elsewhere they are one line, which a search finds."""
+    code = (
+        "import warnings; from lra_tasks.progress import plain_warnings\n"
+        "with plain_warnings(): warnings.warn('no data: ' + 'synthetic ' * 20)"
+    )
+    command = [sys.executable, "-c", code]
+    whole = "warning: no data: " + " ".join(["synthetic"] * 20)
+    piped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert piped.stderr.rstrip() == whole
+    outer, inner = os.openpty()
+    termios.tcsetwinsize(inner, (24, 80))
+    subprocess.run(command, cwd=ROOT, stderr=inner, check=True)
+    os.close(inner)
+    lines = os.read(outer, 4096).decode().splitlines()
+    os.close(outer)
+    assert len(lines) == 3 and all(len(line) <= 80 for line in lines)
+    assert " ".join(lines) == whole
