@@ -16,8 +16,7 @@ import numpy as np
 import optax
 
 import lra_tasks
-from nystrom.encoder import split_keys
-from nystrom.layers import hash_bits
+from nystrom.layers import hash_bits, split_keys
 from nystrom.models import document_keys
 
 SPARE_DEVIATIONS = 8  # room for hidden tokens beyond their mean number, in standard deviations

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -13,8 +12,17 @@ from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.attention import nystrom_attention
 from nystrom.checks import PINVS, check_choice, check_count, check_mask_type
 from nystrom.convolution import depthwise_convolution
-from nystrom.landmarks import token_ranks
-from nystrom.layers import Dense, check_rate, dropout, gelu, layer_norm, rotate, uniform_init
+from nystrom.layers import (
+    Dense,
+    check_rate,
+    dropout,
+    gelu,
+    layer_norm,
+    real_ranks,
+    rotate,
+    split_keys,
+    uniform_init,
+)
 from nystrom.numerics import from_front, to_front, unless_trailing, zero_padded
 
 POSITIONS = ("learned", "rotary", "none")
@@ -342,24 +350,3 @@ class Encoder(nnx.Module):
             check_mask_type("mask", mask)
             if mask.shape != tokens.shape:
                 raise ValueError(f"mask has shape {mask.shape}, tokens {tokens.shape}: not alike")
-
-
-def real_ranks(
-    mask: Bool[Array, "*B N"] | None, shape: tuple[Any, ...], axis_name: str | None = None
-) -> Int[Array, "... N"]:
-    """The position of every token among the real ones; padding has that of the last before it.
-
-    Where they are the same for all examples, 1 N.
-    """
-    if mask is None and axis_name is None:
-        return jnp.arange(shape[-1]).reshape(*(1,) * (len(shape) - 1), -1)
-    mask = jnp.ones(shape, bool) if mask is None else mask
-    return jnp.maximum(token_ranks(mask, axis_name)[0], 0)
-
-
-def split_keys(key: Array | None, num: int) -> list[Array | None]:
-    """`num` keys from a key, or from one an example as many for each."""
-    if key is None:
-        return [None] * num
-    keys = jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(key.ravel())
-    return list(keys.reshape(num, *key.shape))

@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from nystrom.array_typing import Array, Float, Int
+from nystrom.array_typing import Array, Bool, Float, Int
+from nystrom.landmarks import token_ranks
 
 LAYER_NORM_EPSILON = 1e-5
 ROTARY_BASE = 10_000  # Su et al. 2021, "RoFormer"
@@ -62,6 +63,19 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return 0.5 * x * (1 + jax.lax.erf(x * float(np.sqrt(0.5))))
 
 
+def real_ranks(
+    mask: Bool[Array, "*B N"] | None, shape: tuple[Any, ...], axis_name: str | None = None
+) -> Int[Array, "... N"]:
+    """The position of every token among the real ones; padding has that of the last before it.
+
+    Where they are the same for all examples, 1 N.
+    """
+    if mask is None and axis_name is None:
+        return jnp.arange(shape[-1]).reshape(*(1,) * (len(shape) - 1), -1)
+    mask = jnp.ones(shape, bool) if mask is None else mask
+    return jnp.maximum(token_ranks(mask, axis_name)[0], 0)
+
+
 def rotate(x: Float[Array, "*B N H D"], rank: Int[Array, "... N"]) -> Float[Array, "*B N H D"]:
     """Rotary positions (Su et al. 2021, eq. 34): products then depend on distances alone.
 
@@ -102,6 +116,14 @@ def dropout(
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * x.shape[-2]
     keep = hash_bits(key, x.shape, first) >= np.uint32(round(rate * 2**32))
     return jnp.where(keep, x * (1 / (1 - rate)), jnp.zeros((), x.dtype))
+
+
+def split_keys(key: Array | None, num: int) -> list[Array | None]:
+    """`num` keys from a key, or from one an example as many for each."""
+    if key is None:
+        return [None] * num
+    keys = jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(key.ravel())
+    return list(keys.reshape(num, *key.shape))
 
 
 def hash_bits(key: Array, shape: tuple[Any, ...], first: int | Array = 0) -> Array:

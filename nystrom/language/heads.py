@@ -10,12 +10,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float, Int
-from nystrom.encoder import split_keys
 from nystrom.language.activations import ACTIVATIONS
 from nystrom.language.config import LanguageConfig
 from nystrom.language.losses import binary_cross_entropy, cross_entropy, squared_error
 from nystrom.language.model import NystromformerModel, dense, first_real, layer_norm
-from nystrom.layers import dropout
+from nystrom.layers import dropout, split_keys
 
 
 class Head(nnx.Module):

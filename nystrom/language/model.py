@@ -10,11 +10,10 @@ from jax.typing import DTypeLike
 from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.checks import check_mask_type
 from nystrom.convolution import depthwise_convolution
-from nystrom.encoder import real_ranks, split_keys
 from nystrom.language.activations import ACTIVATIONS
 from nystrom.language.attention import language_attention
 from nystrom.language.config import LanguageConfig
-from nystrom.layers import dropout
+from nystrom.layers import dropout, real_ranks, split_keys
 from nystrom.numerics import from_front, to_front, unless_trailing, zero_padded
 
 FIRST_POSITION = 2  # rows of the table that no token uses: left over from RoBERTa
