@@ -13,6 +13,7 @@ import tensorboardX
 import tqdm
 
 from experiment.workdir import strict_json
+from lra_tasks.progress import terminal_width
 
 # A metric is a (sum, weight) pair; a set of them is a dict. Sums are Python floats (float64) once
 # off the device, so that adding them up step by step gives the same bits however a run was cut.
@@ -78,7 +79,7 @@ class Reporter:
         if split == "train":
             self.loss = values["loss"]
         left = f"{self._time_left()} left" if split == "train" else ""
-        width = None if self.bar.disable else _terminal_width()
+        width = None if self.bar.disable else terminal_width()
         self.bar.set_description_str(self._status(), refresh=False)
         self.say(report_line(step, self.num_steps, split, values, left, width))
 
@@ -217,13 +218,6 @@ def result_line(result: dict) -> str:
     known = f"by frequencies alone {result['unigram_nats']:.4f}"
     loss = result.get("test_token_loss", result["test_loss"])  # without that of swapped halves
     return f"test loss {loss:.4f} nats a hidden token ({known}), {accuracy}"
-
-
-def _terminal_width():
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    except (OSError, ValueError):
-        return 80
 
 
 def median_rate(path: Path) -> float:

@@ -20,12 +20,19 @@ def say(message: str, enabled: bool = True) -> None:
         tqdm.tqdm.write(message, file=sys.stderr)
 
 
+def terminal_width() -> int:
+    """Columns of the terminal that stderr is, or 80."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
 def on_terminal(line: str) -> str:
     """A line as it is, or where stderr is a terminal in lines of its width."""
     if not sys.stderr.isatty():
         return line
-    width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(line, terminal_width(), break_long_words=False, break_on_hyphens=False)
 
 
 @contextlib.contextmanager

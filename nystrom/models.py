@@ -12,6 +12,7 @@ from nystrom.checks import check_choice
 from nystrom.encoder import Encoder
 from nystrom.landmarks import token_ranks
 from nystrom.layers import Dense
+from nystrom.numerics import zero_padded
 
 POOLINGS = ("mean", "max", "cls", "last", "mean_padded")
 
@@ -188,10 +189,10 @@ def pool(
     if pooling == "last":
         rank, real = token_ranks(mask, axis_name)
         picked = mask & (rank == real[..., None] - 1)
-        return total(jnp.where(picked[..., None], x, jnp.zeros((), x.dtype)).sum(axis=-2))
+        return total(zero_padded(x, picked).sum(axis=-2))
     counted = mask if pooling == "mean" else mask | True
     count = jnp.maximum(total(counted.sum(axis=-1, dtype=jnp.int32)), 1)
-    summed = total(jnp.where(mask[..., None], x, jnp.zeros((), x.dtype)).sum(axis=-2))
+    summed = total(zero_padded(x, mask).sum(axis=-2))
     return summed / count[..., None].astype(x.dtype)
 
 
