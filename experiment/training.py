@@ -72,8 +72,8 @@ def train_step(
     summed = functools.partial(summed_gradients, graph, accumulate_steps, mesh, objective)
     summed = with_votes(summed) if "stop" in batch else summed
     grads, totals = over_mesh(mesh, summed, batch, state["params"], step_key)
-    weight = jnp.maximum(totals["loss"][1], 1)
-    grads = jax.tree.map(lambda g: g / weight, grads)
+    share = 1 / jnp.maximum(totals["loss"][1], 1)
+    grads = jax.tree.map(lambda g: g * share, grads)
     totals["gradient_norm"] = (optax.tree.norm(grads), 1)
     updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
     new_state = {
@@ -112,10 +112,7 @@ def summed_gradients(graph, num_parts, mesh, objective, batch, params, step_key)
     gradient = jax.grad(loss, has_aux=True)
     if num_parts == 1:
         return gradient(params, batch, keys)
-    # Part i takes examples i, i + k, i + 2k, ...
-    parts = jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(-1, num_parts, *x.shape[1:]), 0, 1), (batch, keys)
-    )
+    parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), (batch, keys))
 
     def add_part(total, part):
         result = gradient(params, *part)

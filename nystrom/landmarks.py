@@ -121,12 +121,8 @@ def segment_of_token(
     """The segment of every token (L for padding, which no segment holds), and the real tokens."""
     rank, count = token_ranks(mask, axis_name)
     quotient, remainder = jnp.divmod(count[..., None], num_landmarks)
-    in_long_segments = remainder * (quotient + 1)
-    segment = jnp.where(
-        rank < in_long_segments,
-        rank // (quotient + 1),
-        remainder + (rank - in_long_segments) // jnp.maximum(quotient, 1),
-    )
+    # In the longer segments the first is right and no less than the second; after them, the second.
+    segment = jnp.maximum(rank // (quotient + 1), (rank - remainder) // jnp.maximum(quotient, 1))
     return jnp.where(mask, segment, num_landmarks), count
 
 
