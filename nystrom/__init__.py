@@ -14,12 +14,13 @@ from nystrom.baselines.reformer import random_rotations, reformer_attention
 from nystrom.chebyshev import chebyshev_pinv
 from nystrom.checks import IMPLEMENTATIONS, PINVS
 from nystrom.convolution import depthwise_convolution
-from nystrom.encoder import NORMS, POSITIONS, Encoder, NystromSelfAttention, SelfAttention
+from nystrom.encoder import NORMS, POSITIONS, Encoder
 from nystrom.flax_adapter import attention_fn, cross_attention_fn
 from nystrom.landmarks import segment_means
 from nystrom.models import POOLINGS, Classifier, PairClassifier, TokenPredictor
 from nystrom.pinv import iterative_pinv
 from nystrom.registry import ATTENTIONS, self_attention_maker
+from nystrom.self_attention import NystromSelfAttention, SelfAttention
 from nystrom.sharding import sharded_attention
 
 __all__ = [

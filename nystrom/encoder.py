@@ -1,163 +1,19 @@
 """The Nyströmformer encoder as Flax NNX modules: they own parameters, the maths is elsewhere."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float, Int
-from nystrom.attention import nystrom_attention
-from nystrom.checks import PINVS, check_choice, check_count, check_mask_type
-from nystrom.convolution import depthwise_convolution
-from nystrom.layers import (
-    Dense,
-    check_rate,
-    dropout,
-    gelu,
-    layer_norm,
-    real_ranks,
-    rotate,
-    split_keys,
-    uniform_init,
-)
+from nystrom.checks import check_choice, check_count, check_mask_type
+from nystrom.layers import Dense, check_rate, dropout, gelu, layer_norm, real_ranks, split_keys
 from nystrom.numerics import from_front, to_front, unless_trailing, zero_padded
+from nystrom.self_attention import NystromSelfAttention, SelfAttention
 
 POSITIONS = ("learned", "rotary", "none")
 NORMS = ("pre", "post")
-
-
-@dataclasses.dataclass(frozen=True)
-class Bound:
-    """A function with options bound, equal to others of it with the same: so are models that it is
-    a part of, which then share compiled programs (a `functools.partial` equals only itself)."""
-
-    function: Callable[..., Array]
-    options: tuple[tuple[str, Any], ...]
-
-    @staticmethod
-    def of(function: Callable[..., Array], **options: Any) -> "Bound":
-        return Bound(function, tuple(sorted(options.items())))
-
-    def __call__(self, *arrays: Any, **more: Any) -> Array:
-        return self.function(*arrays, **dict(self.options), **more)
-
-    def __hash__(self):  # options may be arrays, which have none
-        return hash((self.function, tuple(name for name, _ in self.options)))
-
-
-class SelfAttention(nnx.Module):
-    """Multi-head self-attention with any attention of this package's signature.
-
-    Queries, keys and values are projections of the input; the depthwise convolution of the
-    values, one filter of `conv_kernel_size` taps per head, is added to the attention's output
-    before the output projection (0 taps: none). With `shared_query_key` the queries serve as
-    keys too, with one projection for both; with `rotary` queries and keys are turned by their
-    positions. `axis_name` is the axis over which sequences are cut inside `jax.shard_map`, for
-    an `attention` that knows it.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        *,
-        attention: Callable[..., Array],
-        conv_kernel_size: int = 0,
-        shared_query_key: bool = False,
-        rotary: bool = False,
-        axis_name: str | None = None,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        if num_heads < 1 or width < 1 or width % num_heads:
-            raise ValueError(f"width={width} can't be split among num_heads={num_heads}")
-        check_count("conv_kernel_size", conv_kernel_size, least=0)
-        if conv_kernel_size and conv_kernel_size % 2 == 0:
-            raise ValueError(f"conv_kernel_size={conv_kernel_size}: expected 0 or an odd number")
-        if rotary and width // num_heads % 2:
-            raise ValueError(
-                f"rotary positions with {width // num_heads} features a head: expected an even "
-                "number (width / num_heads)"
-            )
-        self.num_heads = num_heads
-        self.attention = attention
-        self.shared_query_key = shared_query_key
-        self.rotary = rotary
-        self.axis_name = axis_name
-        self.qkv = Dense(width, (2 if shared_query_key else 3) * width, dtype=dtype, rngs=rngs)
-        self.out = Dense(width, width, dtype=dtype, rngs=rngs)
-        self.filters = nnx.data(None)
-        if conv_kernel_size:
-            init = uniform_init(conv_kernel_size)
-            self.filters = nnx.Param(init(rngs.params(), (num_heads, conv_kernel_size)))
-
-    def __call__(
-        self,
-        x: Float[Array, "*B N C"],
-        mask: Bool[Array, "*B N"] | None = None,
-        *,
-        trailing: bool = False,
-    ) -> Float[Array, "*B N C"]:
-        """Attends from every token to the real ones (`mask` True; None: all are real).
-
-        With `trailing` padding must stand after the real tokens: the program is the smaller.
-        """
-        qkv = self.qkv(x)
-        parts = 2 if self.shared_query_key else 3
-        shape = (*x.shape[:-1], parts * self.num_heads, x.shape[-1] // self.num_heads)
-        heads = jnp.reshape(qkv, shape)
-        *turned, value = jnp.split(heads, parts, -2)
-        if self.rotary:
-            rank = real_ranks(None if trailing else mask, x.shape[:-1], self.axis_name)
-            turned = [jnp.asarray(rotate(y, rank)) for y in turned]
-        query, key = turned[0], turned[-1]  # one and the same where they are shared
-        out = self.attention(query, key, value, mask=mask)
-        if self.filters is not None:
-            filters = self.filters[...].astype(value.dtype)
-            # Trailing zeros are as good as an end.
-            what = (zero_padded(value, mask), filters) if trailing else (value, filters, mask)
-            out = out + depthwise_convolution(*what, axis_name=self.axis_name)
-        return self.out(out.reshape(x.shape))
-
-
-class NystromSelfAttention(SelfAttention):
-    """Multi-head self-attention of Nyströmformer: eq. 9 plus a convolution of the values."""
-
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        *,
-        num_landmarks: int = 64,
-        pinv: str = "iterative",
-        pinv_iterations: int = 6,
-        conv_kernel_size: int = 35,
-        rotary: bool = False,
-        axis_name: str | None = None,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        attention = Bound.of(
-            nystrom_attention,
-            num_landmarks=check_count("num_landmarks", num_landmarks),
-            pinv=pinv,
-            pinv_iterations=check_count("pinv_iterations", pinv_iterations),
-            axis_name=axis_name,
-        )
-        check_choice("pinv", pinv, PINVS)
-        super().__init__(
-            width,
-            num_heads,
-            attention=attention,
-            conv_kernel_size=conv_kernel_size,
-            rotary=rotary,
-            axis_name=axis_name,
-            dtype=dtype,
-            rngs=rngs,
-        )
 
 
 class EncoderBlock(nnx.Module):

@@ -17,7 +17,7 @@ from nystrom.baselines.performer import FEATURE_KERNELS, orthogonal_features, pe
 from nystrom.baselines.reformer import random_rotations, reformer_attention
 from nystrom.baselines.shared_scale import authors_attention
 from nystrom.checks import PINVS, check_choice, check_count
-from nystrom.encoder import Bound, SelfAttention
+from nystrom.self_attention import Bound, SelfAttention
 
 PADDINGS = ("inert", "authors")
 NONE: Mapping[str, Any] = MappingProxyType({})
