@@ -15,7 +15,7 @@ from nystrom.array_typing import Array, Bool, Float
 from nystrom.numerics import MASKED, accumulator, exact_einsum, zero_padded
 
 TILE_BYTES = 2**20  # of a tile's logits and weights: larger ones leave the cache
-HEADS_PER_TURN = 8  # of as many examples as have no more, or of one
+HEADS_PER_TURN = 8  # of one example or several: more take longer to compile, and are no faster
 
 
 def to_short(
@@ -132,10 +132,11 @@ def from_short_gradient(residuals, key_mask, d_context, scale):
 
 
 class _Tiling(NamedTuple):
-    """How B N tokens are cut: tiles of `batch` examples, each example in `steps` pieces."""
+    """How B N H tokens are cut: tiles of `heads` heads of `batch` examples, in `steps` pieces."""
 
     total: int  # N
     batch: int
+    heads: int
     steps: int
     length: int  # positions in a tile; where steps * length > N the difference is padded
 
@@ -143,12 +144,12 @@ class _Tiling(NamedTuple):
     def of(tokens, landmarks):
         (num_examples, length, num_heads, _), num_landmarks = tokens.shape, landmarks.shape[-2]
         head_bytes = 2 * length * num_landmarks * accumulator(landmarks.dtype).itemsize
-        at_once = max(1, HEADS_PER_TURN // num_heads)
-        batch = max(n for n in range(1, at_once + 1) if num_examples % n == 0)
+        heads = _largest_divisor(num_heads, HEADS_PER_TURN)
+        batch = _largest_divisor(num_examples, HEADS_PER_TURN // num_heads)
         steps = min(length, math.ceil(head_bytes / TILE_BYTES))
         if steps > 1:
             steps = next((n for n in range(steps, 2 * steps) if length % n == 0), steps)
-        return _Tiling(length, batch, steps, math.ceil(length / steps))
+        return _Tiling(length, batch, heads, steps, math.ceil(length / steps))
 
     @staticmethod
     def of_keys(key, queries, key_mask):
@@ -159,13 +160,14 @@ class _Tiling(NamedTuple):
         return tiling, key_mask
 
     def scan(self, tile, short, carry, tokens, mask, depths):
-        """`tile` over all tiles of `tokens`, with `short` and `carry` cut by examples only.
+        """`tile` over all tiles of `tokens`, with `short` and `carry` cut by examples and heads.
 
         `tile(short, carry, tokens, mask)` returns the new carry and its outputs; it is given one
         head of one example: without B and H, and with zeros for padded tokens. Returns the carry,
         and the tiles' outputs, in one piece each with features as `depths` says, in the tokens'
         dtype, zeros where padded.
         """
+        num_examples, _, num_heads, _ = tokens[0].shape
         excess = self.steps * self.length - self.total
         if excess:
             tokens, mask = jax.tree.map(
@@ -173,24 +175,23 @@ class _Tiling(NamedTuple):
                 (tokens, mask),
             )
 
-        def cut(x, example, position=0, length=None):
-            start = (example, position) + (0,) * (x.ndim - 2)
-            return jax.lax.dynamic_slice(x, start, (self.batch, length or x.shape[1], *x.shape[2:]))
-
-        def put(whole, piece, example, position=0):
-            return jax.lax.dynamic_update_slice(whole, piece, (example, position, 0, 0))
-
         def turn(i, state):
             carry, outputs = state
-            example, position = i // self.steps * self.batch, i % self.steps * self.length
-            here = jax.tree.map(lambda x: cut(x, example, position, self.length), (tokens, mask))
-            short_part, carry_part = jax.tree.map(lambda x: cut(x, example), (short, carry))
-            carry_part, pieces = _each_head(tile, short_part, carry_part, *here)
-            carry = jax.tree.map(lambda x, y: put(x, y, example), carry, carry_part)
-            outputs = jax.tree.map(lambda x, y: put(x, y, example, position), outputs, pieces)
+            part, groups = i // self.steps, num_heads // self.heads
+            position = i % self.steps * self.length, self.length
+            example = part // groups * self.batch, self.batch
+            head = part % groups * self.heads, self.heads
+            here = tuple(_cut(x, example, position, head) for x in tokens)
+            here_mask = None if mask is None else _cut(mask, example, position)
+            short_part, carry_part = jax.tree.map(lambda x: _cut(x, example, head), (short, carry))
+            carry_part, pieces = _each_head(tile, short_part, carry_part, here, here_mask)
+            carry = jax.tree.map(lambda x, y: _put(x, y, example, head), carry, carry_part)
+            outputs = jax.tree.map(
+                lambda x, y: _put(x, y, example, position, head), outputs, pieces
+            )
             return carry, outputs
 
-        turns = len(tokens[0]) // self.batch * self.steps
+        turns = num_examples // self.batch * (num_heads // self.heads) * self.steps
         if turns == 1:
             carry, outputs = _each_head(tile, short, carry, tokens, mask)
         else:
@@ -198,6 +199,23 @@ class _Tiling(NamedTuple):
             outputs = tuple(jnp.zeros_like(tokens[0], shape=(*shape, n)) for n in depths)
             carry, outputs = jax.lax.fori_loop(0, turns, turn, (carry, outputs))
         return carry, tuple(x[:, : self.total] for x in outputs)
+
+
+def _largest_divisor(number, at_most):
+    return max(n for n in range(1, max(1, at_most) + 1) if number % n == 0)
+
+
+def _cut(x, *places):
+    """Of each leading axis the (start, size) that `places` has."""
+    starts, sizes = zip(*places, strict=True)
+    rest = x.shape[len(places) :]
+    return jax.lax.dynamic_slice(x, starts + (0,) * len(rest), sizes + rest)
+
+
+def _put(x, piece, *places):
+    """x with the piece where `_cut` would take it."""
+    starts = tuple(start for start, _ in places)
+    return jax.lax.dynamic_update_slice(x, piece, starts + (0,) * (x.ndim - len(starts)))
 
 
 def _each_head(tile, short, carry, tokens, mask):

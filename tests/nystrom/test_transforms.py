@@ -11,6 +11,8 @@ import pytest
 from inputs import jitted, mask_with, normal, random_inputs
 
 import nystrom
+from nystrom.attention import eq_9, make_options
+from nystrom.kernels import tiled, tiles
 
 FORMS = ("plain", "tiled", None)
 MASK = mask_with(9, 13, "holes")
@@ -167,6 +169,28 @@ MODES = {
     "leaks": jax.checking_leaks,
     "nans": lambda: jax.debug_nans(True),
 }
+
+
+@pytest.mark.parametrize(
+    ("tile_bytes", "heads"), [(2**20, 8), (2**20, 4), (2**20, 2), (2**20, 1), (256, 8), (192, 2)]
+)
+def test_however_tokens_are_cut_into_tiles(tile_bytes, heads, monkeypatch, double):
+    """Several examples at once or some heads of one, whole or in pieces that don't fit evenly."""
+    monkeypatch.setattr(tiles, "TILE_BYTES", tile_bytes)
+    monkeypatch.setattr(tiles, "HEADS_PER_TURN", heads)
+    mask = np.stack([mask_with(count, 13, "holes") for count in (13, 7, 0, 9)])
+    q, k, v = random_inputs(3, 4, heads=4, dtype=np.float64)
+    q = np.where(mask[..., None, None], q, 0)
+    options = make_options(q, k, 4, "iterative", 4, None)
+
+    def attended(form):
+        def total(q, k, v):
+            out = form(q, k[..., :2, :], v[..., :2, :], mask, mask, options)
+            return (jnp.where(mask[..., None, None], out, 0) ** 2).sum()
+
+        return jitted(jax.value_and_grad(total, (0, 1, 2)))(q, k, v)
+
+    assert_close(attended(tiled.nystrom), attended(eq_9))
 
 
 @pytest.mark.parametrize("name", PUBLIC)
