@@ -126,6 +126,8 @@ def train(
         state["params"], progress["init_from"] = processes.arrays_of_first(
             lambda: start_from(config, task, params), mesh, params
         )
+    code = provenance.code(progress.get("commits", []))
+    progress["commits"] = [*code.get("earlier_commits", []), code["commit"]]
     parts = choose_accumulate_steps(
         config,
         mesh.shape["data"],
@@ -229,6 +231,7 @@ def train(
         **{f"validation_{name}": value for name, value in validated.items()},
         **({"unigram_nats": unigram_nats(batches, test)} if config.objective == "masked" else {}),
         **({"init_from": progress["init_from"]} if config.init_from else {}),
+        **code,
         "best_step": best_step,
         "num_train_steps": config.num_train_steps,
         "accumulate_steps": parts,

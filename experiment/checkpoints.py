@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the latest, to resume from, and the best on validation.
+"""Checkpoints of a run: the latest two, to resume from, and the best on validation.
 
 A step's folder holds `state`, written by orbax, and `record`, JSON: step, validation accuracy,
 progress, the best step so far, and digests. What was not saved so is never used.
@@ -32,7 +32,8 @@ class Damaged(Exception):
 
 
 class Checkpoints:
-    """Keeps the latest checkpoint and that of highest validation accuracy, the earliest of equals.
+    """Keeps the latest two checkpoints and that of highest validation accuracy, the earliest of
+    equals; should the latest be damaged, the run goes on from the one before.
 
     A checkpoint holds the state (a pytree of arrays: params, opt_state, step) and `progress` (a
     dict that JSON can hold). It is written in the background and appears whole or not at all,
@@ -104,9 +105,10 @@ class Checkpoints:
         self.records = {s: record for s, record in self.records.items() if s in kept}
 
     def kept_steps(self) -> set[int]:
-        """The steps worth keeping: the latest and, once there is one, the best."""
-        best = _best(self.records.values())
-        return {max(self.records), best["step"] if best else max(self.records)}
+        """The steps worth keeping: the latest and the best, and what these were a step before."""
+        steps = sorted(self.records)
+        bests = (_best(self.records[s] for s in known) for known in (steps, steps[:-1]))
+        return {*steps[-2:], *(best["step"] for best in bests if best)}
 
     def latest_step(self) -> int | None:
         """The newest step that is there; None in a new workdir."""

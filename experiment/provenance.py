@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -19,7 +20,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "tens
 
 
 def describe(config, task: lra_tasks.Task, recipe=None) -> dict:
-    """What a result needs beside its numbers: data, recipe, code, versions and hardware.
+    """What a result needs beside its numbers and `code`: data, recipe and hardware.
 
     `recipe` is the config of the file that was given, without variant and overrides; None: LRA's.
     """
@@ -39,8 +40,6 @@ def describe(config, task: lra_tasks.Task, recipe=None) -> dict:
         "why_not_comparable": "; ".join(reasons),
         "split_sizes": {name: len(split.examples) for name, split in task.splits.items()},
         "seed": config.seed,
-        "commit": code_version(),
-        "versions": versions(),
         "hardware": hardware(),
         **peak_memory(),
         "config": recorded(config),
@@ -62,6 +61,17 @@ def recipe_changes(config: ml_collections.ConfigDict, recipe=None) -> list[str]:
     ]
 
 
+def code(earlier: Sequence[str] = ()) -> dict:
+    """The commit and the packages that a run begins or goes on with, and its `earlier` commits.
+
+    Asked for before training: while a run lasts the files may change, not what it has imported.
+    """
+    commit = code_version()
+    others = [other for other in earlier if other != commit]
+    found = {"commit": commit, "versions": versions()}
+    return found | ({"earlier_commits": others} if others else {})
+
+
 def code_version() -> str:
     """The commit of this code, "+changes" where files differ from it; "unknown" outside git."""
     root = Path(__file__).resolve().parent.parent
@@ -77,7 +87,10 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that bear on a result."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        found[package] = metadata.version(package)
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # under another name, say a nightly one
+            found[package] = "unknown"
     return found
 
 

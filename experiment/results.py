@@ -121,7 +121,8 @@ class Group:
     def of_one_code(self) -> bool:
         """Whether one commit with one set of package versions made every run."""
         made_by = {json.dumps([r.result["commit"], r.result.get("versions")]) for r in self.runs}
-        return len(made_by) == 1 and not self.first["commit"].endswith("+changes")
+        went_on = any(run.result.get("earlier_commits") for run in self.runs)
+        return len(made_by) == 1 and not went_on and not self.first["commit"].endswith("+changes")
 
     def mean(self, name: str) -> float:
         """The mean over runs of a field of their results; NaN where none has it."""

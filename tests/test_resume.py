@@ -13,6 +13,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import lra_tasks
+from experiment import provenance
 from experiment.config_checks import choose_accumulate_steps
 from experiment.metrics import Reporter
 from experiment.profiling import Profiler, parse_steps
@@ -196,6 +197,16 @@ def test_with_its_latest_checkpoints_damaged_a_run_ends_as_the_intact_one(
     assert "Traceback" not in said
     assert without_clock(result) == whole[1]
     assert reports(workdir) == reports(whole[0])
+
+
+def test_a_run_that_goes_on_with_other_code_names_both(whole, task, tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "code_version", lambda: "first")
+    with pytest.raises(PowerCutError):
+        train(make_config(), tmp_path, cut_off(task, 5))
+    monkeypatch.setattr(provenance, "code_version", lambda: "second")
+    result = train(make_config(), tmp_path, task)
+    assert (result["commit"], result["earlier_commits"]) == ("second", ["first"])
+    assert "earlier_commits" not in whole[1]
 
 
 def test_another_number_of_devices_goes_on_with_the_same_command(whole, task, tmp_path, run_train):
