@@ -67,9 +67,10 @@ def main(argv: list[str] | None = None) -> int:
         folders = " ".join(map(str, options.folders))
         print(f"{folders}: no run of train.py in there, so nothing to report", file=sys.stderr)
         return 1
-    write_report(found, options.out)
+    out = options.out.expanduser()
+    write_report(found, out)
     num_runs = sum(len(group.runs) for group in found.groups)
-    print(f"{num_runs} results in {options.out / 'report.md'}", file=sys.stderr)
+    print(f"{num_runs} results in {out / 'report.md'}", file=sys.stderr)
     return 0
 
 

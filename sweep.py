@@ -28,6 +28,7 @@ from pathlib import Path
 import tqdm
 
 from experiment.config_checks import check_config
+from experiment.cores import cpu_devices
 from experiment.grid import GridError, Run, make_runs
 from experiment.signals import STOPPED, StopSignals, exit_status
 from experiment.workdir import WorkdirError, check_same_config, read_result
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.jobs < 1:
         parser.error(f"--jobs={options.jobs}: expected 1 or more")
     try:
-        runs = make_runs(arguments, options.runs_dir)
+        runs = make_runs(arguments, options.runs_dir.expanduser())
     except GridError as error:
         parser.error(str(error))
     problems = find_problems(runs)
@@ -76,10 +77,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def find_problems(runs: list[Run]) -> list[str]:
     """What keeps runs from starting, found in all of them before any starts."""
-    num_devices = ask_devices()
+    platform, num_devices = ask_devices()
     problems = {}  # problem -> the first run that has it, and how many have
     for run in runs:
-        found = check_config(run.config, num_devices)
+        cores = cpu_devices(run.config) if platform == "cpu" else None
+        found = check_config(run.config, cores or num_devices)
         if run.config.init_from:
             from experiment.pretrained import source_problems  # takes seconds, for orbax
 
@@ -98,10 +100,13 @@ def find_problems(runs: list[Run]) -> list[str]:
     ]
 
 
-def ask_devices() -> int:
-    """The number of a run's devices, asked in a process that frees them again."""
-    ask = [sys.executable, "-P", "-c", "import jax; print(jax.device_count())"]
-    return int(subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=True).stdout)
+def ask_devices() -> tuple[str, int]:
+    """A run's platform and number of devices, asked in a process that frees them again."""
+    code = "import jax; print(jax.default_backend(), jax.device_count())"
+    ask = [sys.executable, "-P", "-c", code]
+    told = subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=True).stdout
+    platform, number = told.split()
+    return platform, int(number)
 
 
 def command(run: Run) -> list[str]:

@@ -93,6 +93,12 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         f"expected a divisor of config.model.width={model.width}",
     )
     expect(
+        model.position != "rotary" or model.width // model.num_heads % 2 == 0,
+        "model.num_heads",
+        f"expected config.model.width={model.width} over it to be even, as position='rotary' "
+        "turns pairs of features",
+    )
+    expect(
         model.padding == "inert" or (model.pinv == "iterative" and config.mesh.sequence == 1),
         "model.padding",
         "needs config.model.pinv=iterative and config.mesh.sequence=1",

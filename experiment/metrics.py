@@ -51,6 +51,7 @@ class Reporter:
         self.path = workdir / "metrics.jsonl"
         drop_reports_after(self.path, start_step)
         self.writer = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
+        self.tensorboard = True
         self.start_step, self.num_steps = start_step, num_steps
         self.step, self.loss = start_step, None
         self.compiled, self.compile_seconds, self.wait_seconds = set(), 0.0, 0.0
@@ -73,8 +74,9 @@ class Reporter:
                 file.write(strict_json({"step": step, "split": split, **values}) + "\n")
         except OSError as error:
             raise OSError(f"{self.path}: can't write there ({error}); make room") from error
-        for name, value in values.items():
-            self.writer.add_scalar(f"{split}/{name}", value, step)
+        if self._tensorboard_writes():
+            for name, value in values.items():
+                self.writer.add_scalar(f"{split}/{name}", value, step)
         self.step = step
         if split == "train":
             self.loss = values["loss"]
@@ -132,14 +134,26 @@ class Reporter:
 
     def close(self) -> None:
         """Ends the progress bar and the TensorBoard file, whose end may be lost on a full disk."""
+        events = self.writer.file_writer.event_writer
         try:
-            self.writer.close()
+            if self._tensorboard_writes():
+                self.writer.close()
         except OSError as error:
             self.say(f"TensorBoard's last reports can't be written ({error})")
-            events = self.writer.file_writer.event_writer
             events._worker.stop()
-            events._closed = True  # or it would try, and fail, again when Python ends
+        events._closed = True  # or it would try, and fail, again when Python ends
         self.bar.close()
+
+    def _tensorboard_writes(self):
+        """Whether the thread that writes its files lives; if not, what it is given would pile up.
+
+        It ends at the first error, say of a disk that was full for a moment.
+        """
+        lives = self.writer.file_writer.event_writer._worker.is_alive()
+        if self.tensorboard and not lives:
+            self.say(f"TensorBoard's files can't be written any more; {self.path} goes on")
+        self.tensorboard = lives
+        return lives
 
     def seconds(self) -> float:
         """Since the start, without what was spent on compiling."""

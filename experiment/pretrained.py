@@ -67,6 +67,12 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
             f"config.model.pooling: {source.model.pooling!r} there, {config.model.pooling!r} here, "
             "of which one has a token put first"
         )
+    its = Path(config.init_from).expanduser() / lra_tasks.store.VOCABULARY
+    if task.tokenizer and its.is_file() and its.read_bytes() != task.tokenizer.read_bytes():
+        problems.append(
+            f"config.task.tokenizer={config.task.tokenizer!r}: another vocabulary than that run's; "
+            f"give {config.init_from!r}"
+        )
     taken = dict(wanted)
     for name in sorted(found.keys() | wanted.keys()):
         if name not in found or name not in wanted:

@@ -1,5 +1,6 @@
 """Problems of `config.task`, found before any data is touched."""
 
+import contextlib
 import dataclasses
 import importlib
 import itertools
@@ -83,9 +84,20 @@ def task_module(name: str) -> ModuleType:
 
 
 def prepared_releases(config: TaskConfig, module: ModuleType, root: Path) -> list[Path]:
-    """Prepared sets of source 'release' that fit the config, whatever files they came from."""
+    """Prepared sets of source 'release' that fit the config, whatever files they came from.
+
+    Where a vocabulary is asked for, and is there, a set must be of the same.
+    """
     pattern = store.directory_name(config.name, module, config, "release", None)
-    return store.find_prepared(root, pattern, module.VERSION)
+    found = store.find_prepared(root, pattern, module.VERSION)
+    if not (config.tokenizer and found):
+        return found
+    from lra_tasks.documents import tokenizer
+
+    with contextlib.suppress(ValueError):
+        wanted = tokenizer.find(config.tokenizer).read_bytes()
+        found = [folder for folder in found if (folder / store.VOCABULARY).read_bytes() == wanted]
+    return found
 
 
 def _check_types(task_config) -> list[str]:

@@ -35,7 +35,8 @@ def ordered_map(
       num_workers: processes; None: one a core; 0: computes in this process.
 
     Raises:
-      RuntimeError: a worker raised (its traceback is in the message) or died.
+      RuntimeError: a worker raised; its traceback is in the message.
+      ChildProcessError: a worker died.
     """
     num_workers = available_cores() if num_workers is None else num_workers
     if num_workers == 0:
@@ -53,7 +54,8 @@ def ordered_map(
                 except StopIteration:
                     exhausted = True
                     break
-                _send(workers[sent % num_workers].stdin, item)
+                with contextlib.suppress(BrokenPipeError):  # a worker died: see _receive
+                    _send(workers[sent % num_workers].stdin, item)
                 sent += 1
             if received == sent:
                 return
@@ -92,7 +94,7 @@ def _receive(worker: subprocess.Popen) -> Any:
     try:
         ok, result = pickle.load(worker.stdout)
     except EOFError:
-        raise RuntimeError(
+        raise ChildProcessError(
             f"a worker process died (exit status {worker.wait()}); if the system killed it for "
             "memory, free some or use fewer workers"
         ) from None

@@ -130,13 +130,14 @@ def _preview(task: lra_tasks.Task, preview_dir: str | None) -> None:
     """Prints the first examples of train, or writes them as PNG files."""
     module = lra_tasks.task_module(task.name)
     shape = getattr(module, "PICTURE_SHAPE", None)
+    vocabulary = [task.tokenizer] if task.tokenizer else []
     count = min(NUM_SHOWN, len(task.splits["train"].examples))
     for index, example in enumerate(task.splits["train"].examples.__getitems__(range(count))):
         print(f"train {index}, label {example['label']}")
         documents = [example[name] for name in ("inputs", "inputs2") if name in example]
         for document in documents:
             if shape is None:
-                text = module.decode(document.astype(np.int32) + task.id_offset)
+                text = module.decode(document.astype(np.int32) + task.id_offset, *vocabulary)
                 print("    " + text[:SHOWN_CHARACTERS] + ("..." if text[SHOWN_CHARACTERS:] else ""))
             elif preview_dir is not None:
                 folder = Path(preview_dir).expanduser()

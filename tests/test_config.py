@@ -118,6 +118,13 @@ def test_a_wrong_value_is_named_with_what_is_allowed(field, value, expected):
     assert expected in mine[0]
 
 
+def test_rotary_positions_need_an_even_number_of_features_a_head():
+    config = load("lra_listops")
+    config.model.update(position="rotary", width=60, num_heads=4)
+    (problem,) = check_config(config)
+    assert "model.num_heads=4: expected config.model.width=60 over it to be even" in problem
+
+
 def test_all_problems_are_reported_at_once():
     config = load("lra_listops")
     config.model.num_heads = 3

@@ -6,8 +6,10 @@ import types
 import jax
 import pytest
 
+import sweep
 from configs import base
 from experiment import cores
+from experiment.grid import make_runs
 from lra_tasks.parallel import available_cores
 from tests.conftest import SMALL_ONE_LENGTH, start_train
 
@@ -36,6 +38,14 @@ def config_with(**values):
     config = base.get_config()
     config.update_from_flattened_dict(values)
     return config
+
+
+def test_a_sweep_counts_devices_as_its_runs_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(cores, "available_cores", lambda: 2)
+    arguments = ["--config=configs/lra_listops.py:quick", "--config.mesh.data=1,2,4"]
+    runs = make_runs(arguments, tmp_path)
+    (problem,) = sweep.find_problems(runs)
+    assert "config.mesh.data=4" in problem and "in 1 of 3 runs" in problem
 
 
 @pytest.mark.parametrize(

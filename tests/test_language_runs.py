@@ -10,7 +10,8 @@ from experiment import evaluate, tracks
 from experiment.config_checks import check_config
 from experiment.load import load_run
 from experiment.read_runs import read_runs
-from experiment.workdir import keep_tokenizer
+from experiment.workdir import WorkdirError, keep_tokenizer
+from lra_tasks.documents import tokenizer
 from tests.test_tasks_train import run
 
 pytest.importorskip("sentencepiece")
@@ -85,6 +86,15 @@ def test_fine_tuning_begins_with_it_and_classifies_text(pretrained, tmp_path, ca
     keep_tokenizer(tmp_path / "run", task.tokenizer)
     assert evaluate.main([f"--workdir={tmp_path / 'run'}", "--text=a superb film"]) == 0
     assert capsys.readouterr().out.startswith("label ")
+
+
+def test_another_vocabulary_than_the_encoders_is_refused(pretrained, tmp_path):
+    other = tmp_path / "tokenizer.model"
+    texts = [f"another text of other words, number {n}" for n in range(500)]
+    other.write_bytes(tokenizer.train(texts, 320))
+    given = {"init_from": str(pretrained[0]), "task.tokenizer": str(other)}
+    with pytest.raises(WorkdirError, match=r"task\.tokenizer=.*another vocabulary than that run's"):
+        run(small(finetune_imdb, **given), tmp_path)
 
 
 @pytest.mark.parametrize("variant", [(mlm, ""), (mlm, "small"), (mlm, "imdb"), (finetune_imdb, "")])

@@ -9,6 +9,7 @@ import re
 import struct
 import sys
 import termios
+import threading
 import time
 
 import numpy as np
@@ -140,3 +141,28 @@ def test_waiting_for_batches_is_timed_and_ends_what_it_waits_for(tmp_path):
                 break
         assert 0.04 <= reporter.wait_seconds < 0.1
     assert ended
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_goes_on_where_tensorboards_files_cannot_be_written(tmp_path, capfd):
+    reporter = Reporter(tmp_path, 0, 100)
+    events = reporter.writer.file_writer.event_writer
+
+    def full():
+        raise OSError("no space left")
+
+    events._ev_writer.flush, events._worker._next_flush_time = full, 0
+    reporter.report(1, "train", VALUES)
+    events._worker.join(10)
+
+    def more():
+        for step in range(2, 20):
+            reporter.report(step, "train", VALUES)
+        reporter.close()
+
+    thread = threading.Thread(target=more, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 19
+    assert capfd.readouterr().err.count("TensorBoard's files can't be written any more") == 1

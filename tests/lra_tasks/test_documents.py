@@ -171,3 +171,13 @@ def test_tasks_of_bytes_have_no_vocabulary(make_config):
     ]
     (problem,) = lra_tasks.check(make_config("reviews", vocab_size=500))
     assert "config.task.tokenizer=''" in problem
+
+
+def test_without_files_the_set_of_the_vocabulary_asked_for_is_taken(make_documents, tmp_path):
+    write_documents(tmp_path / "more", seed=5)
+    more = make_documents(data_dir=str(tmp_path / "more"))
+    folders = [lra_tasks.prepare_set(config, tmp_path) for config in (make_documents(), more)]
+    assert folders[0] != folders[1]
+    for folder in folders:
+        config = make_documents(data_dir="", tokenizer=str(folder))
+        assert lra_tasks.prepare_set(config, tmp_path) == folder

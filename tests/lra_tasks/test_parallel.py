@@ -75,9 +75,17 @@ def test_an_exception_in_a_worker_is_told_with_its_traceback():
         list(parallel.ordered_map(fail, range(5), 2))
 
 
-def test_a_worker_that_dies_is_told():
-    with pytest.raises(RuntimeError, match=r"died \(exit status 7\)"):
-        list(parallel.ordered_map(die, range(5), 2))
+@pytest.mark.parametrize("seconds", [0, 2])
+def test_a_worker_that_dies_is_told(seconds):
+    """While results are awaited, and before the next item is sent."""
+
+    def items():
+        yield 0
+        time.sleep(seconds)
+        yield from range(1, 5)
+
+    with pytest.raises(ChildProcessError, match=r"died \(exit status 7\)"):
+        list(parallel.ordered_map(die, items(), 1))
 
 
 def test_workers_import_only_the_function():
