@@ -26,6 +26,7 @@ from experiment.checkpoints import NOT_EVALUATED
 from experiment.command_line import fail, parse_flags
 from experiment.config_checks import check_config, choose_accumulate_steps
 from experiment.cores import use_every_core
+from experiment.load import load_data
 from experiment.mesh import make_mesh, own_rows, put_batch, put_whole, sequence_axis
 from experiment.model import head_of, make_model
 from experiment.objectives import checkpoint_score, make_objective, unigram_nats
@@ -53,7 +54,6 @@ from experiment.workdir import (
     recorded_accumulate_steps,
     write_result,
 )
-from lra_tasks.progress import plain_warnings
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config, configs/lra_<task>.py.")
@@ -110,7 +110,8 @@ def train(
 
     checkpoints = open_checkpoints(workdir / "checkpoints")
     # Kept in checkpoints, for reports after a restart to be those of a run that never stopped.
-    progress = {"fingerprint": task.fingerprint, "seconds": 0.0, "since_report": {}}
+    progress = {"fingerprint": task.fingerprint, "source": task.source}
+    progress |= {"seconds": 0.0, "since_report": {}}
     progress |= {"step_seconds": 0.0, "wait_seconds": 0.0, "compile_seconds": 0.0}
     start_step = 0
     if resumed := checkpoints.resume(state):
@@ -286,11 +287,7 @@ def run(config, signals: StopSignals | None):
             said = f"{workdir} is finished; choose another --workdir to run again"
             print(said, file=sys.stderr)
         return
-    speaks = processes.is_first()
-    with plain_warnings(speaks):
-        task = processes.in_turn(
-            lambda: lra_tasks.load(config.task, config.cache_dir or None, progress=speaks)
-        )
+    task = load_data(config, workdir)
     processes.check_same({"fingerprint of the data": task.fingerprint})
     processes.first(lambda: keep_tokenizer(workdir, task.tokenizer))
     result = train(config, workdir, task, profile, signals)

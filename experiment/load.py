@@ -9,11 +9,13 @@ from flax import nnx
 
 import lra_tasks
 from configs import base
+from experiment import processes
 from experiment.checkpoints import Checkpoints
 from experiment.config_checks import check_fields
 from experiment.model import head_of, make_model
 from experiment.training import initial_state, make_optimizer
 from experiment.workdir import WorkdirError, saved_config
+from lra_tasks.progress import plain_warnings
 
 
 class Loaded(NamedTuple):
@@ -48,6 +50,7 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
         config.task.tokenizer = str(kept)
     checkpoints = Checkpoints(workdir / "checkpoints")
     step = best_step(checkpoints)
+    config.task.source = begun_with(checkpoints, config.task.source)
     if with_data:
         task = lra_tasks.load(config.task, cache_dir or None)
         trained_on = checkpoints.records[step]["progress"].get("fingerprint")
@@ -60,6 +63,26 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
         task = lra_tasks.without_data(config.task)
         task = dataclasses.replace(task, tokenizer=kept if kept.exists() else None)
     return Loaded(best_model(config, task, checkpoints, step), task, config)
+
+
+def load_data(config: ml_collections.ConfigDict, workdir: Path) -> lra_tasks.Task:
+    """The data of a run, from the source that it began with; of several processes each in turn."""
+    first, fields = processes.is_first(), config.task.copy_and_resolve_references()
+    fields.source = processes.first(
+        lambda: begun_with(Checkpoints(workdir / "checkpoints"), config.task.source)
+    )
+    with plain_warnings(first):
+        return processes.in_turn(
+            lambda: lra_tasks.load(fields, config.cache_dir or None, progress=first)
+        )
+
+
+def begun_with(checkpoints: Checkpoints, source: str) -> str:
+    """The source of a run's data so far where `source` is "auto", which may find more by now."""
+    latest = checkpoints.latest_step()
+    if source != "auto" or latest is None:
+        return source
+    return checkpoints.records[latest]["progress"].get("source", source)
 
 
 def best_model(

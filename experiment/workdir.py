@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "model.remat",
     "num_workers",
     "task.data_dir",
+    "task.source",  # the data's fingerprint may not
     "task.tokenizer",
 )
 

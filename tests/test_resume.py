@@ -15,6 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import lra_tasks
 from experiment import provenance
 from experiment.config_checks import choose_accumulate_steps
+from experiment.load import load_data
 from experiment.metrics import Reporter
 from experiment.profiling import Profiler, parse_steps
 from experiment.training import not_finite
@@ -197,6 +198,14 @@ def test_with_its_latest_checkpoints_damaged_a_run_ends_as_the_intact_one(
     assert "Traceback" not in said
     assert without_clock(result) == whole[1]
     assert reports(workdir) == reports(whole[0])
+
+
+def test_a_run_goes_on_with_the_source_that_it_began_with(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(lra_tasks, "load", lambda fields, *_, **__: fields.source)
+    auto = make_config(**{"task.source": "auto"})
+    assert load_data(auto, whole[0]) == "synthetic"
+    assert load_data(auto, tmp_path / "new") == "auto"
+    assert load_data(make_config(**{"task.source": "release"}), whole[0]) == "release"
 
 
 def test_a_run_that_goes_on_with_other_code_names_both(whole, task, tmp_path, monkeypatch):
