@@ -27,11 +27,17 @@ def score(group: Group) -> dict:
 def lra_records(groups: list[Group]) -> list[dict]:
     """The comparable results, then the paper's, whose number of seeds is not known."""
     ours = [
-        {"task": TITLES[group.task], "attention": group.label, "from": "ours", **score(group)}
+        {
+            "task": TITLES[group.task],
+            "attention": group.label,
+            "from": "ours",
+            "source": group.first["source"],
+            **score(group),
+        }
         for group in groups
         if group.first["comparable_to_lra"]
     ]
-    unknown = {"std": None, "num_seeds": None, "one_code": None}
+    unknown = {"source": "release", "std": None, "num_seeds": None, "one_code": None}
     return ours + [
         {"task": TITLES[task], "attention": name, "from": "paper", "mean": mean, **unknown}
         for name, means in PAPER.items()

@@ -179,6 +179,12 @@ def test_runs_of_several_commits_are_marked(tmp_path):
     assert "50.00 ± 0.00 (2)†" in [row["Text"] for row in rows]
 
 
+def test_data_made_here_are_marked(tmp_path):
+    write_run(tmp_path, "a", 0.5, source="generated")
+    rows = rows_of(report.lra_table, tmp_path)
+    assert "50.00 (1)‡" in [row["Text"] for row in rows]
+
+
 def test_a_run_of_several_commits_is_marked(tmp_path):
     write_run(tmp_path, "a", 0.5, earlier_commits=["d" * 40])
     rows = rows_of(report.lra_table, tmp_path)
