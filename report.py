@@ -126,9 +126,9 @@ def write_report(found: Found, out: Path) -> None:
 LRA_TEXT = (
     "Test accuracy in %: mean ± sample standard deviation over seeds, and the number of runs in "
     "brackets; † where they are not all of one commit without changes and one set of package "
-    "versions. Only runs of LRA's recipe, on its files or, with ‡, on as many examples made here by "
-    "its procedure. The paper's rows are those of Xiong et al. (2021), whose number of runs is not "
-    "given."
+    "versions. Only runs of LRA's recipe, on its files or, with ‡, on as many examples made by its "
+    "procedure here. The paper's rows are those of Xiong et al. (2021), whose number of runs is "
+    "not given."
 )
 APART_TEXT = "Accuracy in %, means over seeds as in the first table."
 LANDMARKS_TEXT = "Test accuracy in % of runs that differ in the number of landmarks alone."

@@ -4,7 +4,6 @@
 """
 
 import functools
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from lra_tasks import synthetic
 from lra_tasks.archives import iter_members, locate
+from lra_tasks.disk import sha256_of_file
 
 NUM_CLASSES = 10
 VOCAB_SIZE = 256
@@ -179,8 +179,7 @@ def _batch_files(files: list[Path], notes: dict) -> Iterator[tuple[str, str, byt
     """(where it is, file name, contents) of the files of records."""
     if len(files) == 1:
         archive = files[0]
-        with open(archive, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of_file(archive)
         if digest != ARCHIVE_SHA256:
             notes["different_archive"] = (
                 f"{archive.name} has sha256 {digest}, the official {ARCHIVE} {ARCHIVE_SHA256}"

@@ -14,9 +14,9 @@ from typing import BinaryIO
 import numpy as np
 
 from lra_tasks import release, synthetic
-from lra_tasks.text import decode, encode
+from lra_tasks.text import check, decode, encode, num_examples, set_name
 
-__all__ = ["decode", "encode"]
+__all__ = ["check", "decode", "encode", "num_examples", "set_name"]
 
 NUM_CLASSES = 2
 VOCAB_SIZE = 257
@@ -42,26 +42,6 @@ MAX_LINE_BYTES = 16 << 20
 MAX_BAD_SHARE = 0.001  # of a file's rows; with more malformed ones preparation fails
 MAX_ROWS = 10 * OFFICIAL_ROWS["train"]
 SHOWN = 5  # malformed rows that are named one by one
-
-
-def check(config) -> list[str]:
-    """Problems of the fields that only this task understands: there are none."""
-    del config
-    return []
-
-
-def set_name(config, source: str) -> str:
-    """What distinguishes a set: sizes, length; the seed where examples are made from one."""
-    sizes = "-".join(str(getattr(config, f"num_{split}") or "all") for split in FILES)
-    seed = f"-seed{config.data_seed}" if source == "synthetic" else ""
-    return f"{sizes}-length{config.max_length}{seed}"
-
-
-def num_examples(config, source: str) -> dict[str, int | None]:
-    """Examples of each split; None: what the source has."""
-    if source == "synthetic":
-        return synthetic.sizes(config)
-    return {split: getattr(config, f"num_{split}") or None for split in FILES}
 
 
 def why_not_comparable(config, source: str, notes: dict) -> str:

@@ -45,14 +45,7 @@ def check(config) -> list[str]:
     return problems
 
 
-def set_name(config, source: str) -> str:
-    """What distinguishes a set: sizes, length, vocabulary, seed."""
-    return documents.set_name(config, source)
-
-
-def num_examples(config, source: str) -> dict[str, int | None]:
-    """Those of Text."""
-    return text.num_examples(config, source)
+set_name, num_examples = documents.set_name, text.num_examples
 
 
 def why_not_comparable(config, source: str, notes: dict) -> str:

@@ -7,12 +7,12 @@ positive reviews alternate, so the first n of a split are balanced.
 """
 
 import csv
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from lra_tasks.archives import iter_members
+from lra_tasks.disk import sha256_of_file
 from lra_tasks.release import count_note, is_apple_double
 
 FILM_GAP = 30  # the archive's authors took at most 30 reviews of a film
@@ -45,7 +45,7 @@ def release_splits(files: list[Path], notes: dict) -> dict[str, Labelled]:
     Raises ValueError as `read_release` does.
     """
     notes["different_archive"] = ""
-    if files[0].is_file() and (digest := _sha256(files[0])) != ARCHIVE_SHA256:
+    if files[0].is_file() and (digest := sha256_of_file(files[0])) != ARCHIVE_SHA256:
         notes["different_archive"] = (
             f"{files[0].name} has sha256 {digest}, the official {ARCHIVE} {ARCHIVE_SHA256}"
         )
@@ -68,7 +68,7 @@ def package_splits(files: list[Path], notes: dict) -> dict[str, Labelled]:
     Raises ValueError if the CSV is not the known one.
     """
     path = files[0]
-    if (digest := _sha256(path)) != PACKAGE_SHA256:
+    if (digest := sha256_of_file(path)) != PACKAGE_SHA256:
         raise ValueError(f"{path}: sha256 {digest}, expected {PACKAGE_SHA256}: {PACKAGE_COMMAND}")
     classes = []
     for reviews in read_package(path):
@@ -189,8 +189,3 @@ def _checked(data: bytes, where: str) -> bytes:
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 at byte {error.start}") from error
     return data
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
