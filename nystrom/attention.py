@@ -21,7 +21,15 @@ from nystrom.checks import (
 )
 from nystrom.kernels import choose
 from nystrom.landmarks import landmark_means
-from nystrom.numerics import MASKED, common_dtype, einsum, exact_einsum, heads_first, zero_padded
+from nystrom.numerics import (
+    MASKED,
+    accumulator,
+    common_dtype,
+    einsum,
+    exact_einsum,
+    heads_first,
+    zero_padded,
+)
 from nystrom.pinv import iterative_pinv
 
 # --- the equations ------------------------------------------------------------------------
@@ -92,7 +100,11 @@ def softmax(query, key, key_mask, scale, product=einsum, axis_name=None, is_caus
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
     weights = jnp.exp(logits - largest)
+    if is_causal and key_mask is not None:  # a query may have no key, and must not get later ones
+        weights = jnp.where(logits > MASKED, weights, 0)
     total = weights.sum(axis=-1, keepdims=True)
+    if is_causal and key_mask is not None:
+        total = jnp.where(total > 0, total, jnp.ones_like(total))
     return weights / (total if axis_name is None else jax.lax.psum(total, axis_name))
 
 
@@ -188,7 +200,7 @@ def _attention(query, key, value, query_mask, key_mask, options, implementation)
 
     dtype = common_dtype(query, key, value)
     out_shape = (*query.shape[:-1], value.shape[-1])
-    if options.axis_name is None and is_empty(*out_shape, key.shape[-3]):
+    if is_empty(*out_shape, key.shape[-3]):
         return jnp.zeros(out_shape, query.dtype)
     arrays = (zero_padded(query, query_mask).astype(dtype), key.astype(dtype), value.astype(dtype))
     plain, tiles = (partial(form, options=options) for form in (eq_9, tiled.nystrom))
@@ -289,6 +301,12 @@ def nystrom_factors(
 @partial(jax.jit, static_argnums=4)
 def _factors(query, key, query_mask, key_mask, options):
     dtype = common_dtype(query, key)
+    *batch, length, heads, _ = query.shape
+    if is_empty(*query.shape, key.shape[-3]):
+        count = options.num_landmarks
+        sizes = (length, count), (count, count), (count, key.shape[-3])
+        zeros = (jnp.zeros((*batch, heads, *size), accumulator(dtype)) for size in sizes)
+        return NystromFactors(*zeros)
     query, key = (
         zero_padded(x, mask).astype(dtype) for x, mask in ((query, query_mask), (key, key_mask))
     )

@@ -37,6 +37,7 @@ def chebyshev_pinv(a: Float[Array, "*B L L"]) -> Float[Array, "*B L L"]:
 
     Raises:
       ValueError: a is not *B L L.
+      TypeError: a is not floating-point.
     """
     check_square(a)
     return _inverse(a)

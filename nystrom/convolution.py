@@ -53,7 +53,7 @@ def depthwise_convolution(
 def _convolution(value, filters, mask, implementation, axis_name):
     from nystrom.kernels.convolution import fused, tiled
 
-    if axis_name is None and is_empty(*value.shape):
+    if is_empty(*value.shape):
         return value
     value = zero_padded(value, mask)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -149,7 +150,8 @@ class Encoder(nnx.Module):
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "*B N C"]:
-        """Hidden states, zeros where padded; dropout acts only when given a key, or one an example.
+        """Hidden states, zeros where padded; dropout acts only when given a key, or one an example
+        (as `jax.random.key` makes them).
 
         Raises:
           ValueError: more positions than `max_length`, a mask that is not *B N.
@@ -177,7 +179,7 @@ class Encoder(nnx.Module):
         if mask is not None and trailing:
             tokens, mask = unless_trailing(to_front, mask, tokens, mask)
         *keys, embedding_key = split_keys(dropout_key, len(self.blocks) + 1)
-        x = self._embed(tokens, mask)
+        x = self._embed(zero_padded(tokens, mask), mask)
         x = dropout(x, self.dropout_rate, embedding_key, self.axis_name)
         call = EncoderBlock.__call__
         call = nnx.remat(call, static_argnums=4) if self.remat else call
@@ -200,8 +202,13 @@ class Encoder(nnx.Module):
         if not hasattr(tokens, "dtype") or not jnp.issubdtype(tokens.dtype, jnp.integer):
             found = getattr(tokens, "dtype", type(tokens).__name__)
             raise TypeError(f"tokens have dtype {found}: expected an array of integer ids")
-        if tokens.ndim < 1 or tokens.shape[-1] > self.max_length:
-            raise ValueError(f"tokens {tokens.shape}: expected *B N, N at most {self.max_length}")
+        pieces = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
+        if tokens.ndim < 1 or tokens.shape[-1] * pieces > self.max_length:
+            raise ValueError(
+                f"tokens {tokens.shape}"
+                + (f" in {pieces} pieces" if pieces > 1 else "")
+                + f": expected *B N, N at most {self.max_length}"
+            )
         if mask is not None:
             check_mask_type("mask", mask)
             if mask.shape != tokens.shape:

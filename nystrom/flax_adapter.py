@@ -23,9 +23,10 @@ def attention_fn(
     """A self-attention for `nnx.MultiHeadAttention` and `linen.MultiHeadDotProductAttention`.
 
     The result takes what either module passes: query, key and value *B N H D, and a padding mask
-    *B 1 1 N, True = real token, or None. It is the queries' mask too. Integers that are not 0 stand
-    for True. Floats are refused: an additive mask (0 and -1e9) would mean the contrary. With
-    `float_masks` they are taken as 0 and 1, and so are those that can be seen to hold nothing else.
+    *B 1 1 N, True = real token, or None. It is the queries' mask too. Integers are taken as 0 and 1
+    (others are refused where jit shows them). Floats are refused: an additive mask (0 and -1e9)
+    would mean the contrary. With `float_masks` they are taken as 0 and 1, and so are those that can
+    be seen to hold nothing else.
 
     The result raises ValueError for what would change the outcome and can't be honoured: a mask
     over pairs of positions or heads, a mask where lengths differ, a bias, causal use, dropout of
@@ -117,10 +118,16 @@ def _refuse_what_cannot_be(bias, module, *einsums):
 
 def _at(precision):
     """Flax's precision as JAX's default one."""
+    if isinstance(precision, tuple) and len(set(precision)) == 1:
+        precision = precision[0]  # one for both operands
     if precision is None:
         return contextlib.nullcontext()
-    name = precision.name.lower() if isinstance(precision, jax.lax.Precision) else precision
-    return jax.default_matmul_precision(name)
+    if isinstance(precision, tuple):
+        raise ValueError(f"precision={precision}: expected the same for both operands")
+    if isinstance(precision, jax.lax.Precision):
+        precision = precision.name.lower()
+    name = getattr(precision, "name", precision)  # of a preset of algorithms
+    return jax.default_matmul_precision("default" if name == "fastest" else name)
 
 
 def _padding_mask(mask, key, float_masks) -> Bool[Array, "*B M"]:

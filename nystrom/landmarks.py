@@ -52,7 +52,8 @@ def landmark_means(x, num_landmarks, mask, axis_name=None):
     """`segment_means` in float32 (or float64); `valid` is None where every landmark has a token."""
     length = x.shape[-3]
     if mask is None and axis_name is None and length % num_landmarks == 0 and length >= 1:
-        segments = x.reshape(*x.shape[:-3], num_landmarks, -1, *x.shape[-2:])
+        size = length // num_landmarks
+        segments = x.reshape(*x.shape[:-3], num_landmarks, size, *x.shape[-2:])
         return segments.mean(axis=-3, dtype=accumulator(x.dtype)), None
     if mask is None:
         mask = jnp.ones(x.shape[:-2], bool)
@@ -77,7 +78,8 @@ def segment_sums(
     """
     *batch, length, num_heads, depth = x.shape
     per_token = num_landmarks + num_heads * depth
-    tokens = x.reshape(-1, length, num_heads * depth), segment.reshape(-1, length)
+    examples = math.prod(batch)
+    tokens = x.reshape(examples, length, num_heads * depth), segment.reshape(examples, length)
 
     def sums(x, segment):
         x = jnp.where((segment < num_landmarks)[:, None], x, jnp.zeros((), x.dtype))
@@ -102,7 +104,7 @@ def segment_sums(
 
     whole = not all_known(length) or length * per_token <= PIECE
     each = sums if whole else sums_in_pieces
-    alone = math.prod(batch) == 1  # mapping over one example, XLA would copy all its tokens
+    alone = examples == 1  # mapping over one example, XLA would copy all its tokens
     total = each(*(array[0] for array in tokens)) if alone else jax.vmap(each)(*tokens)
     return total.reshape(*batch, num_landmarks, num_heads, depth)
 

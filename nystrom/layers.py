@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.landmarks import token_ranks
+from nystrom.numerics import accumulator
 
 LAYER_NORM_EPSILON = 1e-5
 ROTARY_BASE = 10_000  # Su et al. 2021, "RoFormer"
@@ -82,9 +83,9 @@ def rotate(x: Float[Array, "*B N H D"], rank: Int[Array, "... N"]) -> Float[Arra
     The pair of features i and i + D/2 turns by rank / 10000^(2 i / D); D is even. Ranks have *B or
     ones.
     """
-    half = x.shape[-1] // 2
-    rate = ROTARY_BASE ** -(np.arange(half, dtype=np.float32) / half)
-    angle = rank[..., None, None].astype(jnp.float32) * rate.reshape(*(1,) * (rank.ndim + 1), half)
+    half, dtype = x.shape[-1] // 2, accumulator(x.dtype)
+    rate = ROTARY_BASE ** -(np.arange(half, dtype=dtype) / half)
+    angle = rank[..., None, None].astype(dtype) * rate.reshape(*(1,) * (rank.ndim + 1), half)
     cos, sin = (f(angle).astype(x.dtype) for f in (jnp.cos, jnp.sin))
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -12,7 +12,7 @@ from nystrom.checks import check_choice
 from nystrom.encoder import Encoder
 from nystrom.landmarks import token_ranks
 from nystrom.layers import Dense
-from nystrom.numerics import zero_padded
+from nystrom.numerics import accumulator, zero_padded
 
 POOLINGS = ("mean", "max", "cls", "last", "mean_padded")
 
@@ -151,7 +151,8 @@ class TokenPredictor(nnx.Module):
             return self.logits(x).astype(jnp.float32)
         assert self.bias is not None  # there is the one or the other
         table = self.encoder.token_embed.embedding[...][: self.vocab_size].astype(x.dtype)
-        return (x @ table.T).astype(jnp.float32) + self.bias[...]
+        logits = (x @ table.T).astype(jnp.float32)
+        return logits + jnp.broadcast_to(self.bias[...], logits.shape)
 
     def order_logits(self, hidden: Float[Array, "*B M C"]) -> Float[Array, "*B 2"]:
         """Logits of halves in order and swapped, from the first token's hidden state."""
@@ -192,8 +193,8 @@ def pool(
         return total(zero_padded(x, picked).sum(axis=-2))
     counted = mask if pooling == "mean" else mask | True
     count = jnp.maximum(total(counted.sum(axis=-1, dtype=jnp.int32)), 1)
-    summed = total(zero_padded(x, mask).sum(axis=-2))
-    return summed / count[..., None].astype(x.dtype)
+    summed = total(zero_padded(x, mask).sum(axis=-2, dtype=accumulator(x.dtype)))
+    return (summed / count[..., None].astype(summed.dtype)).astype(x.dtype)
 
 
 def _with_cls(tokens, mask, cls_token):
@@ -203,4 +204,6 @@ def _with_cls(tokens, mask, cls_token):
 
 
 def _put_first(x, first):
+    if jnp.issubdtype(x.dtype, jnp.integer) and jnp.iinfo(x.dtype).bits < 32:
+        x = x.astype(jnp.int32)  # a narrow type may not have the token
     return jnp.concatenate([jnp.full_like(x[..., :1], first), x], axis=-1)

@@ -28,7 +28,7 @@ def iterative_pinv(a: Float[Array, "*B L L"], num_iterations: int = 6) -> Float[
 
     Raises:
       ValueError: a is not *B L L, or num_iterations < 1.
-      TypeError: num_iterations is not an integer known when tracing.
+      TypeError: a is not floating-point, num_iterations not an integer known when tracing.
     """
     check_square(a)
     return _inverse(a, check_count("num_iterations", num_iterations))
@@ -98,6 +98,8 @@ def transpose(x: Array) -> Array:
 
 
 def check_square(a: Array) -> None:
-    """Raises unless `a` holds square matrices."""
+    """Raises unless `a` holds square matrices of floating-point numbers."""
+    if not jnp.issubdtype(a.dtype, jnp.floating):
+        raise TypeError(f"a has dtype {a.dtype}: expected floating-point numbers")
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
         raise ValueError(f"a has shape {a.shape}: expected square matrices *B L L")

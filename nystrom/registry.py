@@ -69,14 +69,22 @@ def _nystrom(setting, num_landmarks, pinv, pinv_iterations, padding):
 
 
 def _performer(setting, num_features, feature_kernel):
-    features = orthogonal_features(num_features, setting.depth, setting.seed)
-    return Bound.of(performer_attention, projection=features, feature_kernel=feature_kernel)
+    drawn = num_features, setting.depth, setting.seed
+    return Bound.of(_drawn_performer, drawn=drawn, feature_kernel=feature_kernel)
+
+
+def _drawn_performer(*arrays, drawn, **options):
+    return performer_attention(*arrays, projection=orthogonal_features(*drawn), **options)
 
 
 def _reformer(setting, num_hashes, bucket_size):
     half_buckets = max(1, setting.max_length // bucket_size)
-    rotations = random_rotations(num_hashes, setting.depth, half_buckets, setting.seed)
-    return Bound.of(reformer_attention, rotations=rotations, bucket_size=bucket_size)
+    drawn = num_hashes, setting.depth, half_buckets, setting.seed
+    return Bound.of(_drawn_reformer, drawn=drawn, bucket_size=bucket_size)
+
+
+def _drawn_reformer(*arrays, drawn, **options):
+    return reformer_attention(*arrays, rotations=random_rotations(*drawn), **options)
 
 
 class Linformer(nnx.Module):

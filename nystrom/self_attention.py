@@ -31,9 +31,6 @@ class Bound:
     def __call__(self, *arrays: Any, **more: Any) -> Array:
         return self.function(*arrays, **dict(self.options), **more)
 
-    def __hash__(self):  # options may be arrays, which have none
-        return hash((self.function, tuple(name for name, _ in self.options)))
-
 
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with any attention of this package's signature.

@@ -5,7 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import nystrom_attention
@@ -55,7 +55,9 @@ def sharded_attention(
         arrays = (query, key, value, query_mask, key_mask)
         explicit = AxisType.Explicit in mesh.axis_types
         if explicit:
-            arrays = tuple(None if x is None else jax.reshard(x, specs[0]) for x in arrays)
+            arrays = tuple(
+                None if x is None else jax.reshard(x, NamedSharding(mesh, specs[0])) for x in arrays
+            )
 
         def local(query, key, value, query_mask, key_mask):
             return attend(query, key, value, query_mask=query_mask, key_mask=key_mask)
@@ -65,7 +67,7 @@ def sharded_attention(
         if out.shape[-3] == length:
             return out
         if explicit:  # which has no pieces of unequal lengths
-            out = jax.reshard(out, PartitionSpec(*batch))
+            out = jax.reshard(out, NamedSharding(mesh, PartitionSpec(*batch)))
         return out[..., :length, :, :]
 
     def sharded(

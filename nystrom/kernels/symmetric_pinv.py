@@ -44,6 +44,8 @@ def apply_pinv(
     if num_iterations > NEVER_STOPPED:
         return matmul(iterative_pinv(a, num_iterations), w)
 
+    batch = a.shape[:-2]
+
     def plain(primals, constants):
         a, scale, w = primals
         return matmul(iterate(a, scale, num_iterations), w)
@@ -52,7 +54,7 @@ def apply_pinv(
         return _forward(*primals, num_iterations)
 
     def backward(residuals, constants, d_out):
-        return one_by_one(_backward, (residuals, d_out), a.shape[:-2])
+        return one_by_one(_backward, (residuals, d_out), batch)
 
     return with_gradient(plain, forward, backward)((a, initial_scale(a), w))
 

@@ -6,7 +6,7 @@
     logits = model(tokens, mask)  # *B N vocabulary
     language.save_pretrained(model, "folder")  # transformers reads it
 
-Reading and writing weights needs `safetensors` (`pip install "nystrom[language]"`).
+Reading and writing weights needs `safetensors` (`pip install ".[language]"`).
 """
 
 from nystrom.language.config import ATTENTIONS, PADDINGS, LanguageConfig

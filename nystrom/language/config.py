@@ -28,7 +28,7 @@ class LanguageConfig:
     (eq. 8, as `nystrom_attention` does) instead of one for all heads of an example.
 
     Raises:
-      ValueError, TypeError: fields that can't be, all in one message.
+      ValueError: fields that can't be, all in one message, or the first count that can't.
     """
 
     vocab_size: int = 30000
@@ -109,7 +109,7 @@ class LanguageConfig:
         """The fields of a config.json that `transformers` reads."""
         fields = json.loads(self.unread)
         labels = {str(i): f"LABEL_{i}" for i in range(self.num_labels)}
-        if len(fields.get("id2label", ())) != self.num_labels:
+        if len(fields.get("id2label") or ()) != self.num_labels:
             fields["id2label"] = labels
             fields["label2id"] = {label: int(i) for i, label in labels.items()}
         fields |= dataclasses.asdict(self)

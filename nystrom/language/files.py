@@ -21,13 +21,13 @@ def read_arrays(folder: Path, torch_file: str | None = None) -> dict[str, np.nda
     """
     if torch_file is not None:
         return _read_torch(folder / torch_file)
+    if (folder / WEIGHTS).is_file():
+        return _read_safetensors(folder / WEIGHTS)
     if (folder / INDEX).is_file():
         arrays: dict[str, np.ndarray] = {}
         for name in _parts(folder / INDEX):
             arrays |= _read_safetensors(folder / name)
         return arrays
-    if (folder / WEIGHTS).is_file():
-        return _read_safetensors(folder / WEIGHTS)
     pickled = sorted(path.name for path in folder.glob("*.bin"))
     hint = (
         f"; {pickled[0]} is a pickle, read only when asked for and then by torch's weights-only "
@@ -62,6 +62,8 @@ def _read_safetensors(path):
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path} holds numbers of a type that NumPy lacks: {error}") from None
 
 
 def _parts(path):
@@ -105,7 +107,6 @@ def _safetensors():
         import safetensors
     except ImportError:
         raise ImportError(
-            "the language model's weights need safetensors: pip install safetensors, or "
-            '"nystrom[language]"'
+            "the language model's weights need safetensors: pip install safetensors"
         ) from None
     return safetensors

@@ -88,7 +88,8 @@ class MaskedLM(Head):
         """Logits of hidden states; of chosen ones, hidden[..., places, :], it costs less."""
         x = self.norm(ACTIVATIONS[self.config.hidden_act](self.transform(hidden)))
         decode = self.body.words.attend if self.decoder is None else self.decoder
-        return decode(x) + self.bias[...].astype(x.dtype)
+        logits = decode(x)
+        return logits + jnp.broadcast_to(self.bias[...].astype(x.dtype), logits.shape)
 
     def loss(self, logits: Float[Array, "*B N V"], labels: Int[Array, "*B N"]) -> Float[Array, ""]:
         """Mean cross-entropy in nats over the tokens whose label is not -100."""

@@ -17,7 +17,8 @@ def cross_entropy(
     labelled = labels != ignored
     index = jnp.where(labelled, labels, 0)[..., None]
     nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), index, axis=-1)[..., 0]
-    return jnp.where(labelled, nats, 0).sum() / jnp.maximum(labelled.sum(), 1)
+    count = jnp.maximum(labelled.sum(dtype=jnp.int32), 1)
+    return jnp.where(labelled, nats, 0).sum() / count.astype(nats.dtype)
 
 
 def squared_error(logits: Float[Array, "*B C"], labels: Float[Array, "..."]) -> Float[Array, ""]:

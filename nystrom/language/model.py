@@ -168,6 +168,7 @@ class NystromformerModel(nnx.Module):
         ids = tokens, jnp.zeros_like(tokens) if types is None else types
         if mask is not None and self.config.padding != "transformers":
             *ids, mask = unless_trailing(to_front, mask, *ids, mask)
+            ids = [zero_padded(x, mask) for x in ids]
         key, *keys = split_keys(dropout_key, len(self.blocks) + 1)
         states = [dropout(self._embed(*ids), self.config.hidden_dropout_prob, key)]
         for block, key in zip(self.blocks, keys, strict=True):

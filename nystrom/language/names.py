@@ -124,7 +124,7 @@ def head_of(architectures: Any, arrays: dict[str, np.ndarray]) -> str:
         architectures = architectures if isinstance(architectures, list) else [architectures]
         known = {head.ARCHITECTURE: name for name, head in HEADS.items()}
         known[NystromformerModel.__name__] = "none"
-        if architectures[0] not in known:
+        if not isinstance(architectures[0], str) or architectures[0] not in known:
             raise ValueError(
                 f"architectures={architectures}: expected one of {', '.join(known)}; name the head "
                 "to have instead, from_pretrained(..., head=...)"

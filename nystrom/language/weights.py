@@ -83,11 +83,13 @@ def from_pretrained(
     config, fields = read_config(folder / "config.json")
     config = _with_options(config, attention, num_landmarks, padding)
     arrays = plain_names(read_arrays(folder, torch_file))
-    if head is None or head != "none":
+    if head != "none":
         try:
             file_head = head_of(fields.get("architectures"), arrays)
         except ValueError as error:
-            raise ValueError(f"{folder / 'config.json'}: {error}") from None
+            if head is None:
+                raise ValueError(f"{folder / 'config.json'}: {error}") from None
+            file_head = head_of(None, arrays)
         head = file_head if head is None else head
     if head == "none":
         is_new, arrays = False, body_only(arrays)
