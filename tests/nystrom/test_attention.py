@@ -10,7 +10,7 @@ import pytest
 from contract import AttentionContract
 from inputs import jitted, mask_with, normal, random_inputs
 
-from nystrom import nystrom_attention, nystrom_factors, softmax_attention
+from nystrom import nystrom_attention, nystrom_factors, segment_means, softmax_attention
 
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "eq9_float64.npz", allow_pickle=False)
 
@@ -273,3 +273,28 @@ def test_float32_is_near_float64(scale):
         error = np.abs(gradient - expected).max()
         assert error <= 1e-5 * largest
         assert error <= 5e-5 * np.abs(expected).max()
+
+
+def test_causal_attention_without_an_early_key_reads_no_later_one():
+    q, k, v = random_inputs(8, length=4)
+    mask = np.array([False, True, True, True])
+    out, grads = jitted(
+        jax.value_and_grad(
+            lambda v: softmax_attention(q, k, v, key_mask=mask, is_causal=True)[0].sum()
+        )
+    )(v)
+    assert out == 0
+    np.testing.assert_array_equal(grads, 0)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 2, 4), (2, 0, 2, 4), (2, 8, 0, 4)])
+def test_factors_and_means_of_empty_arrays(shape):
+    x = np.ones(shape, np.float32)
+    batch, length, heads, depth = shape
+    count = min(3, max(1, length))
+    shapes = [part.shape for part in nystrom_factors(x, x, num_landmarks=3)]
+    assert shapes == [
+        (batch, heads, *size) for size in ((length, count), (count, count), (count, length))
+    ]
+    landmarks, valid = segment_means(x, 3)
+    assert landmarks.shape == (batch, 3, heads, depth) and valid.shape == (batch, 3)

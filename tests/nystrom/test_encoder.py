@@ -15,6 +15,7 @@ from inputs import jitted, mask_with
 from jax.extend.core import jaxprs_in_params
 
 import nystrom
+from nystrom.models import pool
 
 DATA = Path(__file__).parents[1] / "data"
 LENGTH = 14
@@ -362,3 +363,39 @@ def test_positions_and_norms(options):
     assert np.abs(default - alone).max() > 1e-3
     backwards = run(tokens[:, ::-1], None)[:, ::-1]
     assert np.abs(backwards - alone).max() > 1e-5  # the convolution and landmarks see the order
+
+
+@pytest.mark.parametrize("filler", [-100, 12, 10_000])
+def test_padding_may_hold_any_id(filler):
+    graph, state = nnx.split(make_encoder())
+    tokens = random_tokens(5, 2, LENGTH)
+    mask = np.stack([mask_with(5, LENGTH, "holes"), mask_with(LENGTH, LENGTH, "trailing")])
+    expected = apply_and_grads(graph, state, tokens, mask)
+    found = apply_and_grads(graph, state, np.where(mask, tokens, filler), mask)
+    assert_trees_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["performer", "reformer"])
+def test_models_that_differ_in_a_seed_share_a_jitted_function(name):
+    outs = []
+    run = nnx.jit(lambda model, tokens: model(tokens))
+    for seed in (0, 1):
+        maker = nystrom.self_attention_maker(
+            name, 8, 2, max_length=LENGTH, seed=seed, rngs=nnx.Rngs(0)
+        )
+        outs.append(run(make_encoder(make_attention=maker), random_tokens(6, 1, LENGTH)))
+    assert outs[0].shape == outs[1].shape and np.abs(outs[0] - outs[1]).max() > 0
+
+
+@pytest.mark.unchecked
+def test_a_cls_token_beyond_a_narrow_dtype():
+    encoder = nystrom.Encoder(257, LENGTH + 1, width=8, num_layers=1, rngs=nnx.Rngs(0))
+    options = {"width": 8, "pooling": "cls", "cls_token": 256}
+    model = nystrom.Classifier(encoder, 3, **options, rngs=nnx.Rngs(1))
+    narrow = random_tokens(7, 1, LENGTH).astype(np.uint8)
+    np.testing.assert_array_equal(model(narrow), model(narrow.astype(np.int32)))
+
+
+def test_the_mean_of_many_halves_is_finite():
+    x = np.full((1, 70_000, 1), 0.5, np.float16)
+    np.testing.assert_allclose(pool(x, None), 0.5, rtol=1e-3)

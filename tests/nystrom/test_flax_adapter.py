@@ -206,3 +206,14 @@ def test_no_batch_dimension_and_several():
     out = attend(x, x, x, mask=mask[:, :, None, None, :])
     one = attend(x[1, 0], x[1, 0], x[1, 0], mask=mask[1, 0][None, None, :])
     np.testing.assert_allclose(out[1, 0], one, atol=2e-5)
+
+
+def test_every_precision_that_flax_knows():
+    x = jax.random.normal(jax.random.key(0), (1, 8, 2, 4))
+    attend, highest = attention_fn(4), jax.lax.Precision.HIGHEST
+    expected = attend(x, x, x, precision="highest")
+    for precision in (highest, (highest, highest), jax.lax.DotAlgorithmPreset.F32_F32_F32):
+        np.testing.assert_allclose(attend(x, x, x, precision=precision), expected, atol=1e-5)
+    assert np.isfinite(attend(x, x, x, precision="fastest")).all()
+    with pytest.raises(ValueError, match=r"precision=.*the same for both operands"):
+        attend(x, x, x, precision=("highest", "default"))

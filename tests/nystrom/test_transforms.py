@@ -208,6 +208,23 @@ def test_strict_modes(name):
         assert all(np.isfinite(g).all() for g in grads)
 
 
+@pytest.mark.parametrize(
+    "name", sorted(PUBLIC.keys() - {"linformer"})
+)  # whose projection is float32
+def test_strict_modes_in_half_precision(name):
+    x, f = (jnp.asarray(x, jnp.bfloat16) for x in SMALL)
+    with MODES["promotion"](), MODES["rank"]():
+        out, grad = jax.value_and_grad(lambda x: PUBLIC[name](x, f).sum(dtype=jnp.float32))(x)
+    assert jnp.isfinite(out) and jnp.isfinite(grad).all() and grad.dtype == jnp.bfloat16
+
+
+def test_tiles_leak_no_tracer():
+    x = normal(2, 3, 300, 8, 4)
+    with jax.checking_leaks():
+        grads = jax.grad(lambda x: nystrom.nystrom_attention(x, x, x, implementation="tiled").sum())
+        assert np.isfinite(grads(x)).all()
+
+
 @pytest.mark.parametrize("position", nystrom.POSITIONS)
 @pytest.mark.parametrize("mode", MODES)
 def test_an_encoder_in_strict_modes(mode, position):

@@ -29,6 +29,7 @@ from nystrom import language
             "BertModel.*expected one of NystromformerForMaskedLM",
         ),
         (b'{"architectures": 3}', r"architectures=\[3\]"),
+        (b'{"architectures": [["a"]]}', r"architectures=\[\['a'\]\]"),
     ],
 )
 def test_a_broken_config_is_named(folder, content, message):
@@ -67,7 +68,10 @@ def test_weights_in_several_files(folder):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {x: p for p, held in parts.items() for x in held}}))
     assert_same_weights(language.from_pretrained(folder), expected)
-    (folder / "two.safetensors").unlink()
+    save_file(arrays, folder / "model.safetensors")  # as saving anew does: it is the newer
+    (folder / "two.safetensors").rename(folder / "away")
+    assert_same_weights(language.from_pretrained(folder), expected)
+    (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"two\.safetensors, which .* names, is missing"):
         language.from_pretrained(folder)
     for content, message in (("{}", "no index"), ('{"weight_map": {"a": "../b"}}', "same folder")):
@@ -130,3 +134,12 @@ def test_without_safetensors_the_error_says_what_to_install(monkeypatch, tmp_pat
     ):
         with pytest.raises(ImportError, match=r"need safetensors: pip install"):
             call()
+
+
+def test_a_head_is_found_by_its_arrays_where_the_architecture_is_unknown(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["NystromformerForPreTraining"], "id2label": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = language.from_pretrained(folder, head="masked_lm")
+    assert type(model) is language.MaskedLM
+    language.save_pretrained(model, folder)
