@@ -69,8 +69,12 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
         raise WorkdirError(f"--workdir={workdir}: can't write there ({error})") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         raise WorkdirError(f"--workdir={workdir}: another process is running in it") from error
+    except OSError as error:
+        raise WorkdirError(
+            f"--workdir={workdir}: can't be locked ({error}); choose one where files can be"
+        ) from error
     record_config(workdir, config)
     return lock
 
