@@ -77,11 +77,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def find_problems(runs: list[Run]) -> list[str]:
     """What keeps runs from starting, found in all of them before any starts."""
-    platform, num_devices = ask_devices()
+    asked = ask_devices()
     problems = {}  # problem -> the first run that has it, and how many have
     for run in runs:
-        cores = cpu_devices(run.config) if platform == "cpu" else None
-        found = check_config(run.config, cores or num_devices)
+        found = check_config(run.config, num_devices(run.config, *asked))
         if run.config.init_from:
             from experiment.pretrained import source_problems  # takes seconds, for orbax
 
@@ -107,6 +106,11 @@ def ask_devices() -> tuple[str, int]:
     told = subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=True).stdout
     platform, number = told.split()
     return platform, int(number)
+
+
+def num_devices(config, platform: str, number: int) -> int:
+    """The devices of a run with this config, where `ask_devices` told of those."""
+    return (cpu_devices(config) if platform == "cpu" else None) or number
 
 
 def command(run: Run) -> list[str]:

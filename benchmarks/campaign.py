@@ -24,7 +24,7 @@ from pathlib import Path
 from experiment.config_checks import check_config
 from experiment.grid import GridError, Run, make_runs
 from experiment.signals import StopSignals, exit_status
-from sweep import ask_devices, is_finished, log_path, start, steps_done
+from sweep import ask_devices, is_finished, log_path, num_devices, start, steps_done
 
 TASKS = ("listops", "text", "image", "retrieval", "pathfinder")  # by the work of their recipes
 NEED_FILES = ("image", "retrieval")
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def plan(options, more: list[str]) -> tuple[list[Run], dict[str, str]]:
     """The runs in order, and why tasks are left out."""
-    runs, left_out, num_devices = [], {}, ask_devices()
+    runs, left_out, asked = [], {}, ask_devices()
     for task in options.tasks:
         arguments = [f"--config=configs/lra_{task}.py", f"--config.model.attention={ATTENTIONS}"]
         folders = [options.data_dir] if options.data_dir else []
@@ -82,7 +82,7 @@ def plan(options, more: list[str]) -> tuple[list[Run], dict[str, str]]:
                     if argument.partition("=")[0] not in given
                 ]
                 found = make_runs([*arguments, *extra, *scaled, *more], options.out / "runs")
-            problems = check_config(found[0].config, num_devices)
+            problems = check_config(found[0].config, num_devices(found[0].config, *asked))
             if not problems:
                 runs += found
                 break
