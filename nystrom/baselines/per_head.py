@@ -9,6 +9,7 @@ from nystrom.array_typing import Array, Float
 from nystrom.checks import is_empty
 from nystrom.kernels import choose
 from nystrom.numerics import accumulator, common_dtype, zero_padded
+from nystrom.pinv import matmul
 
 
 def map_heads(
@@ -89,8 +90,3 @@ def kernel_average(
     positive = total > jnp.finfo(total.dtype).tiny
     otherwise = jnp.zeros_like(out[:, :-1]) if mean is None else mean
     return jnp.where(positive, out[:, :-1] / jnp.where(positive, total, 1), otherwise)
-
-
-def matmul(x: Array, y: Array) -> Array:
-    """x y at the highest precision."""
-    return jnp.matmul(x, y, precision="highest")

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nystrom.array_typing import Array, Bool, Float
-from nystrom.baselines.per_head import kernel_average, map_heads, matmul
+from nystrom.baselines.per_head import kernel_average, map_heads
 from nystrom.checks import both_masks, check_choice, check_inputs
 from nystrom.numerics import MASKED
+from nystrom.pinv import matmul
 
 FEATURE_KERNELS = ("relu", "softmax")
 EPSILON = {"relu": 1e-3, "softmax": 1e-6}  # added to features, as the published code does
