@@ -50,7 +50,8 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
         config.task.tokenizer = str(kept)
     checkpoints = Checkpoints(workdir / "checkpoints")
     step = best_step(checkpoints)
-    config.task.source = begun_with(checkpoints, config.task.source)
+    if config.task.source == "auto":
+        config.task.source = source_so_far(checkpoints)
     if with_data:
         task = lra_tasks.load(config.task, cache_dir or None)
         trained_on = checkpoints.records[step]["progress"].get("fingerprint")
@@ -68,21 +69,20 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
 def load_data(config: ml_collections.ConfigDict, workdir: Path) -> lra_tasks.Task:
     """The data of a run, from the source that it began with; of several processes each in turn."""
     first, fields = processes.is_first(), config.task.copy_and_resolve_references()
-    fields.source = processes.first(
-        lambda: begun_with(Checkpoints(workdir / "checkpoints"), config.task.source)
-    )
+    if fields.source == "auto":
+        fields.source = processes.first(lambda: source_so_far(Checkpoints(workdir / "checkpoints")))
     with plain_warnings(first):
         return processes.in_turn(
             lambda: lra_tasks.load(fields, config.cache_dir or None, progress=first)
         )
 
 
-def begun_with(checkpoints: Checkpoints, source: str) -> str:
-    """The source of a run's data so far where `source` is "auto", which may find more by now."""
+def source_so_far(checkpoints: Checkpoints) -> str:
+    """The source that "auto" was when a run began, and may not be by now; "auto" if it has not."""
     latest = checkpoints.latest_step()
-    if source != "auto" or latest is None:
-        return source
-    return checkpoints.records[latest]["progress"].get("source", source)
+    if latest is None:
+        return "auto"
+    return checkpoints.records[latest]["progress"].get("source", "auto")
 
 
 def best_model(

@@ -100,12 +100,11 @@ def softmax(query, key, key_mask, scale, product=einsum, axis_name=None, is_caus
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
     weights = jnp.exp(logits - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = weights / (total if axis_name is None else jax.lax.psum(total, axis_name))
     if is_causal and key_mask is not None:  # a query may have no key, and must not get later ones
         weights = jnp.where(logits > MASKED, weights, 0)
-    total = weights.sum(axis=-1, keepdims=True)
-    if is_causal and key_mask is not None:
-        total = jnp.where(total > 0, total, jnp.ones_like(total))
-    return weights / (total if axis_name is None else jax.lax.psum(total, axis_name))
+    return weights
 
 
 def by_group(product, spec, x, y):
