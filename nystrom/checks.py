@@ -83,6 +83,21 @@ def check_mask_type(name: str, mask: Array) -> None:
         raise TypeError(f"{name} has {found}: expected a bool array, True for real tokens")
 
 
+def check_ids(tokens: Array, longest: int, *, mask=None, types=None, hint: str = "") -> None:
+    """Raises unless `tokens` are integers *B N with N at most `longest`, and the others fit."""
+    for name, ids in (("tokens", tokens), ("types", types)):
+        if ids is not None and not jnp.issubdtype(getattr(ids, "dtype", None), jnp.integer):
+            found = getattr(ids, "dtype", type(ids).__name__)
+            raise TypeError(f"{name} have dtype {found}: expected an array of integer ids")
+    if tokens.ndim < 1 or tokens.shape[-1] > longest:
+        raise ValueError(f"tokens {tokens.shape}: expected *B N, N at most {longest}{hint}")
+    if mask is not None:
+        check_mask_type("mask", mask)
+    for name, array in (("mask", mask), ("types", types)):
+        if array is not None and array.shape != tokens.shape:
+            raise ValueError(f"{name} {array.shape} and tokens {tokens.shape}: not alike")
+
+
 def check_count(name: str, value, least: int = 1) -> int:
     """`value` as an int; raises unless it is a whole number of at least `least`."""
     known(name, value)

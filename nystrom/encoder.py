@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float, Int
-from nystrom.checks import check_choice, check_count, check_mask_type
+from nystrom.checks import check_choice, check_count, check_ids
 from nystrom.layers import Dense, check_rate, dropout, gelu, layer_norm, real_ranks, split_keys
 from nystrom.numerics import from_front, to_front, unless_trailing, zero_padded
 from nystrom.self_attention import NystromSelfAttention, SelfAttention
@@ -174,7 +174,8 @@ class Encoder(nnx.Module):
         So no layer asks where the padding stands. Sequences that are cut over devices stay as they
         are.
         """
-        self._check(tokens, mask)
+        pieces = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
+        check_ids(tokens, self.max_length // pieces, mask=mask)
         trailing = self.axis_name is None
         if mask is not None and trailing:
             tokens, mask = unless_trailing(to_front, mask, tokens, mask)
@@ -197,19 +198,3 @@ class Encoder(nnx.Module):
             return x + table[real_ranks(mask, x.shape[:-1], self.axis_name)]
         # The table as it stands is far cheaper, backward above all, than a lookup.
         return x + jnp.broadcast_to(table[: x.shape[-2]], x.shape)
-
-    def _check(self, tokens, mask):
-        if not hasattr(tokens, "dtype") or not jnp.issubdtype(tokens.dtype, jnp.integer):
-            found = getattr(tokens, "dtype", type(tokens).__name__)
-            raise TypeError(f"tokens have dtype {found}: expected an array of integer ids")
-        pieces = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
-        if tokens.ndim < 1 or tokens.shape[-1] * pieces > self.max_length:
-            raise ValueError(
-                f"tokens {tokens.shape}"
-                + (f" in {pieces} pieces" if pieces > 1 else "")
-                + f": expected *B N, N at most {self.max_length}"
-            )
-        if mask is not None:
-            check_mask_type("mask", mask)
-            if mask.shape != tokens.shape:
-                raise ValueError(f"mask has shape {mask.shape}, tokens {tokens.shape}: not alike")

@@ -87,8 +87,11 @@ class SelfAttention(nnx.Module):
     ) -> Float[Array, "*B N C"]:
         """Attends from every token to the real ones (`mask` True; None: all are real).
 
-        With `trailing` padding must stand after the real tokens: the program is the smaller.
+        With `trailing` padding must stand after the real tokens, and hold finite numbers: the
+        program is the smaller.
         """
+        if not trailing:
+            x = zero_padded(x, mask)
         qkv = self.qkv(x)
         parts = 2 if self.shared_query_key else 3
         shape = (*x.shape[:-1], parts * self.num_heads, x.shape[-1] // self.num_heads)

@@ -50,7 +50,8 @@ def _attention(query, key, value, query_mask, key_mask, projection):
     out_shape = (*query.shape[:-1], value.shape[-1])
     if is_empty(*out_shape, key.shape[-3]):
         return jnp.zeros(out_shape, query.dtype)
-    dtype = common_dtype(query, key, value, projection)
+    with jax.numpy_dtype_promotion("standard"):  # parameters are float32 where tokens are not
+        dtype = common_dtype(query, key, value, projection)
     key, value = (zero_padded(x, key_mask).astype(dtype) for x in (key, value))
     if key_mask is not None:
         key, value = unless_trailing(to_front, key_mask, key, value)

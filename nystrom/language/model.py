@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float, Int
-from nystrom.checks import check_mask_type
+from nystrom.checks import check_ids
 from nystrom.convolution import depthwise_convolution
 from nystrom.language.activations import ACTIVATIONS
 from nystrom.language.attention import language_attention
@@ -164,7 +164,9 @@ class NystromformerModel(nnx.Module):
 
     def _blocks(self, tokens, mask, types, dropout_key):
         """Hidden states with the real tokens in front: no block asks where the padding stands."""
-        self._check(tokens, mask, types)
+        longest = self.config.max_position_embeddings
+        hint = " (max_position_embeddings); from_pretrained(..., max_length=N) extends the table"
+        check_ids(tokens, longest, mask=mask, types=types, hint=hint)
         ids = tokens, jnp.zeros_like(tokens) if types is None else types
         if mask is not None and self.config.padding != "transformers":
             *ids, mask = unless_trailing(to_front, mask, *ids, mask)
@@ -183,23 +185,6 @@ class NystromformerModel(nnx.Module):
     def _embed(self, tokens, types):
         positions = self.positions(FIRST_POSITION + real_ranks(None, tokens.shape))
         return self.norm(self.words(tokens) + self.types(types) + positions)
-
-    def _check(self, tokens, mask, types):
-        longest = self.config.max_position_embeddings
-        for name, ids in (("tokens", tokens), ("types", types)):
-            if ids is not None and not jnp.issubdtype(getattr(ids, "dtype", None), jnp.integer):
-                found = getattr(ids, "dtype", type(ids).__name__)
-                raise TypeError(f"{name} have dtype {found}: expected an array of integer ids")
-        if tokens.ndim < 1 or tokens.shape[-1] > longest:
-            raise ValueError(
-                f"tokens {tokens.shape}: expected *B N, N at most {longest} "
-                "(max_position_embeddings); from_pretrained(..., max_length=N) extends the table"
-            )
-        if mask is not None:
-            check_mask_type("mask", mask)
-        for name, array in (("mask", mask), ("types", types)):
-            if array is not None and array.shape != tokens.shape:
-                raise ValueError(f"{name} {array.shape} and tokens {tokens.shape}: not alike")
 
 
 def first_real(

@@ -336,7 +336,7 @@ def test_dropout_rates_that_cannot_be_are_refused_when_made(rate):
     [
         ([True] * 9, TypeError, "mask has type list: expected a bool array"),
         (np.ones((1, 9), np.float32), TypeError, "mask has dtype float32: expected a bool array"),
-        (np.ones((1, 8), bool), ValueError, r"mask has shape \(1, 8\), tokens \(1, 9\)"),
+        (np.ones((1, 8), bool), ValueError, r"mask \(1, 8\) and tokens \(1, 9\)"),
     ],
 )
 def test_masks_that_cannot_be_are_refused(mask, error, message):
@@ -399,3 +399,21 @@ def test_a_cls_token_beyond_a_narrow_dtype():
 def test_the_mean_of_many_halves_is_finite():
     x = np.full((1, 70_000, 1), 0.5, np.float16)
     np.testing.assert_allclose(pool(x, None), 0.5, rtol=1e-3)
+
+
+def test_a_layer_alone_ignores_what_padding_holds():
+    """Gradients of its parameters too, which a NaN times zero would spoil."""
+    layer = nystrom.NystromSelfAttention(
+        8, 2, num_landmarks=4, conv_kernel_size=5, rotary=True, rngs=nnx.Rngs(0)
+    )
+    graph, state = nnx.split(layer)
+    mask = mask_with(9, LENGTH, "holes")[None]
+    x = np.random.default_rng(8).normal(size=(1, LENGTH, 8)).astype(np.float32)
+
+    def loss(state, x):
+        out = nnx.merge(graph, state)(x, mask)
+        return (jnp.where(mask[..., None], out, 0) ** 2).sum()
+
+    run = jitted(jax.value_and_grad(loss, (0, 1)))
+    expected = run(state, np.where(mask[..., None], x, 0))
+    assert_trees_close(run(state, np.where(mask[..., None], x, np.nan)), expected)

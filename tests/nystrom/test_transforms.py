@@ -208,9 +208,7 @@ def test_strict_modes(name):
         assert all(np.isfinite(g).all() for g in grads)
 
 
-@pytest.mark.parametrize(
-    "name", sorted(PUBLIC.keys() - {"linformer"})
-)  # whose projection is float32
+@pytest.mark.parametrize("name", PUBLIC)
 def test_strict_modes_in_half_precision(name):
     x, f = (jnp.asarray(x, jnp.bfloat16) for x in SMALL)
     with MODES["promotion"](), MODES["rank"]():
