@@ -81,10 +81,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.task.bucket_boundaries = ()  # padded lengths, ascending; (): one, padded_length
     config.task.min_length = 0  # listops: expressions are longer than this
     config.task.difficulty = ""  # pathfinder: easy, intermediate or hard
-    config.task.num_train = 0  # examples in the split; 0: the task's own number
+    config.task.num_train = 0  # examples (documents: texts; synthetic: up to 256); 0: all
     config.task.num_validation = 0  # as num_train
     config.task.num_test = 0  # as num_train
-    config.task.tokenizer = ""  # documents, reviews: a vocabulary or a run's folder; "": a new one
+    config.task.tokenizer = ""  # documents, reviews: a vocabulary or a run's folder
     config.task.vocab_size = 0  # documents, reviews: rows of the table of embeddings, its pieces
     config.task.sop = False  # documents: rows are halves of a text, half of them swapped (SOP)
     config.task.data_seed = 0  # seed of generated data and of seeded splits

@@ -151,6 +151,8 @@ def _read_document(kind, value, task, module):
     if not len(ids):
         raise ValueError(f"--{kind}={value}: empty, expected a document")
     if len(ids) > task.max_length:
+        if task.tokenizer:
+            ids[task.max_length - 1] = ids[-1]  # a row ends with [SEP]
         print(
             f"--{kind}: {len(ids):,} tokens; the run reads the first {task.max_length:,}",
             file=sys.stderr,

@@ -61,6 +61,10 @@ SIZE_FIELDS = (
 )
 
 
+# Fields of config.task by which examples of the same files fall into splits.
+SPLIT_FIELDS = ("name", "difficulty", "data_seed", "num_train", "num_validation", "num_test")
+
+
 def track_of(config: dict, fingerprint: str = "", source: dict | None = None) -> str:
     """The track, of TRACKS, of a run.
 
@@ -74,6 +78,10 @@ def track_of(config: dict, fingerprint: str = "", source: dict | None = None) ->
     if config["init_from"]:
         same = source and source.get("objective") == "masked"
         same = same and source.get("fingerprint") == fingerprint
+        same = same and all(
+            source["config"]["task"].get(field) == config["task"].get(field)
+            for field in SPLIT_FIELDS
+        )
         return "self-pretrained" if same else "pretrained"
     if config["task"]["name"] not in lra_tasks.NAMES:
         return "free"

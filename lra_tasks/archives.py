@@ -66,7 +66,9 @@ def locate(data_dir: str, layouts: list[tuple[str, ...]], what: str) -> list[Pat
     if root.is_file():
         return [root]
     for layout in layouts:
-        if all((root / name).exists() for name in layout):
+        if all((root / name).exists() for name in layout) and (
+            len(layout) > 1 or (root / layout[0]).is_file()  # no folder that has its archive's name
+        ):
             return [root / name for name in layout]
     for layout in layouts:
         missing = [name for name in layout if not (root / name).exists()]

@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
 
-from lra_tasks.store import damaged
+from lra_tasks.store import unreadable
 
 
 class LongRangeArena(tfds.core.GeneratorBasedBuilder):
@@ -139,7 +139,7 @@ class StoredExamples:
                         raise ValueError(f"example {index} is not as it was written")
             return [self._parse(record) for record in records]
         except Exception as error:  # array_record raises bare RuntimeErrors and more
-            raise ValueError(damaged(self.directory, f"{self.split}: {error}")) from error
+            raise unreadable(self.directory, f"{self.split}: {error}") from error
 
     def _parse(self, record: bytes) -> dict:
         # The decoder of tensorflow-datasets takes several times as long.

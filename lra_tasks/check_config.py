@@ -96,7 +96,8 @@ def prepared_releases(config: TaskConfig, module: ModuleType, root: Path) -> lis
 
     with contextlib.suppress(ValueError):
         wanted = tokenizer.find(config.tokenizer).read_bytes()
-        found = [folder for folder in found if (folder / store.VOCABULARY).read_bytes() == wanted]
+        files = ((folder, folder / store.VOCABULARY) for folder in found)
+        found = [folder for folder, file in files if file.exists() and file.read_bytes() == wanted]
     return found
 
 

@@ -7,5 +7,5 @@ PACKAGES = ("PIL", "array_record", "importlib_resources", "tensorflow_datasets",
 if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
     raise ImportError(
         f"lra_tasks needs {', '.join(missing)}, which the core of nystrom does not install: "
-        "pip install nystrom[lra]"
+        "pip install '.[lra]' in the folder of the repository"
     )

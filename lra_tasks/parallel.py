@@ -77,7 +77,7 @@ def _start(function: Callable) -> subprocess.Popen:
     name = f"{function.__module__!r}, {function.__qualname__!r}"
     code = f"from lra_tasks.parallel import serve; serve({name})"
     return subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-P", "-c", code],  # -P: imports nothing from the user's folder
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path},
@@ -93,10 +93,11 @@ def _send(stream: BinaryIO, item: Any) -> None:
 def _receive(worker: subprocess.Popen) -> Any:
     try:
         ok, result = pickle.load(worker.stdout)
-    except EOFError:
+    except (EOFError, pickle.UnpicklingError):  # at its end, or within a reply
+        status = worker.wait()
+        why = "; if the system killed it for memory, free some or use fewer workers"
         raise ChildProcessError(
-            f"a worker process died (exit status {worker.wait()}); if the system killed it for "
-            "memory, free some or use fewer workers"
+            f"a worker process died (exit status {status}){why if status < 0 else ''}"
         ) from None
     if not ok:
         raise RuntimeError(f"a worker process failed:\n{result}")

@@ -18,6 +18,8 @@ def read_picture(path: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
         with data, Image.open(data) as picture:
             size = picture.height, picture.width
+            if picture.mode.startswith(("I", "F")):
+                raise ValueError(f"pixels of kind {picture.mode}; save it with 8 bits a channel")
             if size == shape:  # known before any pixel is unpacked
                 is_grey = picture.mode in ("1", "L", "LA")
                 pixels = np.asarray(picture.convert("L" if is_grey else "RGB"))

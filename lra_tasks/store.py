@@ -23,8 +23,9 @@ Importing it must be cheap: no tensorflow_datasets, no JAX. It defines
         The official files or folders that `source` reads, cheaply found (config.task.data_dir for
         'release'; it may be ''). Raises ValueError or FileNotFoundError saying what was looked for,
         where, and what to fetch and where to put it. [] where nothing is read. Their names, sizes
-        and times are part of the set's directory name. If it is one file, its sha256 is the
-        fingerprint of the set. (release.find_release finds the LRA archive or its folders.)
+        and times, of folders those of the files in them, are part of the set's directory name. If
+        it is one file, its sha256 is the fingerprint of the set. (release.find_release finds the
+        LRA archive or its folders.)
     num_examples(config, source) -> dict[str, int | None]
         Size of 'train', 'validation', 'test', None where only reading tells (for progress bars).
     examples(config, source, files, notes) -> dict[str, Callable[[], Iterable[dict]]]
@@ -65,11 +66,13 @@ On disk, below `<cache_dir>/datasets`:
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -159,7 +162,7 @@ def open_splits(
             examples = StoredExamples(builder, split, sums, dtype)
             lengths = np.load(directory / f"lengths-{split}.npy", allow_pickle=False)
         except Exception as error:  # array_record raises bare RuntimeErrors and more
-            raise ValueError(damaged(directory, f"{split}: {error}")) from error
+            raise unreadable(directory, f"{split}: {error}") from error
         expected = description["num_examples"][split]
         if len(examples) != expected or lengths.shape != (expected, num_documents):
             problem = f"{split} has {len(examples)} examples and lengths {lengths.shape}"
@@ -308,10 +311,31 @@ def _files_key(files: list[Path]) -> str:
     """Eight hex digits from the names, sizes and times of the official files."""
     digest = hashlib.sha256()
     for path in files:
-        status = path.stat()
-        size = status.st_size if path.is_file() else 0
-        digest.update(f"{path.name}\0{size}\0{status.st_mtime_ns}\n".encode())
+        for name, status in _statuses(str(path), path.name):
+            facts = f"\0{status.st_size}\0{status.st_mtime_ns}\n"
+            digest.update(os.fsencode(name) + facts.encode())
     return digest.hexdigest()[:8]
+
+
+def _statuses(path: str, name: str) -> Iterator[tuple[str, os.stat_result]]:
+    """The name and status of a file, or of each file in a folder but hidden ones."""
+    if not os.path.isdir(path):
+        yield name, os.stat(path)
+        return
+    with os.scandir(path) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir():
+                yield from _statuses(entry.path, f"{name}/{entry.name}")
+            elif not entry.name.startswith("."):
+                yield f"{name}/{entry.name}", entry.stat()
+
+
+def unreadable(directory: Path, problem: str) -> Exception:
+    """What to raise for a set that can't be read: it is damaged, or the system refused."""
+    for code in (errno.EACCES, errno.EMFILE, errno.ENFILE):
+        if os.strerror(code) in problem:
+            return OSError(code, os.strerror(code), str(directory))
+    return ValueError(damaged(directory, problem))
 
 
 def damaged(directory: Path, problem: str) -> str:

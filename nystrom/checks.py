@@ -86,7 +86,7 @@ def check_mask_type(name: str, mask: Array) -> None:
 def check_ids(tokens: Array, longest: int, *, mask=None, types=None, hint: str = "") -> None:
     """Raises unless `tokens` are integers *B N with N at most `longest`, and the others fit."""
     for name, ids in (("tokens", tokens), ("types", types)):
-        if ids is not None and not jnp.issubdtype(getattr(ids, "dtype", None), jnp.integer):
+        if ids is not None and not jnp.issubdtype(getattr(ids, "dtype", object), jnp.integer):
             found = getattr(ids, "dtype", type(ids).__name__)
             raise TypeError(f"{name} have dtype {found}: expected an array of integer ids")
     if tokens.ndim < 1 or tokens.shape[-1] > longest:

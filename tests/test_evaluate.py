@@ -125,11 +125,13 @@ def test_the_other_tasks_documents(untrained, tmp_path, capsys):
     PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
     PIL.Image.fromarray(pixels[:30]).save(tmp_path / "small.png")
     (tmp_path / "no.png").write_bytes(b"no picture")
+    PIL.Image.fromarray(np.full((32, 32), 700, np.uint16)).save(tmp_path / "deep.png")
     assert evaluate.main([f"--workdir={image}", f"--file={tmp_path / 'a.png'}"]) == 0
     assert "frog" in capsys.readouterr().out
     for argument, expected in (
         (f"--file={tmp_path / 'small.png'}", "32 x 30 pixels, expected 32 x 32"),
         (f"--file={tmp_path / 'no.png'}", "not a picture that can be read"),
+        (f"--file={tmp_path / 'deep.png'}", "save it with 8 bits a channel"),
         (f"--file={tmp_path / 'gone.png'}", "No such file"),
         ("--text=a frog", "classifies pictures"),
     ):

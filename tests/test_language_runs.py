@@ -86,6 +86,8 @@ def test_fine_tuning_begins_with_it_and_classifies_text(pretrained, tmp_path, ca
     keep_tokenizer(tmp_path / "run", task.tokenizer)
     assert evaluate.main([f"--workdir={tmp_path / 'run'}", "--text=a superb film"]) == 0
     assert capsys.readouterr().out.startswith("label ")
+    (ids,) = evaluate.read_documents([("text", "a superb film " * 99)], task)
+    assert len(ids) == task.max_length and ids[-1] == tokenizer.SEP
 
 
 def test_another_vocabulary_than_the_encoders_is_refused(pretrained, tmp_path):

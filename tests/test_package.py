@@ -36,7 +36,7 @@ import lra_tasks
     assert done.returncode == 1
     error = done.stderr.splitlines()[-1]
     assert error.startswith(f"ImportError: lra_tasks needs {missing}, ")
-    assert error.endswith("pip install nystrom[lra]")
+    assert error.endswith("pip install '.[lra]' in the folder of the repository")
 
 
 def test_prepare_without_the_repositorys_configs_says_so(tmp_path):

@@ -522,6 +522,9 @@ def test_tracks_are_never_mixed_in_a_table(tmp_path):
         config = changed(**steps, init_from=f"runs/pretrain-{seed}")
         made_by = source_record(changed(seed=seed))
         write_run(runs, f"self-{seed}", 0.6, config, seed=seed, init_from=made_by, **APART)
+    split = {**steps, "task__data_seed": 1}  # the same files, in other splits
+    config = changed(**split, init_from="runs/split")
+    write_run(runs, "split", 0.54, config, init_from=source_record(changed()), **APART)
     config = changed(init_from="runs/else")
     foreign = source_record(changed(), fingerprint="0" * 64)
     write_run(runs, "else", 0.54, config, init_from=foreign, **APART)

@@ -44,7 +44,7 @@ assert out.shape == x.shape and numpy.isfinite(out).all()
 try:
     import lra_tasks
 except ImportError as error:
-    assert "pip install nystrom[lra]" in str(error), error
+    assert "pip install '.[lra]' in the folder of the repository" in str(error), error
 else:
     sys.exit("lra_tasks was imported without its extra")
 print("jax", jax.__version__, "flax", flax.__version__, "numpy", numpy.__version__)

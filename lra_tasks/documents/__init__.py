@@ -5,6 +5,7 @@ reviews of the package of Text without their labels (`package`), toy texts (`syn
 segments. With config.task.sop a row is a pair of halves, and its label whether they changed places.
 """
 
+import contextlib
 import functools
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,7 @@ ID_OFFSET = 0
 FIRST_ID = tokenizer.MASK + 1
 MASK_ID = tokenizer.MASK
 DTYPE = np.uint16
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 SOURCES = ("release", "package", "synthetic")
 LABEL_NAMES = ("in order", "swapped")
 
@@ -48,7 +49,13 @@ def check(config) -> list[str]:
     try:
         tokenizer.library()
     except ImportError as error:
-        problems.append(f"config.task.name={config.name!r}: {error}")
+        return [*problems, f"config.task.name={config.name!r}: {error}"]
+    with contextlib.suppress(ValueError):  # find_files says so
+        pieces = len(tokenizer.load(tokenizer.find(config.tokenizer))) if config.tokenizer else 0
+        if pieces > config.vocab_size:
+            problems.append(
+                f"config.task.vocab_size={config.vocab_size}: the vocabulary has {pieces:,}"
+            )
     return problems
 
 
@@ -108,10 +115,6 @@ def examples(
         else:
             model = tokenizer.train(_lines(texts("train")), config.vocab_size)
         known = tokenizer.Tokenizer(model, config.tokenizer or "the vocabulary")
-        if len(known) > config.vocab_size:
-            raise ValueError(
-                f"config.task.vocab_size={config.vocab_size}: the vocabulary has {len(known):,}"
-            )
         notes["pieces"] = len(known)
         notes[VOCABULARY] = model
         return known
@@ -162,7 +165,7 @@ def read_texts(config, source: str, files: list[Path], split: str) -> Iterator[s
         from lra_tasks.text import imdb
 
         reviews = imdb.package_splits(files, {})[split]
-        chosen = [review.decode().replace("<br /><br />", "\n") for review, _ in reviews]
+        chosen = [with_lines(review.decode()) for review, _ in reviews]
     else:
         chosen = _files_of(config, files)[split]
     size = getattr(config, f"num_{split}")
@@ -170,6 +173,11 @@ def read_texts(config, source: str, files: list[Path], split: str) -> Iterator[s
         raise ValueError(f"config.task.num_{split}={size}: there are {len(chosen)} documents")
     for document in chosen[: size or len(chosen)]:
         yield _read(document) if isinstance(document, Path) else document
+
+
+def with_lines(review: str) -> str:
+    """A review with its breaks as ends of lines."""
+    return review.replace("<br /><br />", "\n")
 
 
 def _files_of(config, files):

@@ -23,10 +23,11 @@ def pairs(
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Pairs of a document's neighbouring texts, and 1 for those that changed places, half of them.
 
-    Segments fill a row; a boundary between two of them, drawn at random, makes its halves. A row of
-    one segment is cut at a random token.
+    Segments, those longer than a row in pieces, fill a row; a boundary between two of them, drawn
+    at random, makes its halves. A row of one segment is cut at a random token.
     """
     room = max_length - 3
+    segments = [x[start : start + room] for x in segments for start in range(0, len(x), room)]
     waiting, target = [], draw_length(room, rng)
     for i, segment in enumerate(segments):
         waiting.append(segment)

@@ -38,6 +38,7 @@ MAX_IMAGES = 1_000_000
 MAX_HELD_BYTES = 1 << 32  # of an archive's images, in memory while they are sorted into splits
 IMAGE_PATH = re.compile(rb"imgs/[A-Za-z0-9_-]+/[A-Za-z0-9_-][A-Za-z0-9_.-]*\.png")
 BALANCED_FROM = 1_000  # images; from here on the labels are checked to be balanced
+MAX_EMPTY = 10, 0.01  # images, and share of those listed: a few of the release's are empty
 
 
 def find_files(data_dir: str, folder: str, difficulty: str) -> list[Path]:
@@ -118,6 +119,11 @@ def examples(
     count = len(paths)
     if not count:
         raise ValueError(f"{source.name}: its metadata lists no image that is not empty")
+    if empty > MAX_EMPTY[0] + MAX_EMPTY[1] * (count + empty):
+        raise ValueError(
+            f"{source.name}: {empty:,} of {count + empty:,} images are empty files, the release "
+            "has a few; unpack it again, with room on the disk"
+        )
     share = sum(labels) / count
     notes.update(images_listed=count + empty, images_empty=empty, share_of_label_1=round(share, 4))
     if count >= BALANCED_FROM and not 0.4 < share < 0.6:

@@ -15,13 +15,12 @@ from lra_tasks.documents import (
     MASK_ID,
     VOCAB_SIZE,
     decode,
-    encode,
     rows,
     tokenizer,
 )
 from lra_tasks.store import VOCABULARY
 
-__all__ = ["DTYPE", "FIRST_ID", "ID_OFFSET", "MASK_ID", "VOCAB_SIZE", "decode", "encode"]
+__all__ = ["DTYPE", "FIRST_ID", "ID_OFFSET", "MASK_ID", "VOCAB_SIZE", "decode"]
 
 NUM_CLASSES = text.NUM_CLASSES
 NUM_DOCUMENTS = 1
@@ -71,8 +70,8 @@ def examples(
     def make(reviews):
         for review in reviews():
             document = review["inputs"].tobytes().decode(errors="ignore")
-            segments = known.segments(document.replace("<br /><br />", "\n"))
-            ids = np.concatenate(segments)[: config.max_length - 2]
+            segments = known.segments(documents.with_lines(document))
+            ids = np.concatenate([*segments, np.zeros(0, DTYPE)])[: config.max_length - 2]
             yield {"inputs": rows.framed(ids), "label": review["label"]}
 
     makers = text.examples(whole, source, files, notes)
@@ -80,3 +79,8 @@ def examples(
 
 
 extra_files = documents.extra_files
+
+
+def encode(review: str, vocabulary: Path) -> np.ndarray:
+    """Token ids of a review, uint16, as a row."""
+    return documents.encode(documents.with_lines(review), vocabulary)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 WEIGHTS = "model.safetensors"
+PICKLE = "pytorch_model.bin"
 INDEX = "model.safetensors.index.json"  # of weights in several files
 
 
@@ -28,13 +29,14 @@ def read_arrays(folder: Path, torch_file: str | None = None) -> dict[str, np.nda
         for name in _parts(folder / INDEX):
             arrays |= _read_safetensors(folder / name)
         return arrays
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
-    hint = (
-        f"; {pickled[0]} is a pickle, read only when asked for and then by torch's weights-only "
-        f"loader: from_pretrained(..., torch_file={pickled[0]!r})"
-        if pickled
-        else ""
-    )
+    hint = ""
+    if (folder / PICKLE).is_file():
+        hint = (
+            f"; {PICKLE} is a pickle, read only when asked for and then by torch's weights-only "
+            f"loader: from_pretrained(..., torch_file={PICKLE!r})"
+        )
+    elif (folder / f"{PICKLE}.index.json").is_file():
+        hint = f"; pickles in several files are not read: save the model anew as {WEIGHTS}"
     raise FileNotFoundError(f"{folder} has no {WEIGHTS}{hint}")
 
 

@@ -183,7 +183,7 @@ class QuestionAnswering(Head):
         """Mean cross-entropy in nats of the first's and the last's place; N or more is no place."""
         length = logits.shape[-2]
         logits, places = jnp.moveaxis(logits, -1, 0), jnp.moveaxis(places, -1, 0)
-        places = jnp.clip(places, 0, length)
+        places = jnp.clip(places.astype(jnp.int32), 0, length)
         return jax.vmap(partial(cross_entropy, ignored=length))(logits, places).mean()
 
 

@@ -14,6 +14,7 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """Mean cross-entropy in nats over the labels that are not `ignored`; 0 if there are none."""
     logits = logits.astype(accumulator(logits.dtype))
+    labels = labels.astype(jnp.int32)  # narrow ones can't hold `ignored`
     labelled = labels != ignored
     index = jnp.where(labelled, labels, 0)[..., None]
     nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), index, axis=-1)[..., 0]
@@ -23,7 +24,8 @@ def cross_entropy(
 
 def squared_error(logits: Float[Array, "*B C"], labels: Float[Array, "..."]) -> Float[Array, ""]:
     """Mean squared difference; labels are *B C, or *B where C is 1."""
-    return ((logits - labels.reshape(logits.shape).astype(logits.dtype)) ** 2).mean()
+    wide = logits.astype(accumulator(logits.dtype))
+    return ((wide - labels.reshape(wide.shape).astype(wide.dtype)) ** 2).mean()
 
 
 def binary_cross_entropy(

@@ -130,19 +130,22 @@ def head_of(architectures: Any, arrays: dict[str, np.ndarray]) -> str:
                 "to have instead, from_pretrained(..., head=...)"
             )
         return known[architectures[0]]
-    for name, head in HEADS.items():
+    found = [name for name in arrays if name.startswith(HEAD_STARTS)]
+
+    def num_own(head):
         starts = tuple(f"{start}." for start in head.NAMES.values())
-        found = {name for name in arrays if name.startswith(HEAD_STARTS)}
-        if found and all(x.startswith(starts) or x in head.NAMES.values() for x in found):
-            return name
-    return "none"
+        return sum(x.startswith(starts) or x in head.NAMES.values() for x in found)
+
+    # The one that has most of them: names that it has not are told as unknown.
+    most = max(HEADS, key=lambda name: num_own(HEADS[name]))
+    return most if num_own(HEADS[most]) else "none"
 
 
-def body_only(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays without those of any head; the word embeddings by either of their names."""
+def body_only(arrays: dict[str, np.ndarray], tied: bool) -> dict[str, np.ndarray]:
+    """The arrays without those of any head; tied word embeddings by either of their names."""
     arrays = dict(arrays)
     words = "embeddings.word_embeddings.weight"
     decoder = f"{MaskedLM.NAMES['decoder']}.weight"
-    if words not in arrays and decoder in arrays:
+    if tied and words not in arrays and decoder in arrays:
         arrays[words] = arrays[decoder]
     return {name: x for name, x in arrays.items() if not name.startswith(HEAD_STARTS)}

@@ -92,9 +92,9 @@ def from_pretrained(
             file_head = head_of(None, arrays)
         head = file_head if head is None else head
     if head == "none":
-        is_new, arrays = False, body_only(arrays)
+        is_new, arrays = False, body_only(arrays, config.tie_word_embeddings)
     elif is_new := head != file_head:
-        arrays = body_only(arrays)
+        arrays = body_only(arrays, config.tie_word_embeddings)
         if rngs is None:
             raise ValueError(
                 f"{folder} has head {file_head!r}, not {head!r}: give rngs=nnx.Rngs(seed) for a "
@@ -140,12 +140,17 @@ def save_pretrained(model: Head | NystromformerModel, path: str | os.PathLike) -
     for steps, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         name, in_body = place(kind, steps), kind is NystromformerModel or steps[0] == "body"
         arrays[(prefix if in_body else "") + name.name] = name.to_file(np.asarray(leaf[...]))
-    write_arrays(folder, arrays)
     stored = {"dtype": str(next(iter(arrays.values())).dtype)}
     architecture = getattr(kind, "ARCHITECTURE", kind.__name__)
     fields = model.config.to_dict() | stored | {"architectures": [architecture]}
     text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    part = folder / "config.json.part"
+    try:
+        part.write_text(text, encoding="utf-8")
+        write_arrays(folder, arrays)
+        os.replace(part, folder / "config.json")
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _with_options(config, attention, num_landmarks, padding) -> LanguageConfig:

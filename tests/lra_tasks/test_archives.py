@@ -172,6 +172,9 @@ def test_locate_takes_the_first_layout_that_is_whole_and_names_what_is_missing(t
         archives.locate(str(tmp_path), layouts, "stuff")
     (tmp_path / "in" / "1").touch()
     assert archives.locate(str(tmp_path), layouts, "") == [tmp_path / "in/1", tmp_path / "in/2"]
+    (tmp_path / "x.tar.gz").mkdir()  # as some programs unpack it
+    assert archives.locate(str(tmp_path), layouts, "") == [tmp_path / "in/1", tmp_path / "in/2"]
+    (tmp_path / "x.tar.gz").rmdir()
     (tmp_path / "x.tar.gz").touch()
     for data_dir in (tmp_path, tmp_path / "x.tar.gz"):
         assert archives.locate(str(data_dir), layouts, "") == [tmp_path / "x.tar.gz"]

@@ -133,6 +133,13 @@ def starts(whole, part):
     return found
 
 
+def test_pairs_of_long_lines_lose_little(vocabulary):
+    ids = np.arange(100, 2_100, dtype=np.uint16)
+    found = [row for row, _ in rows.pairs([ids, ids[:3]], 64, random.Random(0))]
+    assert all(len(row) <= 64 for row in found)
+    assert sum(len(row) - 3 for row in found) > 0.9 * len(ids)
+
+
 def test_the_longer_half_is_cut(vocabulary):
     a, b = np.arange(100, 150, dtype=np.uint16), np.arange(10, dtype=np.uint16)
     cut_a, cut_b = rows.shortened(a, b, 40, random.Random(0))
@@ -145,6 +152,12 @@ def test_what_is_wrong_with_documents_is_named(make_documents, tmp_path, cache_d
     assert problem.startswith("config.task.vocab_size=0: expected 300 to 65536")
     (problem,) = lra_tasks.check(make_documents(tokenizer=str(tmp_path)))
     assert f"no vocabulary {tmp_path / 'tokenizer.model'}" in problem
+    (tmp_path / "larger.model").write_bytes(tokenizer.train(iter([" ".join(WORDS)]), 330))
+    for name in ("documents", "reviews"):
+        config = make_documents(tokenizer=str(tmp_path / "larger.model"))
+        config.name = name
+        (problem,) = lra_tasks.check(config)
+        assert problem == "config.task.vocab_size=320: the vocabulary has 330"
     write_documents(tmp_path / "few", 2)
     (problem,) = lra_tasks.check(make_documents(data_dir=str(tmp_path / "few")))
     assert "has 2 files, expected 3 or more" in problem
@@ -181,3 +194,23 @@ def test_without_files_the_set_of_the_vocabulary_asked_for_is_taken(make_documen
     for folder in folders:
         config = make_documents(data_dir="", tokenizer=str(folder))
         assert lra_tasks.prepare_set(config, tmp_path) == folder
+
+
+def test_a_review_is_encoded_as_it_is_stored(vocabulary, make_config, tmp_path, monkeypatch):
+    written = {"train": ["the film<br /><br />was dull", " \n"], "validation": ["a"], "test": ["a"]}
+    stored = {
+        split: lambda reviews=reviews: [
+            {"inputs": np.frombuffer(review.encode(), np.uint8), "label": 1} for review in reviews
+        ]
+        for split, reviews in written.items()
+    }
+    monkeypatch.setattr(lra_tasks.task_module("text"), "examples", lambda *_: stored)
+    path = tmp_path / VOCABULARY
+    path.write_bytes(vocabulary)
+    config = make_config("reviews", max_length=64, vocab_size=SIZE, tokenizer=str(path))
+    reviews = lra_tasks.task_module("reviews")
+    makers = reviews.examples(lra_tasks.check_config.read_config(config), "package", [path], {})
+    first, blank = (example["inputs"] for example in makers["train"]())
+    np.testing.assert_array_equal(reviews.encode(written["train"][0], path), first)
+    assert documents.decode(first, path) == "[CLS] the film was dull [SEP]"
+    assert blank.tolist() == [tokenizer.CLS, tokenizer.SEP]

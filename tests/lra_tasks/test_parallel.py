@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,12 @@ def fail(n):
 
 def die(n):
     os._exit(7)
+
+
+def die_within_a_reply(n):
+    """Killed while it waits for the reader, as the system would: half the reply is written."""
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    return bytes(1 << 22)
 
 
 def loaded(_):
@@ -86,6 +93,22 @@ def test_a_worker_that_dies_is_told(seconds):
 
     with pytest.raises(ChildProcessError, match=r"died \(exit status 7\)"):
         list(parallel.ordered_map(die, items(), 1))
+
+
+def test_a_worker_that_is_killed_within_a_reply_is_told():
+    def items():
+        yield 0
+        time.sleep(1)
+        yield 1
+
+    with pytest.raises(ChildProcessError, match=r"died \(exit status -14\); if the system killed"):
+        list(parallel.ordered_map(die_within_a_reply, items(), 1))
+
+
+def test_workers_import_nothing_from_the_folder_they_are_started_in(tmp_path, monkeypatch):
+    (tmp_path / "pickle.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    assert [value for value, _ in parallel.ordered_map(square, [3], 1)] == [9]
 
 
 def test_workers_import_only_the_function():

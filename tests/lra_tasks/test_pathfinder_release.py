@@ -111,6 +111,19 @@ def test_load_gives_the_release_and_its_notes(release, tmp_path):
 # ---- what is wrong with the files
 
 
+def test_a_release_of_many_empty_images_is_refused(tmp_path):
+    """As unpacking leaves one on a full disk."""
+    write_release(tmp_path)
+    folder = tmp_path / FOLDER
+    lines = [f"imgs/3 empty_{i}.png {i} 1 1.0 14 4 2 0.5 1 1\n" for i in range(1_000)]
+    (folder / "metadata" / "3.npy").write_text("".join(lines))
+    (folder / "imgs" / "3").mkdir()
+    for line in lines:
+        (folder / "/".join(line.split()[:2])).touch()
+    with pytest.raises(ValueError, match=r"1,003 of 1,060 images are empty files"):
+        read_all(tmp_path)
+
+
 def break_release(folder, how):
     image = folder / "imgs" / "10" / "sample_5.png"
     table = folder / "metadata" / "10.npy"

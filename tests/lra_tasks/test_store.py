@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -370,3 +371,26 @@ def test_import_is_cheap_and_nothing_ever_needs_tensorflow_or_jax(tmp_path):
         1,
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path), "0"], check=True)
+
+
+def test_a_changed_file_in_an_official_folder_makes_another_set(tmp_path):
+    file = tmp_path / "images" / "1" / "a.png"
+    file.parent.mkdir(parents=True)
+    keys = set()
+    for content in (b"", b"whole"):
+        file.write_bytes(content)
+        (file.parent / ".DS_Store").write_bytes(content)  # a hidden one counts for nothing
+        os.utime(tmp_path / "images", (0, 0))
+        keys.add(store._files_key([tmp_path / "images"]))
+    assert len(keys) == 2
+    (file.parent / ".DS_Store").unlink()
+    os.utime(file.parent, (0, 0))
+    assert store._files_key([tmp_path / "images"]) in keys
+    os.close(os.open(os.fsencode(tmp_path / "images") + b"/caf\xe9.png", os.O_CREAT))
+    assert store._files_key([tmp_path / "images"]) not in keys
+
+
+def test_what_the_system_refuses_to_read_is_not_called_damage(tmp_path):
+    refused = store.unreadable(tmp_path, f"train: open() failed: {os.strerror(errno.EACCES)}; file")
+    assert isinstance(refused, PermissionError) and str(tmp_path) in str(refused)
+    assert isinstance(store.unreadable(tmp_path, "train: a bad record"), ValueError)

@@ -36,6 +36,19 @@ def test_cross_entropy_counts_what_has_a_label():
     assert language.cross_entropy(logits, jnp.full(3, -100)) == 0
 
 
+@pytest.mark.unchecked
+def test_losses_of_narrow_numbers():
+    logits = jnp.asarray(np.random.default_rng(1).normal(size=(2, 300)), jnp.float32)
+    for labels in ([156, 7], [200, 255]):
+        expected = language.cross_entropy(logits, jnp.asarray(labels))
+        assert language.cross_entropy(logits, jnp.asarray(labels, jnp.uint8)) == expected
+    model, places = make(language.QuestionAnswering), jnp.asarray([[200, 210]])
+    both = jnp.stack([logits[:1], logits[1:]], axis=-1)
+    assert model.loss(both, places.astype(jnp.uint8)) == model.loss(both, places) > 0
+    half = jnp.asarray([[256.0]], jnp.bfloat16)
+    assert squared_error(half, jnp.asarray([257.0])) == 1
+
+
 def test_losses_of_a_sequence_follow_its_labels():
     logits, numbers = jnp.asarray([[0.3, -1.2]]), jnp.asarray([[1.0, 0.0]])
     two = make(language.SequenceClassification)

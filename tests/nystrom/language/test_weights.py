@@ -15,6 +15,7 @@ from language_folders import DATA, WORDS, arrays_of, assert_same_weights, edit_c
 
 from benchmarks import language_peer as peer
 from nystrom import language
+from nystrom.language import weights
 
 ROOT = Path(__file__).parents[3]
 
@@ -127,6 +128,33 @@ def test_one_error_lists_all_keys_that_do_not_fit(folder):
     assert text.count("\n") == 4
 
 
+def test_an_output_layer_of_its_own_is_not_taken_for_word_embeddings(folder):
+    arrays = arrays_of(folder)
+    arrays["cls.predictions.decoder.weight"] = arrays.pop(WORDS)
+    rewrite(folder, arrays)
+    edit_config(folder, tie_word_embeddings=False)
+    with pytest.raises(ValueError, match=r"word_embeddings\.weight: missing"):
+        language.from_pretrained(folder, head="none")
+
+
+def test_a_failed_save_leaves_the_folder_as_it_was(folder, monkeypatch):
+    model = language.from_pretrained(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def no_room(*_, **__):
+        raise OSError("no space left on device")
+
+    for what in ("write_text", None):
+        with monkeypatch.context() as patched:
+            if what:
+                patched.setattr(Path, what, no_room)
+            else:
+                patched.setattr(weights, "write_arrays", no_room)
+            with pytest.raises(OSError, match="no space"):
+                language.save_pretrained(model, folder)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_positions_are_repeated_for_longer_inputs(tmp_path):
     model = language.from_pretrained(DATA / "masked_lm", max_length=60)
     table = model.body.positions.embedding[...]
@@ -161,6 +189,10 @@ def test_the_head_is_told_from_the_names_where_the_config_says_nothing(head, tmp
     edit_config(tmp_path, architectures=None)
     kind = language.NystromformerModel if head == "none" else language.HEADS[head]
     assert type(language.from_pretrained(tmp_path)) is kind
+    if head == "masked_lm":
+        rewrite(tmp_path, arrays_of(tmp_path) | {"cls.seq_relationship.weight": np.ones((2, 16))})
+        with pytest.raises(ValueError, match=r"cls\.seq_relationship\.weight: unknown"):
+            language.from_pretrained(tmp_path)
 
 
 def test_attention_follows_the_file_aloud_or_what_is_asked_for(folder, tmp_path, caplog):
