@@ -15,6 +15,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
 
+from lra_tasks.packed import document_names
 from lra_tasks.store import unreadable
 
 
@@ -149,8 +150,3 @@ class StoredExamples:
         }
         example["label"] = fields["label"].int64_list.value[0]
         return example
-
-
-def document_names(num_documents: int) -> tuple[str, ...]:
-    """Names of the documents in an example: ("inputs",) or ("inputs", "inputs2")."""
-    return ("inputs", "inputs2")[:num_documents]

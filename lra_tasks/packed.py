@@ -14,6 +14,11 @@ MEMORY_SHARE = 0.25  # of the machine's memory: a split with more tokens is mapp
 READ_AT_ONCE = 1_024  # records; one by one they take three times as long
 
 
+def document_names(num_documents: int) -> tuple[str, ...]:
+    """Names of the documents in an example: ("inputs",) or ("inputs", "inputs2")."""
+    return ("inputs", "inputs2")[:num_documents]
+
+
 class Packed(NamedTuple):
     """All examples of a split.
 
@@ -53,7 +58,7 @@ def pack(split, where: str, width: int, num_ids: int, num_classes: int) -> Packe
     starts = ends - lengths
     tokens = _allocate(int(lengths.sum(dtype=np.int64)) + width, split.folder, split.dtype)
     labels = np.zeros(len(lengths), np.int64)
-    names = ("inputs", "inputs2")[: lengths.shape[1]]
+    names = document_names(lengths.shape[1])
     for first in range(0, len(lengths), READ_AT_ONCE):
         part = slice(first, min(first + READ_AT_ONCE, len(lengths)))
         examples = split.examples.__getitems__(list(range(part.start, part.stop)))

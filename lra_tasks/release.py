@@ -28,31 +28,43 @@ def find_release(data_dir: str, folder: str, names: tuple[str, ...]) -> list[Pat
         f"the {folder} files of the Long Range Arena release ({', '.join(names)}), or the archive "
         f"{ARCHIVE_NAMES[0]} ({ARCHIVE_LINK})"
     )
-    if not data_dir:
-        raise ValueError(
-            f"needs {looked}: fetch {ARCHIVE_NAMES[0]} and "
-            "set config.task.data_dir to the folder that holds it or its unpacked contents"
-        )
-    root = Path(data_dir)
-    if root.is_file():
-        if root.name in ARCHIVE_NAMES:
-            return [root]
-        raise ValueError(f"{root} is not a folder, nor one of {', '.join(ARCHIVE_NAMES)}")
-    candidates = [root, *(root / nesting / folder for nesting in NESTING)]
+    folders, archive = places(data_dir, folder, looked)
     missing = {}
-    for candidate in candidates:
+    for candidate in folders:
         absent = [name for name in names if not (candidate / name).is_file()]
         if not absent:
             return [candidate / name for name in names]
         if len(absent) < len(names):
             missing[candidate] = absent
-    for name in ARCHIVE_NAMES:
-        if (root / name).is_file():
-            return [root / name]
+    if archive:
+        return [archive]
     for candidate, absent in missing.items():
         raise ValueError(f"{candidate} lacks {', '.join(absent)}")
-    tried = ", ".join(str(candidate) for candidate in candidates)
-    raise ValueError(f"found none of {looked}; looked in {tried}")
+    raise ValueError(f"found none of {looked}; looked in {', '.join(map(str, folders))}")
+
+
+def places(
+    data_dir: str, folder: str, what: str, instead: str = ""
+) -> tuple[list[Path], Path | None]:
+    """The folders that may be the release's `folder`, and the archive if it is there.
+
+    Raises ValueError, which says `what` is needed and what may be had `instead`, where `data_dir`
+    is not given, or neither a folder nor the archive.
+    """
+    if not data_dir:
+        raise ValueError(
+            f"needs {what}: fetch {ARCHIVE_NAMES[0]} and "
+            "set config.task.data_dir to the folder that holds it or its unpacked contents"
+            + instead
+        )
+    root = Path(data_dir)
+    if root.is_file():
+        if root.name in ARCHIVE_NAMES:
+            return [], root
+        raise ValueError(f"{root} is not a folder, nor one of {', '.join(ARCHIVE_NAMES)}")
+    archives = (root / name for name in ARCHIVE_NAMES)
+    archive = next((path for path in archives if path.is_file()), None)
+    return [root, *(root / nesting / folder for nesting in NESTING)], archive
 
 
 def stream_archive(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:

@@ -80,7 +80,7 @@ import numpy as np
 
 from lra_tasks import progress
 from lra_tasks.disk import lock, naming_cache_dir, sha256_of_file, sync
-from lra_tasks.packed import foreign_ids
+from lra_tasks.packed import document_names, foreign_ids
 from lra_tasks.task import Split
 
 SPLITS = ("train", "validation", "test")
@@ -277,7 +277,7 @@ def _digest_of(description: dict) -> str:
 
 def _measure(example: dict, module: ModuleType, split: str, index: int, digest) -> list[int]:
     """Adds an example to the digest and returns the lengths of its documents."""
-    names = ("inputs", "inputs2")[: module.NUM_DOCUMENTS]
+    names = document_names(module.NUM_DOCUMENTS)
     sizes = []
     for name in names:
         document = example[name]

@@ -19,9 +19,9 @@ from PIL import Image
 from lra_tasks.release import (
     ARCHIVE_LINK,
     ARCHIVE_NAMES,
-    NESTING,
     count_note,
     is_apple_double,
+    places,
     stream_archive,
     without_mark,
 )
@@ -53,19 +53,8 @@ def find_files(data_dir: str, folder: str, difficulty: str) -> list[Path]:
         f"{folder}/{FOLDERS[difficulty]} of the Long Range Arena's release (with imgs/ and "
         f"metadata/), or the archive {ARCHIVE_NAMES[0]} ({ARCHIVE_LINK})"
     )
-    if not data_dir:
-        raise ValueError(
-            f"needs {what}: fetch {ARCHIVE_NAMES[0]} and "
-            "set config.task.data_dir to the folder that holds it or its unpacked contents, or use "
-            "config.task.source='generated'"
-        )
-    root = Path(data_dir)
-    if root.is_file():
-        if root.name in ARCHIVE_NAMES:
-            return [root]
-        raise ValueError(f"{root} is not a folder, nor one of {', '.join(ARCHIVE_NAMES)}")
-    candidates = [root, *(root / nesting / folder for nesting in NESTING)]
-    candidates = [candidate / FOLDERS[difficulty] for candidate in candidates]
+    folders, archive = places(data_dir, folder, what, ", or use config.task.source='generated'")
+    candidates = [place / FOLDERS[difficulty] for place in folders]
     for candidate in candidates:
         if not candidate.is_dir():
             continue
@@ -77,9 +66,8 @@ def find_files(data_dir: str, folder: str, difficulty: str) -> list[Path]:
         if not metadata:
             raise ValueError(f"{candidate / 'metadata'} has no .npy files; expected {what}")
         return [candidate / "imgs", *metadata]
-    for name in ARCHIVE_NAMES:
-        if (root / name).is_file():
-            return [root / name]
+    if archive:
+        return [archive]
     tried = ", ".join(str(candidate) for candidate in candidates)
     raise ValueError(f"found neither {what}; looked for {tried}")
 
