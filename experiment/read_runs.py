@@ -8,6 +8,7 @@ from pathlib import Path
 
 from configs import base
 from experiment.results import TASKS, Found, Run, fields_of, group_runs, key_of
+from experiment.workdir import recorded
 
 # The fields of a result.json that are used, and what they must be.
 KINDS = {
@@ -127,7 +128,7 @@ def _checked_config(path, config):
         _expect(path, isinstance(known.get(name), str), f"not a run's: config.{name} is no text")
     name = known["task.name"]
     _expect(path, name in TASKS, f"config.task.name={name!r}: expected one of {', '.join(TASKS)}")
-    return _with_defaults(config, base.get_config().to_dict())
+    return _with_defaults(config, recorded(base.get_config()))
 
 
 def _with_defaults(config, defaults):

@@ -7,8 +7,8 @@ import statistics
 from pathlib import Path
 
 from configs import base
-from experiment.tracks import track_of
-from experiment.workdir import differing_fields
+from experiment.tracks import lra_recipe, track_of
+from experiment.workdir import differing_fields, recorded
 from nystrom.registry import ATTENTIONS
 
 LRA_TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
@@ -119,10 +119,12 @@ class Group:
 
     @property
     def of_one_code(self) -> bool:
-        """Whether one commit with one set of package versions made every run."""
+        """Whether one known commit with one set of package versions made every run."""
         made_by = {json.dumps([r.result["commit"], r.result.get("versions")]) for r in self.runs}
         went_on = any(run.result.get("earlier_commits") for run in self.runs)
-        return len(made_by) == 1 and not went_on and not self.first["commit"].endswith("+changes")
+        commit = self.first["commit"]
+        known = commit != "unknown" and not commit.endswith("+changes")
+        return len(made_by) == 1 and known and not went_on
 
     def mean(self, name: str) -> float:
         """The mean over runs of a field of their results; NaN where none has it."""
@@ -169,10 +171,20 @@ def fields_of(config: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
+def fields_read(config: dict) -> dict[str, object]:
+    """A config's fields by dotted name without those that only other attentions read."""
+    attention = config["model"]["attention"]
+    return {
+        name: value
+        for name, value in fields_of(config).items()
+        if OWN_FIELDS.get(name, attention) == attention
+    }
+
+
 def key_of(config: dict, without: tuple[str, ...] = ()) -> str:
-    """A text that is equal for configs that are, but for NOT_THE_RECIPE and fields in `without`."""
+    """A text that is equal for configs of one thing, whatever they have of fields in `without`."""
     left_out = (*NOT_THE_RECIPE, *without)
-    kept = {name: value for name, value in fields_of(config).items() if name not in left_out}
+    kept = {name: value for name, value in fields_read(config).items() if name not in left_out}
     return json.dumps(kept, sort_keys=True)
 
 
@@ -184,27 +196,43 @@ def unfinished_label(run: Run) -> str:
 def label_apart(groups: list[Group]) -> list[Group]:
     """The groups with labels that tell them apart: the attention and a few fields that vary.
 
-    Results that compare with LRA are told from one another, the others from all. Further fields,
-    those of another attention, the data and the folder are named only where these tell nothing.
+    Of results that compare with LRA, those on its own files, then those nearest to its recipe, have
+    the shortest labels, whatever other runs there are. Other comparable results are told from
+    these, the rest from all. Further fields, the data and the folder are named only where these
+    tell nothing.
     """
     comparable = [group for group in groups if group.first["comparable_to_lra"]]
     others = [group for group in groups if not group.first["comparable_to_lra"]]
-    labels = _distinct_labels(comparable, comparable, taken=())
-    labels |= _distinct_labels(others, groups, taken=labels.values())
+    usual = recorded(base.get_config())
+    recipe = lra_recipe(groups[0].task) if groups[0].task in LRA_TASKS else usual
+
+    def departs(group):
+        different = differing_fields(recipe, group.config).keys() - NOT_THE_RECIPE
+        return group.first["source"] != "release", len(different)
+
+    firsts = {}
+    for group in sorted(comparable, key=departs):
+        firsts.setdefault(_label(group, set(), 0, fields_of(recipe)), group)
+    labels = {id(group): label for label, group in firsts.items()}
+    rest = [group for group in comparable if id(group) not in labels]
+    labels |= _distinct_labels(rest, comparable, labels.values(), fields_of(recipe))
+    labels |= _distinct_labels(others, groups, labels.values(), fields_of(usual))
     return [dataclasses.replace(group, label=labels[id(group)]) for group in groups]
 
 
-def _distinct_labels(groups, among, taken):
-    """id of group -> label; `taken` are not used again."""
+def _distinct_labels(groups, among, taken, defaults):
+    """id of group -> label; `taken` are not used again, and values of `defaults` not named."""
     varying = {
         field for group in among for field in differing_fields(among[0].config, group.config)
     }
     varying -= {"model.attention", *NOT_THE_RECIPE}
-    telling = _telling_fields(among, varying)
+    telling = _telling_fields(among, varying, defaults)
     detail = {id(group): 0 for group in groups}
     while True:
         labels = {
-            id(group): _label(group, varying if detail[id(group)] else telling, detail[id(group)])
+            id(group): _label(
+                group, varying if detail[id(group)] else telling, detail[id(group)], defaults
+            )
             for group in groups
         }
         used = [*taken, *labels.values()]
@@ -217,13 +245,12 @@ def _distinct_labels(groups, among, taken):
             detail[name] += 1
 
 
-def _telling_fields(groups, varying) -> set[str]:
+def _telling_fields(groups, varying, defaults) -> set[str]:
     """A few of the varying fields that tell groups of one attention apart.
 
     First of all options that are gone: whoever sees such a run wants to know of them.
     """
-    rows = [(group.attention, fields_of(group.config)) for group in groups]
-    defaults = fields_of(base.get_config().to_dict())
+    rows = [(group.attention, fields_read(group.config)) for group in groups]
 
     def num_kinds(names):
         return len({(a, *(str(_telling(name, f, defaults)) for name in names)) for a, f in rows})
@@ -243,13 +270,12 @@ def _telling(name, fields, defaults):
     return None if off else value
 
 
-def _label(group, named, detail):
-    fields, defaults = fields_of(group.config), fields_of(base.get_config().to_dict())
+def _label(group, named, detail, defaults):
+    fields = fields_read(group.config)
     always = {"model.num_landmarks"} if group.attention == "nystrom" else set()
     shown = [
         f"{name.rpartition('.')[2]}={fields.get(name, 'absent')}"
         for name in sorted(named | always)
-        if detail or OWN_FIELDS.get(name, group.attention) == group.attention
         if name in always
         or _telling(name, fields, defaults) is not None
         or (detail and name in fields and name not in defaults)

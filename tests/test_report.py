@@ -24,7 +24,7 @@ from experiment.plots import (
     short_labels,
 )
 from experiment.read_runs import read_runs
-from experiment.results import fields_of
+from experiment.results import OWN_FIELDS, fields_of
 from tests.conftest import ROOT
 from tests.written_runs import changed, write_run
 
@@ -95,6 +95,27 @@ def test_runs_that_do_not_compare_leave_the_rows_as_they_are(tmp_path):
     assert "num_train_steps=20000" in labels["80.00 (1)"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "result", "label"),
+    [
+        ({}, {"source": "generated", "fingerprint": "0" * 64}, "generated data 00000000"),
+        ({"eval_every": 100}, {}, "eval_every=100"),
+    ],
+)
+def test_a_further_run_leaves_a_whole_row_and_its_average(fields, result, label, tmp_path):
+    for task in ("listops", "text", "retrieval", "image", "pathfinder"):
+        write_run(tmp_path, task, 0.5, task=task)
+    for i, task in enumerate(("listops", "text")):
+        write_run(tmp_path, f"a-{task}", 0.6 + i / 10, changed(task, **fields), **result)
+    rows = [row for row in rows_of(report.lra_table, tmp_path) if row[""] == "ours"]
+    rows = {row.pop("attention"): row for row in rows}
+    whole = rows.pop("nystrom, num_landmarks=64")
+    assert (whole["ListOps"], whole["average without Path-X"]) == ("50.00 (1)", "50.00")
+    (others,) = [row for name, row in rows.items() if name.startswith("nystrom")]
+    assert others["ListOps"].startswith("60.00 (1)") and others["Image"] == "–"
+    assert any(label in name for name in rows)
+
+
 def test_labels_name_no_more_fields_than_tell_recipes_apart(tmp_path):
     apart = {"comparable_to_lra": False, "why_not_comparable": "for a reason"}
     listops = importlib.import_module("configs.lra_listops")
@@ -119,6 +140,19 @@ def test_a_run_older_than_a_field_had_what_is_its_default_now(tmp_path):
     write_run(tmp_path, "cls", 0.8, changed(model__pooling="cls"), seed=1)
     seeds = [[run.config["seed"] for run in group.runs] for group in read_runs([tmp_path]).groups]
     assert sorted(seeds) == [[0, 1], [1]]
+
+
+def test_a_run_older_than_a_field_with_a_tuple_is_of_the_recipe(tmp_path):
+    apart = {"comparable_to_lra": False, "why_not_comparable": "for a reason"}
+    old = write_run(tmp_path, "old", 0.7, source="package", **apart) / "result.json"
+    result = json.loads(old.read_text())
+    del result["config"]["adam_b1_cycle"]
+    old.write_text(json.dumps(result))
+    write_run(tmp_path, "cycle", 0.6, changed(adam_b1_cycle=(0.95, 0.85)), **apart)
+    found = {group.accuracy: group for group in read_runs([tmp_path]).groups}
+    assert (found[70].track, found[60].track) == ("recipe", "tuned")
+    assert "adam_b1_cycle" not in found[70].label
+    assert "adam_b1_cycle=[0.95, 0.85]" in found[60].label
 
 
 @pytest.mark.parametrize("field", fields_of(base.get_config().to_dict()))
@@ -146,6 +180,7 @@ def test_what_may_differ_within_an_average(field, tmp_path):
         "mesh.sequence",
         "num_workers",
     }
+    may_differ |= {name for name, attention in OWN_FIELDS.items() if attention != "nystrom"}
     assert len(found.groups) == (1 if field in may_differ else 2)
     labels = [group.label for group in found.groups if group.task == "text"]
     assert len(set(labels)) == len(labels)
@@ -179,6 +214,13 @@ def test_runs_of_several_commits_are_marked(tmp_path):
     assert "50.00 ± 0.00 (2)†" in [row["Text"] for row in rows]
 
 
+def test_runs_of_commits_that_are_not_known_are_marked(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path, str(seed), 0.5, seed=seed, commit="unknown")
+    rows = rows_of(report.lra_table, tmp_path)
+    assert "50.00 ± 0.00 (2)†" in [row["Text"] for row in rows]
+
+
 def test_data_made_here_are_marked(tmp_path):
     write_run(tmp_path, "a", 0.5, source="generated")
     rows = rows_of(report.lra_table, tmp_path)
@@ -199,6 +241,16 @@ def test_the_same_run_twice_counts_once_and_is_named(tmp_path):
     ((path, why),) = found.skipped
     assert path == tmp_path / "b" / "result.json" and f"seed as {tmp_path / 'a'}" in why
     assert read_runs([tmp_path / "a", tmp_path]).groups == found.groups
+
+
+def test_fields_that_the_attention_does_not_read_make_no_other_run(tmp_path):
+    for landmarks in (32, 64):
+        config = changed(model__attention="softmax", model__num_landmarks=landmarks)
+        write_run(tmp_path, f"{landmarks}-0", 0.5, config)
+        write_run(tmp_path, f"{landmarks}-{landmarks}", 0.7, config, seed=landmarks)
+    found = read_runs([tmp_path])
+    assert [[run.config["seed"] for run in group.runs] for group in found.groups] == [[0, 32, 64]]
+    assert [path.parent.name for path, _ in found.skipped] == ["64-0"]
 
 
 def test_broken_and_foreign_files_are_named_and_skipped(tmp_path, capsys):
