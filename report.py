@@ -68,7 +68,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{folders}: no run of train.py in there, so nothing to report", file=sys.stderr)
         return 1
     out = options.out.expanduser()
-    write_report(found, out)
+    try:
+        write_report(found, out)
+    except OSError as error:
+        print(f"--out={options.out}: can't write there ({error})", file=sys.stderr)
+        return 1
     num_runs = sum(len(group.runs) for group in found.groups)
     print(f"{num_runs} results in {out / 'report.md'}", file=sys.stderr)
     return 0

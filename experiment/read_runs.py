@@ -45,6 +45,10 @@ def read_runs(paths: list[Path]) -> Found:
     """
     finished, unfinished, skipped = [], [], []
     for folder in sorted({folder for path in paths for folder in _folders(path)}):
+        shown = os.fsencode(folder).decode(errors="backslashreplace")
+        if shown != str(folder):
+            skipped.append((Path(shown), "its name is not UTF-8: rename it"))
+            continue
         try:
             if (folder / "result.json").exists():
                 finished.append(_read_finished(folder, skipped))
@@ -122,13 +126,18 @@ def _checked_config(path, config):
     for name in ("task", "model"):
         _expect(path, isinstance(config.get(name), dict), f"not a run's: no config.{name}")
     known = fields_of(config)
-    for name in ("seed", "num_train_steps", "model.num_landmarks"):
-        _expect(path, type(known.get(name)) is int, f"not a run's: config.{name} is no integer")
-    for name in ("task.name", "model.attention"):
-        _expect(path, isinstance(known.get(name), str), f"not a run's: config.{name} is no text")
+    for name in ("seed", "num_train_steps", "model.num_landmarks", "task.name", "model.attention"):
+        _expect(path, name in known, f"not a run's: no config.{name}")
+    defaults = recorded(base.get_config())
+    config = _with_defaults(config, defaults)
+    known = fields_of(config)
+    for name, default in fields_of(defaults).items():
+        value, kind = known.get(name), type(default)
+        right = type(value) is kind or (kind is float and type(value) is int)
+        _expect(path, right, f"not a run's: config.{name}={value!r}, expected {kind.__name__}")
     name = known["task.name"]
     _expect(path, name in TASKS, f"config.task.name={name!r}: expected one of {', '.join(TASKS)}")
-    return _with_defaults(config, recorded(base.get_config()))
+    return config
 
 
 def _with_defaults(config, defaults):
@@ -146,10 +155,15 @@ def _expect(path, good, why):
 
 
 def _read_reports(path, skipped):
-    if not path.exists():
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        skipped.append((path, f"not readable ({error})"))
         return []
     reports, bad = [], 0
-    for line in path.read_text(errors="replace").splitlines():
+    for line in text.splitlines():
         try:
             report = json.loads(line)
             numbers = {name: value for name, value in report.items() if name != "split"}
@@ -158,7 +172,7 @@ def _read_reports(path, skipped):
             # A number that was none stands as null, and as NaN in older files.
             numbers = {k: v for k, v in numbers.items() if v is not None and math.isfinite(v)}
             reports.append(numbers | {"step": int(numbers["step"]), "split": str(report["split"])})
-        except (ValueError, KeyError, AttributeError, OverflowError):
+        except (ValueError, KeyError, AttributeError, OverflowError, RecursionError):
             bad += 1
     if bad:
         skipped.append((path, f"{bad} unreadable lines of {bad + len(reports)} were left out"))

@@ -2,9 +2,11 @@
 
 import copy
 import csv
+import functools
 import importlib
 import itertools
 import json
+import os
 import statistics
 
 import numpy as np
@@ -253,6 +255,15 @@ def test_fields_that_the_attention_does_not_read_make_no_other_run(tmp_path):
     assert [path.parent.name for path, _ in found.skipped] == ["64-0"]
 
 
+def with_fields(fields):
+    """A result whose config has these values, of whatever kind."""
+    config = changed().to_dict()
+    for name, value in fields.items():
+        *parts, last = name.split(".")
+        functools.reduce(dict.__getitem__, parts, config)[last] = value
+    return {"config": config}
+
+
 def test_broken_and_foreign_files_are_named_and_skipped(tmp_path, capsys):
     write_run(tmp_path / "runs", "good", 0.62)
     broken = {
@@ -272,6 +283,8 @@ def test_broken_and_foreign_files_are_named_and_skipped(tmp_path, capsys):
         "hardware": ({"hardware": "H100"}, "hardware='H100': expected dict"),
         "config": ({"config": {"task": 3}}, "not a run's: no config.task"),
         "rate": ({"examples_per_second": "fast"}, "examples_per_second='fast': expected float"),
+        "share": (with_fields({"masked": None}), "config.masked.head=None, expected str"),
+        "length": (with_fields({"task.max_length": "x"}), "max_length='x', expected int"),
     }
     for name, (result, _) in wrong.items():
         write_run(tmp_path / "runs", name, **({"accuracy": 0.1} | result))
@@ -302,6 +315,7 @@ def test_unfinished_runs_are_listed_with_their_steps(tmp_path):
     folder = write_run(tmp_path, "begun", reports=[(500, 0.6), (1000, 0.7)])
     (folder / "result.json").unlink()
     with (folder / "metrics.jsonl").open("a") as file:
+        file.write("[" * 100_000 + "\n")
         file.write('{"step": 1500, "spl')  # killed while writing
     foreign = tmp_path / "foreign"
     foreign.mkdir()
@@ -310,7 +324,7 @@ def test_unfinished_runs_are_listed_with_their_steps(tmp_path):
     assert (row["run"], row["steps done"], row["of"]) == (str(folder), "1,000", "20,000")
     (lines, other) = rows_of(report.skipped_table, tmp_path)
     assert lines["file"] == str(folder / "metrics.jsonl")
-    assert lines["why"].startswith("1 unreadable lines of 3")
+    assert lines["why"].startswith("2 unreadable lines of 4")
     assert other["file"] == str(foreign / "config.json") and "not a run's" in other["why"]
 
 
@@ -373,6 +387,25 @@ def test_plots_are_drawn_and_those_of_an_earlier_report_go(tmp_path):
     write_run(tmp_path / "one", "only")
     text = make_report(tmp_path / "one", out)
     assert "landmarks.png" not in text and not (out / "landmarks.png").exists()
+
+
+def test_reports_that_are_no_file_and_names_that_are_no_text(tmp_path):
+    folder = write_run(tmp_path / "runs", "a", 0.5, reports=[(500, 0.6)])
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").mkdir()
+    write_run(tmp_path / "runs", os.fsdecode(b"\xff"), 0.7, seed=1)
+    text = make_report(tmp_path / "runs", tmp_path / "out")
+    assert "50.00 (1)" in text and "metrics.jsonl | not readable" in text
+    assert "runs/\\xff | its name is not UTF-8" in text
+
+
+def test_an_out_that_can_not_be_written_is_refused_in_a_line(tmp_path, capsys):
+    write_run(tmp_path / "runs", "a")
+    (tmp_path / "file").write_text("")
+    for out in ("file", "file/under"):
+        assert report.main([str(tmp_path / "runs"), f"--out={tmp_path / out}"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"--out={tmp_path / out}: can't write there")
 
 
 def test_folders_without_runs_are_refused(tmp_path, capsys):
