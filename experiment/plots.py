@@ -1,5 +1,6 @@
 """Plots of results: accuracy against landmarks, speed and memory, learning curves."""
 
+import re
 import statistics
 import textwrap
 from collections.abc import Callable
@@ -35,7 +36,7 @@ BARS = (
 
 def short_labels(labels: list[str]) -> list[str]:
     """Labels without what all of them say, but for the attention that each begins with."""
-    parts = [label.split(", ") for label in labels]
+    parts = [_parts(label) for label in labels]
     sets = [set(p) for p in parts if "unfinished" not in p]  # those name their folder alone
     common = set.intersection(*sets) if len(sets) > 1 else set()
     return [", ".join([p[0], *(x for x in p[1:] if x not in common)]) for p in parts]
@@ -242,4 +243,9 @@ def _data(group):
 
 
 def _without_landmarks(label):
-    return ", ".join(part for part in label.split(", ") if not part.startswith("num_landmarks="))
+    return ", ".join(part for part in _parts(label) if not part.startswith("num_landmarks="))
+
+
+def _parts(label):
+    """What a label says, one by one: cut at its commas, but for those within a list's brackets."""
+    return re.split(r", (?![^\[]*\])", label)

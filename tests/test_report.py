@@ -569,6 +569,8 @@ def test_labels_of_a_panel_leave_out_what_all_say():
     labels = ["nystrom, rate=1, num_landmarks=16", "nystrom, rate=1, num_landmarks=32"]
     assert short_labels(labels) == ["nystrom, num_landmarks=16", "nystrom, num_landmarks=32"]
     assert short_labels(labels[:1]) == labels[:1]
+    lists = [f"linear, lengths=[512, {n}], rate=1" for n in (1024, 2048)]
+    assert short_labels(lists) == [label.removesuffix(", rate=1") for label in lists]
     unfinished = "softmax, unfinished, in folder"
     assert short_labels([*labels, unfinished])[1:] == ["nystrom, num_landmarks=32", unfinished]
 
