@@ -57,7 +57,10 @@ def main(argv: list[str] | None = None) -> int:
         runs = make_runs(arguments, options.runs_dir.expanduser())
     except GridError as error:
         parser.error(str(error))
-    problems = find_problems(runs)
+    try:
+        problems = find_problems(runs)
+    except RuntimeError as error:
+        problems = [f"  {error}"]
     if problems:
         print("Nothing was started:\n" + "\n".join(problems), file=sys.stderr)
         return 1
@@ -72,7 +75,11 @@ def main(argv: list[str] | None = None) -> int:
         for run in runs:
             print(("# finished: " if is_finished(run) else "") + shlex.join(command(run)))
         return 0
-    return Sweep(runs, missing, options.jobs).run()
+    try:
+        return Sweep(runs, missing, options.jobs).run()
+    except OSError as error:
+        print(f"--runs_dir={options.runs_dir}: {error}", file=sys.stderr)
+        return 1
 
 
 def find_problems(runs: list[Run]) -> list[str]:
@@ -100,11 +107,18 @@ def find_problems(runs: list[Run]) -> list[str]:
 
 
 def ask_devices() -> tuple[str, int]:
-    """A run's platform and number of devices, asked in a process that frees them again."""
+    """A run's platform and number of devices, asked in a process that frees them again.
+
+    Raises:
+      RuntimeError: JAX finds none, say those of a JAX_PLATFORMS that isn't there.
+    """
     code = "import jax; print(jax.default_backend(), jax.device_count())"
-    ask = [sys.executable, "-P", "-c", code]
-    told = subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=True).stdout
-    platform, number = told.split()
+    told = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    if told.returncode:
+        words = told.stderr.strip().splitlines() or [f"exit status {told.returncode}"]
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise RuntimeError(f"JAX finds no devices, JAX_PLATFORMS={platforms!r}: {words[-1]}")
+    platform, number = told.stdout.split()
     return platform, int(number)
 
 
@@ -127,14 +141,24 @@ def log_path(run: Run) -> Path:
     return run.workdir.with_name(run.workdir.name + ".log")
 
 
-def steps_done(run: Run) -> int:
-    """Steps of a run so far, by the last whole line of its metrics.jsonl."""
+def latest_reports(run: Run) -> list[dict]:
+    """The last whole lines of a run's metrics.jsonl, a few."""
     try:
         with (run.workdir / "metrics.jsonl").open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
-            return json.loads(file.read().rpartition(b"\n")[0].splitlines()[-1])["step"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0
+            lines = file.read().rpartition(b"\n")[0].splitlines()
+    except OSError:
+        return []
+    reports = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # the first may be cut off
+            reports.append(json.loads(line))
+    return [report for report in reports if isinstance(report, dict) and "step" in report]
+
+
+def steps_done(run: Run) -> int:
+    """Steps of a run so far, by its last report."""
+    return max([report["step"] for report in latest_reports(run)[-1:]], default=0)
 
 
 @dataclasses.dataclass

@@ -5,8 +5,9 @@
 For each task Nyström, then softmax, by train.py. ListOps and Pathfinder are generated, Text comes
 from its package; official files in --data_dir are used where they are there, and Image and
 Retrieval run only then. No network is needed. Tasks are taken from the shortest recipe to the
-longest. A run that would not end in time makes room for those not yet begun, and what time remains
-goes to the unfinished ones, in order; each saves when it stops. The same command goes on.
+longest. A run that would not end in time, by the speed that it reports, makes room for those not
+yet begun and those that need less; what time remains goes to the unfinished ones, those that need
+least first; each saves when it stops. The same command goes on.
 
 A line of JSON a minute says how far it is. DIR/results gets config.json, metrics.jsonl and
 result.json of each run, and campaign.json: ready to be put under results/. --scale=0.001 takes that
@@ -15,21 +16,30 @@ share of steps and examples, to try it out. Other arguments, --config.field=valu
 
 import argparse
 import json
+import math
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiment.config_checks import check_config
 from experiment.grid import GridError, Run, make_runs
 from experiment.signals import StopSignals, exit_status
-from sweep import ask_devices, is_finished, log_path, num_devices, start, steps_done
+from sweep import (
+    ask_devices,
+    is_finished,
+    latest_reports,
+    log_path,
+    num_devices,
+    start,
+    steps_done,
+)
 
 TASKS = ("listops", "text", "image", "retrieval", "pathfinder")  # by the work of their recipes
 NEED_FILES = ("image", "retrieval")
 ATTENTIONS = "nystrom,softmax"
-SETTLING_STEPS = 20  # before a run's rate, free of its compilation, says when it would end
 POLL_SECONDS = 0.5
 SAVE_SECONDS = 30  # kept of the time, for a run to save and stop
 
@@ -41,30 +51,40 @@ def main(argv: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--minutes", type=float, default=25.0)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data_dir", type=Path, help="where official files lie")
+    parser.add_argument("--out", type=_folder, required=True)
+    parser.add_argument("--data_dir", type=_folder, help="where official files lie")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--line_seconds", type=float, default=60.0)
     options, more = parser.parse_known_args(argv)
     if not 0 < options.scale <= 1 or options.minutes <= 0:
         parser.error("expected 0 < --scale <= 1 and --minutes above 0")
+    if options.data_dir and not options.data_dir.is_dir():
+        parser.error(f"--data_dir={options.data_dir}: no such folder")
     deadline = time.monotonic() + 60 * options.minutes
     try:
-        runs, left_out = plan(options, more)
+        runs, why = plan(options, more)
+        with StopSignals() as stop:
+            failed = Campaign(runs, deadline, options.line_seconds, stop).run()
+        collect(runs, why, failed, options)
     except GridError as error:
         parser.error(str(error))
-    with StopSignals() as stop:
-        failed = Campaign(runs, deadline, options.line_seconds, stop).run()
-    collect(runs, left_out, failed, options)
+    except (RuntimeError, OSError) as error:  # no such devices; an --out that can't be written
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if stop.received:
         return exit_status(stop.received)
     return 1 if failed else 0
 
 
-def plan(options, more: list[str]) -> tuple[list[Run], dict[str, str]]:
-    """The runs in order, and why tasks are left out."""
-    runs, left_out, asked = [], {}, ask_devices()
+def _folder(text):
+    return Path(text).expanduser()
+
+
+def plan(options, more: list[str]) -> tuple[list[Run], dict[str, dict[str, str]]]:
+    """The runs in order, and why tasks are left out or go without official files."""
+    runs, asked = [], ask_devices()
+    why = {"left_out": {}, "without_official_files": {}}
     for task in options.tasks:
         arguments = [f"--config=configs/lra_{task}.py", f"--config.model.attention={ATTENTIONS}"]
         folders = [options.data_dir] if options.data_dir else []
@@ -72,6 +92,7 @@ def plan(options, more: list[str]) -> tuple[list[Run], dict[str, str]]:
             folders.append(None)  # without official files
         problems = ["it needs official files: give --data_dir"]
         for folder in folders:
+            without = "; ".join(problems) if options.data_dir else "no --data_dir is given"
             extra = [f"--config.task.data_dir={folder.resolve()}"] if folder else []
             found = make_runs([*arguments, *extra, *more], options.out / "runs")
             if options.scale < 1:
@@ -85,11 +106,14 @@ def plan(options, more: list[str]) -> tuple[list[Run], dict[str, str]]:
             problems = check_config(found[0].config, num_devices(found[0].config, *asked))
             if not problems:
                 runs += found
+                if folder is None:
+                    why["without_official_files"][task] = without
+                    say(task=task, without_official_files=without)
                 break
         if problems:
-            left_out[task] = "; ".join(problems)
-            say(task=task, left_out=left_out[task])
-    return runs, left_out
+            why["left_out"][task] = "; ".join(problems)
+            say(task=task, left_out=why["left_out"][task])
+    return runs, why
 
 
 def scaling(config, scale: float) -> list[str]:
@@ -109,38 +133,49 @@ class Campaign:
 
     def __init__(self, runs: list[Run], deadline: float, line_seconds: float, stop: StopSignals):
         self.runs, self.deadline, self.stop = runs, deadline, stop
+        self.end = deadline - SAVE_SECONDS
         self.line_seconds, self.last_line = line_seconds, time.monotonic()
-        self.failed = {}
+        self.begun, self.failed = set(), {}
 
     def run(self) -> dict[str, str]:
         """To the end; returns what runs that failed said last."""
         unfinished = [run for run in self.runs if not is_finished(run)]
-        for give_way in (True, False):
-            for i, run in enumerate(unfinished):
-                others = give_way and i + 1 < len(unfinished)
-                if not self.over() and not is_finished(run) and run.workdir.name not in self.failed:
-                    self.train(run, others)
+        for run in unfinished:
+            self.train(run, unfinished)
+        for run in sorted(unfinished, key=self.seconds_left):
+            self.train(run, ())
         return self.failed
 
     def over(self) -> bool:
-        return bool(self.stop.received) or time.monotonic() > self.deadline - SAVE_SECONDS
+        return bool(self.stop.received) or time.monotonic() > self.end
 
-    def train(self, run: Run, give_way: bool) -> None:
-        """A run to its end, until the time is up, or until it is seen not to end in time."""
+    def can_go_on(self, run: Run) -> bool:
+        failed = run.workdir.name in self.failed
+        return not (self.over() or failed or is_finished(run))
+
+    def seconds_left(self, run: Run) -> float:
+        """What a run needs for the rest of its steps, if it can go on; nothing is known before."""
+        needed = speed(run)[2] if run.workdir.name in self.begun else 0.0
+        return needed if self.can_go_on(run) else math.inf
+
+    def train(self, run: Run, others: Sequence[Run]) -> None:
+        """A run to its end, until the time is up, or until it can't end and others need less."""
+        if not self.can_go_on(run):
+            return
         job = start(run)
-        settled = None  # (time, step) when it had taken some steps
-        begun, why = steps_done(run), ""
+        self.begun.add(run.workdir.name)
+        reported, end, why = speed(run)[0], None, ""
         while job.process.poll() is None:
             time.sleep(POLL_SECONDS)
-            step, now = steps_done(run), time.monotonic()
-            if settled is None and step >= begun + SETTLING_STEPS:
-                settled = now, step
-            rate = (step - settled[1]) / (now - settled[0]) if settled and now > settled[0] else 0
-            left = (run.config.num_train_steps - step) / rate if rate else None
+            step, rate, left = speed(run)
+            now = time.monotonic()
+            if step > reported:  # between reports nothing is known
+                reported, end = step, now + left
             if now > self.last_line + self.line_seconds:
                 self.last_line = now
-                self.tell(run, step, rate, left)
-            late = give_way and left is not None and now + left > self.deadline - SAVE_SECONDS
+                self.tell(run, rate, end and end - now)
+            late = end is not None and end > self.end
+            late = late and any(self.seconds_left(other) < left for other in others)
             if self.over() or late:
                 why = self.stop.received or ("makes room for others" if late else "time is up")
                 job.process.send_signal(signal.SIGTERM)
@@ -154,10 +189,10 @@ class Campaign:
             words = self.failed[run.workdir.name] = job.last_words()
             say(run=run.workdir.name, failed=words, log=str(log_path(run)))
 
-    def tell(self, run: Run, step: int, rate: float, left: float | None) -> None:
+    def tell(self, run: Run, rate: float, left: float | None) -> None:
         say(
             run=run.workdir.name,
-            step=step,
+            step=steps_done(run),
             num_train_steps=run.config.num_train_steps,
             steps_per_second=round(rate, 2),
             seconds_left_of_run=None if left is None else round(left),
@@ -167,11 +202,23 @@ class Campaign:
         )
 
 
+def speed(run: Run) -> tuple[int, float, float]:
+    """Step and steps a second of a run's last report on training, and seconds of its steps left.
+
+    The report's speed is free of compiling and evaluating.
+    """
+    for report in reversed(latest_reports(run)):
+        if report.get("split") == "train" and report.get("examples_per_second"):
+            rate = report["examples_per_second"] / run.config.batch_size
+            return report["step"], rate, (run.config.num_train_steps - report["step"]) / rate
+    return 0, 0.0, math.inf
+
+
 def say(**what) -> None:
     print(json.dumps(what), flush=True)
 
 
-def collect(runs: list[Run], left_out: dict[str, str], failed: dict[str, str], options) -> None:
+def collect(runs: list[Run], why: dict[str, dict], failed: dict[str, str], options) -> None:
     """DIR/results: what of each run is small, and what became of all of them."""
     folder = options.out / "results"
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,7 +231,7 @@ def collect(runs: list[Run], left_out: dict[str, str], failed: dict[str, str], o
                 (folder / run.workdir.name).mkdir(exist_ok=True)
                 shutil.copy2(run.workdir / name, folder / run.workdir.name / name)
     summary = {"minutes": options.minutes, "scale": options.scale, "runs": states}
-    (folder / "campaign.json").write_text(json.dumps(summary | {"left_out": left_out}, indent=2))
+    (folder / "campaign.json").write_text(json.dumps(summary | why, indent=2))
     finished = sum(map(is_finished, runs))
     say(results=str(folder), finished=finished, runs=len(runs))
 

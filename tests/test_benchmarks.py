@@ -81,6 +81,113 @@ def test_the_campaign_gives_whole_results_and_goes_on(tmp_path, capsys, cache_ho
     assert "finished" in capsys.readouterr().out
 
 
+class Machine:
+    """A clock, and the run that its time goes to: for the campaign's `time`, and its `start`."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.clock, self.seconds, self.begun, self.job = 0.0, seconds, [], None
+        monkeypatch.setattr(campaign, "time", self)
+        monkeypatch.setattr(campaign, "start", self.start)
+
+    def monotonic(self):
+        return self.clock
+
+    def sleep(self, seconds):
+        self.clock += seconds
+        self.job and self.job.work()
+
+    def start(self, run):
+        self.begun.append(run.label)
+        self.job = MachineJob(self, run)
+        return self.job
+
+
+class MachineJob:
+    """A run of steps of known seconds: 20 s to compile, and 40 s for each evaluation."""
+
+    def __init__(self, machine, run):
+        self.machine, self.run, self.ended, self.process = machine, run, False, self
+        self.path = run.workdir / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.step, self.next = campaign.steps_done(run), machine.clock + 20
+
+    def work(self):
+        seconds = self.machine.seconds[self.run.label]
+        while self.machine.clock >= self.next and not self.ended:
+            self.step += 1
+            self.next += seconds + 40 * (self.step % 30 == 0)
+            if self.step % 10 == 0:
+                rate = self.run.config.batch_size / seconds
+                report = {"step": self.step, "split": "train", "examples_per_second": rate}
+                with self.path.open("a") as file:
+                    file.write(json.dumps(report) + "\n")
+            if self.step == self.run.config.num_train_steps:
+                (self.run.workdir / "result.json").write_text('{"test_accuracy": 0.5}')
+                self.ended = True
+
+    def poll(self):
+        return 0 if self.ended else None
+
+    def send_signal(self, number):
+        self.ended = True
+
+    def wait(self):
+        assert self.ended
+
+
+@pytest.mark.parametrize(
+    ("seconds", "minutes", "begun", "finished"),
+    [
+        # One that would end easily, however long it is silent; then one that gets the rest.
+        ([1, 9], 5, [0, 1], [0]),
+        # Those that end go before one that doesn't, which has what remains.
+        ([9, 1, 1], 12, [0, 1, 2, 0], [1, 2]),
+        # Also where the last is the one that doesn't.
+        ([4.5, 1, 9], 8, [0, 1, 2, 0], [1]),
+    ],
+)
+def test_a_campaign_has_whole_results_first(
+    seconds, minutes, begun, finished, tmp_path, monkeypatch, capsys
+):
+    seeds = ",".join(str(seed) for seed in range(len(seconds)))
+    fields = [f"--config.seed={seeds}", "--config.num_train_steps=100", "--config.log_every=10"]
+    runs = campaign.make_runs(["--config=configs/lra_listops.py", *fields], tmp_path)
+    machine = Machine(monkeypatch, {f"seed={i}": each for i, each in enumerate(seconds)})
+    stop = campaign.StopSignals()
+    assert campaign.Campaign(runs, 60 * minutes, 60.0, stop).run() == {}
+    assert machine.begun == [f"seed={i}" for i in begun]
+    assert [i for i, run in enumerate(runs) if campaign.is_finished(run)] == finished
+    assert machine.clock <= 60 * minutes - campaign.SAVE_SECONDS + 1
+
+
+def test_a_campaign_says_what_it_goes_without(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(campaign, "ask_devices", lambda: ("cpu", 1))
+    monkeypatch.setattr(campaign.Campaign, "run", lambda self: {})
+    with pytest.raises(SystemExit):
+        campaign.main([f"--out={tmp_path}", f"--data_dir={tmp_path / 'nix'}"])
+    assert "nix: no such folder" in capsys.readouterr().err
+    arguments = [f"--out={tmp_path / 'out'}", f"--data_dir={tmp_path}", "--tasks", "listops"]
+    assert campaign.main(arguments) == 0
+    summary = json.loads((tmp_path / "out/results/campaign.json").read_text())
+    assert str(tmp_path) in summary["without_official_files"]["listops"]
+    assert "without_official_files" in capsys.readouterr().out
+
+
+def test_a_campaign_without_a_place_or_devices_ends_in_a_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = [f"--out={tmp_path / 'file'}", "--tasks", "listops"]
+    monkeypatch.setattr(campaign, "ask_devices", lambda: ("cpu", 1))
+    assert campaign.main(arguments) == 1
+    assert capsys.readouterr().err.startswith("error: [Errno")
+
+    def none_there():
+        raise RuntimeError("JAX finds no devices")
+
+    monkeypatch.setattr(campaign, "ask_devices", none_there)
+    assert campaign.main(arguments) == 1
+    assert capsys.readouterr().err == "error: JAX finds no devices\n"
+
+
 def test_a_program_text_is_read_for_its_traffic():
     """Arguments and results of each kernel; of branches the larger one, of a loop its body once."""
     text = """

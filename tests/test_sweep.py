@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from experiment.grid import GridError, make_runs, split_values
 from experiment.read_runs import read_runs
 from experiment.workdir import default_workdir
-from sweep import Job, Sweep, is_finished, log_path
+from sweep import Job, Sweep, is_finished, log_path, main
 from tests.conftest import ROOT, SMALL, SMALL_ONE_LENGTH
 
 LISTOPS = f"--config={ROOT}/configs/lra_listops.py"
@@ -176,6 +176,21 @@ def test_runs_that_others_stopped_are_not_failures(ending, expected, tmp_path, c
         time.sleep(0.01)
     assert whole.end("") == 1
     assert f"lra_listops: {expected}" in capsys.readouterr().err
+
+
+def test_devices_that_are_not_there_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_PLATFORMS", "nix")
+    assert main([LISTOPS, f"--runs_dir={tmp_path}"]) == 1
+    first, line = capsys.readouterr().err.splitlines()
+    assert first == "Nothing was started:"
+    assert "no devices, JAX_PLATFORMS='nix': RuntimeError: Unable to initialize backend" in line
+
+
+def test_a_runs_dir_that_is_a_file_is_refused_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sweep.ask_devices", lambda: ("cpu", 1))
+    (tmp_path / "file").write_text("")
+    assert main([LISTOPS, f"--runs_dir={tmp_path / 'file'}"]) == 1
+    assert f"--runs_dir={tmp_path / 'file'}: " in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
