@@ -44,16 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     runs = plan(options)
     for number, (name, given) in enumerate(runs.items(), 1):
+        print(f"run {number} of {len(runs)}: {name}", flush=True)
+        start = time.monotonic()
         workdir = from_root(options.runs) / name
-        if not (options.runs / name / "result.json").exists():
-            print(f"run {number} of {len(runs)}: {name}", flush=True)
-            start = time.monotonic()
-            command = [sys.executable, "train.py", *given, f"--workdir={workdir}"]
-            status = subprocess.run(command, cwd=ROOT).returncode
-            if status:
-                print(f"{name} ended with {status}; the same command goes on", file=sys.stderr)
-                return status
-            print(f"{name} took {time.monotonic() - start:.0f} s", flush=True)
+        command = [sys.executable, "train.py", *given, f"--workdir={workdir}"]
+        # One that is finished says so, or refuses other fields than its own.
+        status = subprocess.run(command, cwd=ROOT).returncode
+        if status:
+            print(f"{name} ended with {status}; the same command goes on", file=sys.stderr)
+            return status
+        print(f"{name} took {time.monotonic() - start:.0f} s", flush=True)
     write_results(options.runs, list(runs), options.out)
     return 0
 

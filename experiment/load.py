@@ -54,7 +54,9 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
         config.task.source = source_so_far(checkpoints)
     if with_data:
         task = lra_tasks.load(config.task, cache_dir or None)
-        trained_on = checkpoints.records[step]["progress"].get("fingerprint")
+        # Of the latest, whose record is there: `restore` says so if the best is damaged.
+        latest = checkpoints.latest_step()
+        trained_on = checkpoints.records[latest]["progress"].get("fingerprint")
         if task.fingerprint != trained_on:
             raise WorkdirError(
                 f"--workdir={workdir}: the run was trained on other data (fingerprint "

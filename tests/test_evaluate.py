@@ -32,9 +32,9 @@ def trained(tmp_path_factory, cache_home):
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
-    """Makes the folder of a run of some task with a checkpoint of its initial parameters."""
+    """Makes the folder of a run of some task with checkpoints of its initial parameters."""
 
-    def make(name, **fields):
+    def make(name, accuracies=(0.5,), **fields):
         from flax import nnx
 
         from experiment.checkpoints import Checkpoints
@@ -47,7 +47,9 @@ def untrained(tmp_path_factory):
         model = make_model(config.model, lra_tasks.without_data(config.task), config.seed)
         checkpoints = Checkpoints(workdir / "checkpoints")
         state = initial_state(make_optimizer(config), nnx.state(model))
-        checkpoints.save(3, state, {"fingerprint": "0"})
+        fingerprint = lra_tasks.load(config.task).fingerprint
+        for step, accuracy in enumerate(accuracies, 3):
+            checkpoints.save(step, state, {"fingerprint": fingerprint}, accuracy)
         checkpoints.close()
         return workdir
 
@@ -139,6 +141,16 @@ def test_the_other_tasks_documents(untrained, tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.startswith("error: ") and expected in error
         assert len(error.splitlines()) == 1
+
+
+def test_a_damaged_best_checkpoint_is_named(untrained, capsys):
+    workdir = untrained("listops", accuracies=(0.9, 0.1, 0.2), **{"model.attention": "none"})
+    assert evaluate.main([f"--workdir={workdir}"]) == 0
+    shutil.rmtree(workdir / "checkpoints" / "3" / "record")
+    for more in ([], ["--text=[MAX 2 9 ]"]):
+        capsys.readouterr()
+        assert evaluate.main([f"--workdir={workdir}", *more]) == 1
+        assert "checkpoints/3: the checkpoint is damaged" in capsys.readouterr().err
 
 
 def test_what_is_no_run_is_refused_in_a_line(trained, tmp_path, capsys):
