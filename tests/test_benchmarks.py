@@ -2,11 +2,12 @@
 
 import csv
 import json
+import subprocess
 
 import jax
 import pytest
 
-from benchmarks import campaign, gpu, gpu_aot, gpu_attention
+from benchmarks import campaign, gpu, gpu_aot, gpu_attention, self_pretraining
 from tests.conftest import SMALL_ONE_LENGTH
 
 
@@ -186,6 +187,19 @@ def test_a_campaign_without_a_place_or_devices_ends_in_a_line(tmp_path, monkeypa
     monkeypatch.setattr(campaign, "ask_devices", none_there)
     assert campaign.main(arguments) == 1
     assert capsys.readouterr().err == "error: JAX finds no devices\n"
+
+
+def test_self_pretraining_asks_train_whether_finished_runs_are_those_asked_for(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "linear-seed0-pretrain").mkdir()
+    (tmp_path / "linear-seed0-pretrain" / "result.json").write_text('{"test_accuracy": 0.5}')
+    refused = subprocess.CompletedProcess([], 1)
+    monkeypatch.setattr(self_pretraining.subprocess, "run", lambda *_, **__: refused)
+    arguments = ["--attentions=linear", "--seeds=0", f"--runs={tmp_path}"]
+    assert self_pretraining.main([*arguments, f"--out={tmp_path / 'out'}"]) == 1
+    assert "linear-seed0-pretrain ended with 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_program_text_is_read_for_its_traffic():
