@@ -8,10 +8,11 @@ a length, a number of landmarks, and forward or forward and backward. Its conten
 process and its threads and take turns; medians over the rounds. Before anything is timed,
 outputs and gradients must equal eq. 9 in float64. Peak memory, beyond inputs, is each
 contender's in a process of its own. Exact attention has no landmarks: it takes turns in the
-cases of the fewest, up to the length where it takes seconds. Finished cases are kept in the
-CSV, so that an interrupted run goes on; `--fresh` starts over. `--long` measures ours alone,
-1 head and 64 landmarks, up to 1,048,576 tokens. `--huge_pages` lets every contender's
-allocations use transparent huge pages (GLIBC_TUNABLES=glibc.malloc.hugetlb=1).
+cases of the fewest, up to the length where it takes seconds. Cases that this commit has
+finished with as many threads and the same pages are kept in the CSV, so that an interrupted
+run goes on; `--fresh` measures them again. `--long` measures ours alone, 1 head and 64
+landmarks, up to 1,048,576 tokens. `--huge_pages` lets every contender's allocations use
+transparent huge pages (GLIBC_TUNABLES=glibc.malloc.hugetlb=1).
 """
 
 import argparse
@@ -31,12 +32,12 @@ import numpy as np
 
 from benchmarks import attention_contenders as contenders
 from benchmarks.attention_contenders import EXACT, LUCIDRAINS, NYSTROM, OURS, TORCH_NYSTROM
+from benchmarks.attention_report import MODES, draw, print_summary, print_table
 
 LENGTHS = (1024, 2048, 4096, 16384, 65536)
 LANDMARKS = (64, 256)
 LONG_LENGTHS = (4096, 16384, 65536, 262144, 1048576)
 EXACT_UP_TO = 4096
-MODES = ("forward", "forward+backward")
 TOLERANCE = {OURS: 1e-5}  # others', relative to the largest entry: 1e-4
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
@@ -78,25 +79,48 @@ def main():
 
 def grid(arguments):
     """Measures all cases that the CSV lacks, writes it after each, and draws the plots."""
-    from benchmarks import attention_report
-
     path = Path(arguments.output_dir) / "attention.csv"
-    rows = [] if arguments.fresh or not path.exists() else list(csv.DictReader(path.open()))
-    done = {(int(row["length"]), int(row["num_landmarks"])) for row in rows}
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    about, setting = made_by(), setting_of(arguments)
     for length in arguments.lengths:
         for num_landmarks in arguments.landmarks:
-            if (length, num_landmarks) in done:
+            case = {"length": length, "num_landmarks": num_landmarks, **setting}
+            old = [row for row in rows if is_of(row, case)]
+            if not arguments.fresh and any(same_commit(row, about) for row in old):
                 continue
             names = list(NYSTROM)
             if num_landmarks == min(arguments.landmarks) and length <= EXACT_UP_TO:
                 names += EXACT
             new = measure_pair(length, num_landmarks, names, arguments)
-            rows += new
+            rows = [row for row in rows if row not in old] + [row | about for row in new]
             write_csv(path, rows)
-            attention_report.print_table(new)
-    rows = list(csv.DictReader(path.open()))
-    attention_report.print_summary(rows)
-    attention_report.draw(rows, Path(arguments.plots_dir))
+            print_table(new)
+    rows = [row for row in rows if is_of(row, setting)]
+    print_summary(rows)
+    draw(rows, Path(arguments.plots_dir))
+
+
+def setting_of(arguments) -> dict:
+    """What figures of one table have in common."""
+    return {"threads": arguments.threads, "huge_pages": "GLIBC_TUNABLES" in os.environ}
+
+
+def made_by() -> dict[str, str]:
+    """The commit and the processor that figures are of."""
+    from experiment.provenance import code_version, hardware
+
+    return {"commit": code_version(), "processor": hardware()["processor"]}
+
+
+def is_of(row, case) -> bool:
+    """Whether a row, of the CSV or new, has these values."""
+    return all(str(row[name]) == str(value) for name, value in case.items())
+
+
+def same_commit(row, about) -> bool:
+    """Whether a row is of this commit; the CSV that is being written is a change of its own."""
+    found = row.get("commit") or ""
+    return found.removesuffix("+changes") == about["commit"].removesuffix("+changes")
 
 
 def measure_pair(length, num_landmarks, names, arguments) -> list[dict]:
@@ -140,8 +164,7 @@ def measure_pair(length, num_landmarks, names, arguments) -> list[dict]:
             "extra_megabytes": round(used["extra"], 1),
             "relative_error": errors.get(name, ("", ""))[0],
             "relative_error_own_scale": errors.get(name, ("", ""))[1],
-            "threads": arguments.threads,
-            "huge_pages": "GLIBC_TUNABLES" in os.environ,
+            **setting_of(arguments),
             "jax": jax.__version__,
             "torch": torch.__version__,
         }
@@ -257,7 +280,8 @@ def long_sequences(arguments):
             }
         )
         print("  ".join(f"{name} {value:,.5g}" for name, value in rows[-1].items()), flush=True)
-    write_csv(Path(arguments.output_dir) / "attention_long.csv", rows)
+    about = made_by()
+    write_csv(Path(arguments.output_dir) / "attention_long.csv", [row | about for row in rows])
     fitted = [row for row in rows if row["length"] <= 262144]
     for name in ("seconds", "extra_megabytes"):
         logs = np.log([[row["length"], row[name]] for row in fitted])
@@ -269,7 +293,7 @@ def long_sequences(arguments):
 def write_csv(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
         writer.writeheader()
         writer.writerows(rows)
 

@@ -1,5 +1,6 @@
 """The GPU kit and the campaign run as a whole, on what there is here."""
 
+import argparse
 import csv
 import json
 import subprocess
@@ -7,7 +8,7 @@ import subprocess
 import jax
 import pytest
 
-from benchmarks import campaign, gpu, gpu_aot, gpu_attention, self_pretraining
+from benchmarks import attention, campaign, gpu, gpu_aot, gpu_attention, self_pretraining
 from tests.conftest import SMALL_ONE_LENGTH
 
 
@@ -187,6 +188,38 @@ def test_a_campaign_without_a_place_or_devices_ends_in_a_line(tmp_path, monkeypa
     monkeypatch.setattr(campaign, "ask_devices", none_there)
     assert campaign.main(arguments) == 1
     assert capsys.readouterr().err == "error: JAX finds no devices\n"
+
+
+def test_attention_is_measured_again_at_other_threads_and_commits(tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def measure_pair(length, num_landmarks, names, arguments):
+        measured.append((arguments.threads, length))
+        row = {"length": length, "num_landmarks": num_landmarks, "contender": attention.OURS}
+        row |= {"milliseconds": 1.0, "extra_megabytes": 1.0, **attention.setting_of(arguments)}
+        return [row | {"mode": mode} for mode in attention.MODES]
+
+    def grid(threads, commit, lengths=(64, 128)):
+        about = {"commit": commit, "processor": "EPYC"}
+        monkeypatch.setattr(attention, "made_by", lambda: about)
+        measured.clear()
+        folders = {"output_dir": tmp_path, "plots_dir": tmp_path}
+        flags = {"threads": threads, "lengths": lengths, "landmarks": (8,), "fresh": False}
+        attention.grid(argparse.Namespace(**flags, **folders))
+        return list(measured)
+
+    monkeypatch.setattr(attention, "measure_pair", measure_pair)
+    for name in ("print_table", "print_summary", "draw"):
+        monkeypatch.setattr(attention, name, lambda *_: None)
+    old = measure_pair(64, 8, (), argparse.Namespace(threads=2))  # of a time without commits
+    attention.write_csv(tmp_path / "attention.csv", old)
+    assert grid(2, "a") == [(2, 64), (2, 128)]
+    assert grid(2, "a+changes") == []
+    assert grid(1, "a", (64,)) == [(1, 64)]
+    assert grid(2, "b", (64,)) == [(2, 64)]
+    rows = list(csv.DictReader((tmp_path / "attention.csv").read_text().splitlines()))
+    found = {(row["threads"], row["length"], row["commit"]) for row in rows}
+    assert found == {("1", "64", "a"), ("2", "64", "b"), ("2", "128", "a")} and len(rows) == 6
 
 
 def test_self_pretraining_asks_train_whether_finished_runs_are_those_asked_for(
