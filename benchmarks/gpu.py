@@ -1,7 +1,8 @@
 """One command for a machine with a GPU: are the values right, and what do things cost there?
 
     python -m benchmarks.gpu [--minutes=6.5] [--output=results/benchmarks/gpu.csv] [--trace=DIR]
-    python -m benchmarks.gpu --quick     (tiny sizes, on any device: that it runs at all)
+    python -m benchmarks.gpu --quick     (tiny sizes, on any device: that it runs at all; its
+                                          CSV goes to a temporary folder)
 
 1. Values and gradients of the attentions against float64 (exit status 1 if ours are off).
 2. Milliseconds of attention, forward, and forward and backward: ours, eq. 9 as anyone would write
@@ -12,7 +13,8 @@
 3. A training step of each LRA task, by its own config on synthetic data at full length. Their
    programs are compiled side by side, in the seconds given.
 
-What runs out of memory or time, or isn't there, is said and left out. --trace writes a trace of
+What runs out of memory or time, or isn't there, is said and left out. Rows that the CSV has of
+other parts, programs and sizes stay there. --trace writes a trace of
 the training steps, for TensorBoard or xprof.
 """
 
@@ -25,6 +27,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,6 +47,7 @@ from benchmarks.gpu_attention import (
 )
 from experiment.provenance import code_version
 
+RESULTS = Path("results/benchmarks")
 PARTS = ("values", "bfloat16", "steps", "float32")  # attentions by their dtype
 TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
 QUICK_TASKS = ("listops",)
@@ -52,6 +56,7 @@ COLUMNS = (
     "milliseconds", "min", "max", "rounds", "examples_per_second", "compile_s", "memory_mb",
     "relative_error", "device", "driver", "jax", "torch", "commit",
 )  # fmt: skip
+NAMES = COLUMNS[:9]  # of a row; the rest are its figures
 FULL = (
     Sizes("bfloat16", 4, 16, 128, 64, (4_096, 16_384, 65_536, 131_072)),
     Sizes("float32", 1, 8, 64, 64, (4_096, 16_384, 65_536, 131_072)),
@@ -77,17 +82,22 @@ class Bench:
     def __init__(self, seconds: float, rounds: int, output: Path):
         self.end, self.rounds, self.output = time.monotonic() + seconds, rounds, output
         self.rows, self.wrong = [], []
+        self.earlier = []
+        if output.exists():
+            self.earlier = list(csv.DictReader(output.read_text().splitlines()))
         self.machine = machine()
 
     def add(self, **values) -> None:
         """Shows a row, and writes all that there are: a later crash loses none."""
         self.rows.append(values | self.machine)
+        names = {name: str(values.get(name, "")) for name in NAMES}
+        self.earlier = [row for row in self.earlier if not names.items() <= row.items()]
         print("  ".join(f"{name} {value}" for name, value in values.items()), flush=True)
         self.output.parent.mkdir(parents=True, exist_ok=True)
         with self.output.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(self.earlier + self.rows)
 
     def has_time(self, what: str) -> bool:
         """Whether there is time left; says what is skipped if not."""
@@ -118,8 +128,10 @@ def main(arguments=None) -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--trace", help="a folder for a trace of the training steps")
     parser.add_argument("--cache_dir", help="of prepared data, else ~/.cache/nystrom")
-    parser.add_argument("--output", type=Path, default=Path("results/benchmarks/gpu.csv"))
+    parser.add_argument("--output", type=Path, help="else results/benchmarks/gpu.csv")
     flags = parser.parse_args(arguments)
+    folder = Path(tempfile.mkdtemp()) if flags.quick and not flags.output else RESULTS
+    flags.output = flags.output or folder / "gpu.csv"
     if jax.default_backend() != "gpu" and not flags.quick:
         parser.error(f"JAX finds no GPU, its devices are {jax.devices()}; --quick runs anywhere")
     bench = Bench(60 * flags.minutes, 1 if flags.quick else flags.rounds, flags.output)
@@ -133,19 +145,19 @@ def main(arguments=None) -> int:
             time_steps(bench, flags)
         else:
             time_attentions(bench, sizes[part])
-    print(f"{len(bench.rows)} rows in {flags.output}")
+    print(f"{len(bench.rows)} rows of these parts in {flags.output}")
     for problem in bench.wrong:
         print(f"WRONG: {problem}", file=sys.stderr)
     return 1 if bench.wrong else 0
 
 
 def machine() -> dict[str, str]:
-    """The card, its driver, and versions."""
+    """The card that JAX uses, the driver, and versions."""
     found = {"device": jax.devices()[0].device_kind, "driver": "", "jax": jax.__version__}
-    with contextlib.suppress(OSError, subprocess.CalledProcessError, ValueError):
-        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout
-        found["device"], found["driver"] = lines.splitlines()[0].split(", ")
+        found["driver"] = lines.partition("\n")[0]  # a line for each card, of one driver
     torch = has_torch()
     return found | {"torch": torch.__version__ if torch else "", "commit": code_version()}
 

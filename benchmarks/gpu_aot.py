@@ -11,12 +11,12 @@ Nothing is run or tuned, so this says nothing of time: `benchmarks/gpu.py` does,
 CSV has is not compiled again without --fresh.
 """
 
-import math
 import re
 from functools import partial
 from pathlib import Path
 
 from benchmarks import tpu_aot
+from experiment.traffic import num_bytes
 
 FIGURES = ("memory_mb", "accessed_mb", "kernels", "compile_s")
 TARGETS = {  # what the compiler asks of a device
@@ -33,10 +33,9 @@ TARGETS = {  # what the compiler asks of a device
             memory_bandwidth: 3352320000000 device_memory_size: 84929347584 clock_rate_ghz: 1.98
         }"""
 }
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "s64": 8, "u64": 8, "f64": 8}  # or 4
 NO_KERNEL = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(.*)")
-CALLED = re.compile(r"(?:body|to_apply|(?:true|false)_computation)=%?([\w.-]+)")
+CALLED = re.compile(r"(?:body|to_apply|\w+_computations?)=(\{.*?\}|\S+)")
 
 
 def main():
@@ -45,7 +44,7 @@ def main():
         raise SystemExit(f"--topology={arguments.topology}: expected {', '.join(TARGETS)}")
     target = TARGETS[arguments.topology]
     place = tpu_aot.first_device(platform="cuda", target_config=target, topology="1x1x1")
-    columns = (*tpu_aot.NAMES[:4], *FIGURES, "topology", "jax")
+    columns = (*tpu_aot.NAMES[:4], *FIGURES, "topology", "jax", "commit")
     tpu_aot.fill_table(arguments, columns, partial(plan, place=place))
 
 
@@ -76,7 +75,8 @@ def traffic(text):
         for result, shape, operation, operands, rest in computations[name]:
             sizes[result] = num_bytes(shape)
             if operation in ("while", "call", "conditional"):
-                more = max(map(count, CALLED.findall(rest)))
+                called = " ".join(CALLED.findall(rest))
+                more = max(map(count, re.findall(r"[\w.-]+", called)))
                 accessed, kernels = accessed + more[0], kernels + more[1]
             elif operation not in NO_KERNEL:
                 read = (sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", operands))
@@ -84,14 +84,6 @@ def traffic(text):
         return accessed, kernels
 
     return count(entry)
-
-
-def num_bytes(shape):
-    """The size of an array, or a tuple of arrays, as a program's text has its shape."""
-    return sum(
-        BYTES.get(dtype, 4) * math.prod(int(size) for size in sizes.split(",") if size)
-        for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shape)
-    )
 
 
 if __name__ == "__main__":

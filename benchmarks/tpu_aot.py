@@ -29,12 +29,13 @@ from jax.sharding import SingleDeviceSharding
 
 import nystrom
 from benchmarks.attention_contenders import plain
+from experiment.provenance import code_version
 
 HEADS, DEPTH, LANDMARKS = 8, 64, 64
 EXACT_UP_TO = 16_384  # exact attention's N x N logits take 16 GB at 65,536
 COLUMNS = (
     "program", "dtype", "length", "pass", "memory_mb", "accessed_mb", "gflops", "estimate_ms",
-    "compile_s", "topology", "jax",
+    "compile_s", "topology", "jax", "commit",
 )  # fmt: skip
 NAMES = (*COLUMNS[:4], "topology")  # of a row; the rest are its figures
 OURS, EQ_9, EXACT = "ours", "eq. 9 in JAX", "exact, JAX"
@@ -67,15 +68,15 @@ def first_device(**topology):
 def fill_table(arguments, columns, plan):
     """Compiles the programs that the CSV lacks, a row each; `plan(function, arrays)` is a row."""
     path = arguments.output
-    rows = [] if arguments.fresh or not path.exists() else list(csv.DictReader(path.open()))
-    done = {tuple(row[name] for name in NAMES) for row in rows}
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    about = {"jax": jax.__version__, "commit": code_version()}
     path.parent.mkdir(parents=True, exist_ok=True)
     for names, make in programs(arguments):
-        names = tuple(map(str, (*names, arguments.topology)))
-        if names in done:
+        names = dict(zip(NAMES, map(str, (*names, arguments.topology)), strict=True))
+        others = [row for row in rows if not names.items() <= row.items()]
+        if len(others) < len(rows) and not arguments.fresh:
             continue
-        found = dict(zip(NAMES, names, strict=True)) | plan(*make())
-        rows.append(found | {"jax": jax.__version__})
+        rows = [*others, names | plan(*make()) | about]
         print("  ".join(f"{name} {rows[-1].get(name, '-')}" for name in columns), flush=True)
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")

@@ -3,12 +3,23 @@
 import argparse
 import csv
 import json
+import shutil
 import subprocess
+from pathlib import Path
 
 import jax
 import pytest
 
-from benchmarks import attention, campaign, gpu, gpu_aot, gpu_attention, self_pretraining
+from benchmarks import (
+    attention,
+    campaign,
+    gpu,
+    gpu_aot,
+    gpu_attention,
+    self_pretraining,
+    tpu_aot,
+)
+from experiment.traffic import collective_bytes
 from tests.conftest import SMALL_ONE_LENGTH
 
 
@@ -57,6 +68,58 @@ def test_time_is_kept_and_failures_are_skipped(tmp_path, capsys):
         "skipped: it: RuntimeError: RESOURCE_EXHAUSTED: out of memory",
     ]
     assert bench.rows == []
+
+
+def test_rows_that_are_not_measured_again_stay(tmp_path):
+    path = tmp_path / "gpu.csv"
+    for value in (1, 2):
+        bench = gpu.Bench(60, 1, path)
+        bench.add(part="attention", program="ours", length=64, milliseconds=value)
+        if value == 1:
+            bench.add(part="training step", program="ours", length=64, milliseconds=value)
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [(row["part"], row["milliseconds"]) for row in rows] == [
+        ("training step", "1"),
+        ("attention", "2"),
+    ]
+
+
+def test_quick_rows_are_not_put_beside_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(gpu, "check_values", lambda bench, size: bench.add(part="values"))
+    assert gpu.main(["--quick", "--parts", "values"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    path = Path(said.rpartition(" in ")[2])
+    assert path.is_file() and not (tmp_path / "results").exists()
+    shutil.rmtree(path.parent)
+
+
+def test_the_card_is_the_one_that_jax_uses(monkeypatch):
+    answer = subprocess.CompletedProcess([], 0, stdout="580.1\n580.1\n")
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: answer)
+    monkeypatch.setattr(gpu, "code_version", lambda: "")
+    found = gpu.machine()
+    assert (found["device"], found["driver"]) == (jax.devices()[0].device_kind, "580.1")
+
+
+def test_plans_are_made_again_one_by_one(tmp_path, monkeypatch):
+    path = tmp_path / "aot.csv"
+    columns = [name for name in tpu_aot.COLUMNS if name != "commit"]
+    old = [["ours", "float32", str(n), "forward", *"1234", "5", "v5e:2x2", "0"] for n in (64, 128)]
+    path.write_text("".join(",".join(row) + "\n" for row in [columns, *old]))  # before commits
+    made = {"memory_mb": 9}
+    flags = argparse.Namespace(output=path, topology="v5e:2x2", fresh=False)
+
+    def fill(*lengths):
+        each = [(("ours", "float32", n, "forward"), lambda: ((),)) for n in lengths]
+        monkeypatch.setattr(tpu_aot, "programs", lambda _: each)
+        tpu_aot.fill_table(flags, tpu_aot.COLUMNS, lambda _: made)
+        rows = csv.DictReader(path.read_text().splitlines())
+        return [(int(row["length"]), row["memory_mb"], bool(row["commit"])) for row in rows]
+
+    assert fill(64, 256) == [(64, "1", False), (128, "1", False), (256, "9", True)]
+    flags.fresh = True
+    assert fill(64) == [(128, "1", False), (256, "9", True), (64, "9", True)]
 
 
 def test_without_a_gpu_it_says_so(capsys):
@@ -262,3 +325,11 @@ ENTRY %main (x: f32[4], y: bf16[2,4], p: pred[]) -> f32[4] {
 """
     numbers, large, small = 4 * 4 + 8 * 2 + 4 * 4, 4 * 4 + 4 * 4 + 4 * 8, 4 * 4 + 4 * 4
     assert gpu_aot.traffic(text) == (numbers + large + small, 3)
+    two = "true_computation=%small, false_computation=%large"
+    switch = text.replace(two, "branch_computations={%small, %large, %small}")
+    assert gpu_aot.traffic(switch) == gpu_aot.traffic(text)
+
+
+def test_collectives_of_any_type_are_counted():
+    text = "  %x = (u8[16]{0}, s16[2]{0}) all-gather(%a, %b), dimensions={0}"
+    assert collective_bytes(text) == 16 + 4
