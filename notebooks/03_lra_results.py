@@ -54,13 +54,9 @@ def show_plot(figure, nothing):
 
 # %% [markdown]
 # ## The paper's table
-#
-# Test accuracy in %: the mean over seeds, ± the sample standard deviation where there are several,
-# and in brackets how many. † marks means over runs of several commits or package versions, or of
-# code with uncommitted changes. Rows "paper" are those of Xiong et al. (2021). Only runs with LRA's
-# data and recipe are in this table.
 
 # %%
+display(Markdown(report.LRA_TEXT))
 show(report.lra_table(found.groups), "")
 
 # %% [markdown]
