@@ -9,11 +9,9 @@ milliseconds of attention, batch 1, 8 heads of 64, in turns, medians over the ro
 """
 
 import argparse
-import json
 import os
 import statistics
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -69,26 +67,10 @@ def relative(x, y):
 
 def trained(workdir, cache_dir):
     """Queries and keys of each layer of a run's best checkpoint, for examples of one length."""
-    import jax.numpy as jnp
-    from flax import nnx
-
     import lra_tasks
-    from configs import base
-    from experiment.checkpoints import Checkpoints
-    from experiment.model import make_model
-    from experiment.training import make_optimizer
+    from experiment.load import load_run
 
-    recorded = json.loads((Path(workdir) / "config.json").read_text())
-    recorded["task"]["bucket_boundaries"] = tuple(recorded["task"]["bucket_boundaries"])
-    config = base.get_config()  # for fields that are younger than the run
-    config.update(recorded)
-    task = lra_tasks.load(config.task, cache_dir or None)
-    graph, params = nnx.split(make_model(config.model, task, config.seed))
-    state = {"params": params, "opt_state": make_optimizer(config).init(params)}
-    checkpoints = Checkpoints(Path(workdir) / "checkpoints")
-    step, _ = checkpoints.best()
-    state, _ = checkpoints.restore(step, state | {"step": jnp.int32(0)})
-    model = nnx.merge(graph, state["params"])
+    model, task, config = load_run(workdir, cache_dir)
     seen = []
 
     def recording(attention, query, key, value, **masks):
@@ -101,8 +83,7 @@ def trained(workdir, cache_dir):
     length = int(batch["mask"].sum(axis=-1).min())  # of the shortest: no padding
     model.encoder(batch["inputs"][:, :length])
     for layer, (query, key) in enumerate(seen):
-        name = f"{config.name}, step {step}, layer {layer + 1}"
-        yield name, query, key, config.model.num_landmarks
+        yield f"{config.name}, layer {layer + 1}", query, key, config.model.num_landmarks
 
 
 def time_attention(rounds):
