@@ -7,9 +7,28 @@ import numpy as np
 import pytest
 
 import lra_tasks
-from benchmarks.data_loading import from_records
 from lra_tasks import packed
 from lra_tasks.task import Batches
+
+
+def from_records(batches, step):
+    """`batches[step]`, its examples read and laid down one by one."""
+    task, split = batches.task, batches.split
+    chosen, width = batches.indices(step)
+    shape = (batches.batch_size, task.num_documents, width)
+    inputs, lengths = np.zeros(shape, np.int32), np.zeros(shape[:2], np.int32)
+    label = np.zeros(batches.batch_size, np.int32)
+    for row, example in enumerate(split.examples.__getitems__(chosen.tolist())):
+        label[row] = example["label"]
+        for document, name in enumerate(("inputs", "inputs2")[: task.num_documents]):
+            inputs[row, document, : len(example[name])] = example[name]
+    lengths[: len(chosen)] = split.lengths[chosen]
+    mask = np.arange(width) < lengths[..., None]
+    inputs += task.id_offset * mask
+    if task.num_documents == 1:
+        inputs, mask = inputs[:, 0], mask[:, 0]
+    weight = (np.arange(batches.batch_size) < len(chosen)).astype(np.float32)
+    return {"inputs": inputs, "mask": mask, "label": label, "weight": weight}
 
 
 def assert_same(batches):

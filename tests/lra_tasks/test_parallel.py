@@ -29,8 +29,9 @@ def die(n):
     os._exit(7)
 
 
-def die_within_a_reply(n):
+def die_within_a_reply(flag):
     """Killed while it waits for the reader, as the system would: half the reply is written."""
+    Path(flag).touch()
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     return bytes(1 << 22)
 
@@ -95,11 +96,15 @@ def test_a_worker_that_dies_is_told(seconds):
         list(parallel.ordered_map(die, items(), 1))
 
 
-def test_a_worker_that_is_killed_within_a_reply_is_told():
+def test_a_worker_that_is_killed_within_a_reply_is_told(tmp_path):
+    flag = tmp_path / "begun"
+
     def items():
-        yield 0
+        yield str(flag)
+        while not flag.exists():
+            time.sleep(0.05)
         time.sleep(1)
-        yield 1
+        yield str(flag)
 
     with pytest.raises(ChildProcessError, match=r"died \(exit status -14\); if the system killed"):
         list(parallel.ordered_map(die_within_a_reply, items(), 1))
