@@ -20,7 +20,7 @@ from lra_tasks.check_config import (
     task_module,
 )
 from lra_tasks.progress import say
-from lra_tasks.task import Batches, Split, Task, padding_share, prefetch
+from lra_tasks.task import Batches, Split, Task, prefetch
 
 __all__ = [
     "LANGUAGE_NAMES",
@@ -33,7 +33,6 @@ __all__ = [
     "check",
     "load",
     "open_set",
-    "padding_share",
     "prefetch",
     "prepare_set",
     "task_module",

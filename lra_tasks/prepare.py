@@ -77,7 +77,6 @@ def _parser(reading) -> argparse.ArgumentParser:
     )
     parser.add_argument("--data_dir", help="where the official files lie: archive or folder")
     parser.add_argument("--source", choices=("auto", *lra_tasks.SOURCES))
-    parser.add_argument("--variant", default="", help="the same as after the colon")
     parser.add_argument("--cache_dir", help="where sets are kept; default ~/.cache/nystrom")
     parser.add_argument("--preview_dir", help="where pictures shown are written, as PNG files")
     return parser
@@ -98,12 +97,8 @@ def _task_or_file(text: str) -> str:
 def _task_config(flags: argparse.Namespace, overrides: list[str], reading):
     """`config.task` of a task's config or a config file, with the changes, and the cache_dir."""
     name, colon, variant = flags.task.partition(":")
-    if flags.variant and variant not in ("", flags.variant):
-        raise ValueError(f"{flags.task} and --variant={flags.variant} differ; give one of them")
-    variant = variant or flags.variant
     file = reading.lra_file(name) if name in lra_tasks.NAMES else name
-    file += f":{variant}" if variant or colon else ""
-    config, _, _ = reading.read_config([f"--config={file}", *overrides])
+    config, _, _ = reading.read_config([f"--config={file}{colon}{variant}", *overrides])
     for field in ("data_dir", "source"):
         if getattr(flags, field) is not None:
             setattr(config.task, field, getattr(flags, field))

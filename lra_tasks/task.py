@@ -257,16 +257,3 @@ def _prefetch(batches, start, stop, num_workers, lookahead):
             yield step, batch
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def padding_share(task: Task, split_name: str, batch_size: int) -> tuple[float, float]:
-    """Shares of padded tokens in a training epoch, (with the task's buckets, without any)."""
-    shares = []
-    for boundaries in (task.bucket_boundaries, ()):
-        batches = Batches(
-            dataclasses.replace(task, bucket_boundaries=boundaries), split_name, batch_size, seed=0
-        )
-        tokens = sum(batches.indices(step)[1] for step in range(len(batches)))
-        tokens *= batch_size * task.num_documents
-        shares.append(1 - float(batches.split.lengths.sum(dtype=np.int64)) / tokens)
-    return shares[0], shares[1]

@@ -18,7 +18,7 @@ ROOT = Path(lra_tasks.__file__).parent.parent
 
 
 def test_command_prepares_and_shows_what_was_made(tmp_path):
-    arguments = ["listops", "--variant=quick", "--source=synthetic", f"--cache_dir={tmp_path}"]
+    arguments = ["listops:quick", "--source=synthetic", f"--cache_dir={tmp_path}"]
     result = subprocess.run(
         [sys.executable, "-W", "error", "-m", "lra_tasks.prepare", *arguments],
         cwd=ROOT,
@@ -43,7 +43,7 @@ def test_problems_go_to_stderr_with_status_1(tmp_path, capsys):
 
 
 def test_an_unknown_variant_is_an_error_without_traceback(tmp_path, capsys):
-    assert prepare.main(["listops", "--variant=huge", f"--cache_dir={tmp_path}"]) == 1
+    assert prepare.main(["listops:huge", f"--cache_dir={tmp_path}"]) == 1
     assert "no variant 'huge'" in capsys.readouterr().err
 
 
@@ -62,7 +62,6 @@ SIZES = [f"--config.task.num_{split}=4" for split in ("train", "validation", "te
     "given",
     [
         ["listops:quick"],
-        ["listops", "--variant=quick"],
         [f"{ROOT}/configs/lra_listops.py:quick"],
     ],
 )
@@ -78,7 +77,6 @@ def test_variants_and_overrides_are_train_pys(given, tmp_path, capsys):
     ("arguments", "expected"),
     [
         (["listops:quik"], "no variant 'quik'; did you mean :quick?"),
-        (["listops:quick", "--variant=tuned"], "listops:quick and --variant=tuned differ"),
         (["listops", "--config.task.num_trian=3"], "did you mean --config.task.num_train?"),
         (["listops", "--surce=release"], "surce"),
         (["nothing.py"], "--config=nothing.py: no such file"),

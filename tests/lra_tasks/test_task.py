@@ -2,13 +2,12 @@
 
 import dataclasses
 import threading
-import time
 
 import numpy as np
 import pytest
 
 import lra_tasks
-from lra_tasks.task import Batches, Split, Task, padding_share, prefetch, seeded_permutation
+from lra_tasks.task import Batches, Split, Task, prefetch, seeded_permutation
 
 
 class InMemory:
@@ -267,42 +266,19 @@ def test_steps_a_long_way_on_need_no_earlier_ones():
     assert sorted(labels) == list(range(103))
 
 
-def test_permutation_of_a_hundred_thousand_is_fast():
-    task = make_task(count=10)
-    lengths = np.random.default_rng(0).integers(1, 60, (100_000, 1)).astype(np.int32)
-    split = Split(InMemory([]), lengths)
-    task = dataclasses.replace(task, splits={"train": split}, bucket_boundaries=(16, 32, 64))
-    batches = Batches(task, "train", 32, seed=0)
-    start = time.monotonic()
-    batches.indices(10**9)
-    assert time.monotonic() - start < 1.0
-    start = time.monotonic()
-    for step in range(10**9 + 1, 10**9 + 1001):
+def test_a_far_step_costs_one_plan_and_the_rest_of_its_epoch_none(monkeypatch):
+    drawn = []
+
+    def counted(num_items, *seed):
+        drawn.append(seed[1])
+        return seeded_permutation(num_items, *seed)
+
+    monkeypatch.setattr(lra_tasks.task, "seeded_permutation", counted)
+    batches = Batches(make_task(buckets=(16, 32, 64)), "train", 8, seed=0)
+    epoch = 10**9
+    for step in range(epoch * len(batches), (epoch + 1) * len(batches)):
         batches.indices(step)
-    assert time.monotonic() - start < 0.5
-
-
-def test_padding_share_by_hand():
-    lengths = np.array([[4], [4], [10], [10]], np.int32)
-    examples = InMemory([{"inputs": np.ones(n, np.uint8), "label": 0} for (n,) in lengths])
-    task = dataclasses.replace(
-        make_task(),
-        splits={"train": Split(examples, lengths)},
-        bucket_boundaries=(5, 10),
-        padded_length=20,
-    )
-    with_buckets, without = padding_share(task, "train", 2)
-    assert with_buckets == pytest.approx(1 - 28 / 30)
-    assert without == pytest.approx(1 - 28 / 80)
-
-
-def test_padding_share_counts_what_batches_hold(listops_task):
-    batches = Batches(listops_task, "train", 24, seed=0)
-    masks = [batches[step]["mask"] for step in range(len(batches))]
-    padded = sum((~mask).sum() for mask in masks) / sum(mask.size for mask in masks)
-    with_buckets, without = padding_share(listops_task, "train", 24)
-    assert with_buckets == pytest.approx(padded)
-    assert with_buckets < without
+    assert drawn == [epoch, epoch]  # the order of its examples, and that of its batches
 
 
 @pytest.mark.parametrize(
