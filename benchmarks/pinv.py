@@ -4,8 +4,9 @@
 
 Residuals |A Z A - A| / |A| and errors of F Z G against the exact softmax matrix, means over
 matrices, on random queries and keys whose logits have the given std, and with --workdir on those
-that the best checkpoint of a run of Nyström attention has for 16 validation examples. Then
-milliseconds of attention, batch 1, 8 heads of 64, in turns, medians over the rounds.
+that the best checkpoint of a run of Nyström attention has for the first 16 validation examples,
+without those of no more tokens than landmarks. Then milliseconds of attention, batch 1, 8 heads
+of 64, in turns, medians over the rounds.
 """
 
 import argparse
@@ -80,8 +81,12 @@ def trained(workdir, cache_dir):
     for block in model.encoder.blocks:
         block.attention.attention = partial(recording, block.attention.attention)
     batch = lra_tasks.Batches(task, "validation", 16)[0]
-    length = int(batch["mask"].sum(axis=-1).min())  # of the shortest: no padding
-    model.encoder(batch["inputs"][:, :length])
+    lengths = batch["mask"].sum(axis=-1)
+    chosen = lengths > config.model.num_landmarks
+    if not chosen.any():
+        raise SystemExit(f"{workdir}: its first 16 validation examples have too few tokens")
+    length = int(lengths[chosen].min())  # of the shortest: no padding
+    model.encoder(batch["inputs"][chosen, :length])
     for layer, (query, key) in enumerate(seen):
         yield f"{config.name}, layer {layer + 1}", query, key, config.model.num_landmarks
 
