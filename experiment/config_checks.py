@@ -51,6 +51,7 @@ CHOICES = {
     "model.pooling": nystrom.POOLINGS,
     "model.dtype": ("float32", "bfloat16"),
 }
+OPTIONS = [f"model.{o}" for entry in nystrom.ATTENTIONS.values() for o in entry.options]
 for entry in nystrom.ATTENTIONS.values():
     for option, allowed in entry.allowed.items():
         (CHOICES if isinstance(allowed, tuple) else AT_LEAST)[f"model.{option}"] = allowed
@@ -87,13 +88,14 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         "expected () or two numbers of at least 0 and less than 1",
     )
     model, batch, parts = config.model, config.batch_size, max(config.accumulate_steps, 1)
+    depth, remainder = divmod(model.width, model.num_heads)
     expect(
-        model.width % model.num_heads == 0,
+        remainder == 0,
         "model.num_heads",
         f"expected a divisor of config.model.width={model.width}",
     )
     expect(
-        model.position != "rotary" or model.width // model.num_heads % 2 == 0,
+        model.position != "rotary" or remainder or depth % 2 == 0,
         "model.num_heads",
         f"expected config.model.width={model.width} over it to be even, as position='rotary' "
         "turns pairs of features",
@@ -163,7 +165,8 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
 def check_fields(config: ml_collections.ConfigDict) -> list[str]:
     """Fields that are not those of configs/base.py, or whose values are of another type."""
     known, given = reading.fields(base.get_config()), reading.fields(config)
-    problems = [f"config.{f}: is missing; see configs/base.py" for f in known if f not in given]
+    wanted = dict.fromkeys([*known, *OPTIONS])
+    problems = [f"config.{f}: is missing; see configs/base.py" for f in wanted if f not in given]
     for field, value in given.items():
         if field not in known:
             meant = reading.nearest(field, known, field.rpartition(".")[2])

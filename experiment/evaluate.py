@@ -127,7 +127,10 @@ def read_documents(given: list[tuple[str, str]], task) -> list:
         raise ValueError(
             f"{task.name} classifies {task.num_documents} document(s) at a time, {len(given)} given"
         )
-    return [_read_document(kind, value, task, module) for kind, value in given]
+    try:
+        return [_read_document(kind, value, task, module) for kind, value in given]
+    except OSError as error:
+        raise ValueError(f"--file={error.filename}: {error.strerror}") from error
 
 
 def _read_document(kind, value, task, module):

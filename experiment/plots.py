@@ -8,18 +8,13 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiment.results import CHANCE, OWN_FIELDS, TASKS, Group, Run, key_of, unfinished_label
+import lra_tasks
+from experiment.results import OWN_FIELDS, TASKS, Group, Run, key_of, unfinished_label
 
-TITLES = {
-    "listops": "ListOps",
-    "text": "Text",
-    "retrieval": "Retrieval",
-    "image": "Image",
-    "pathfinder": "Pathfinder",
-    "pathx": "Path-X",
-    "reviews": "Reviews",
-    "documents": "Documents",
-}
+MODULES = {task: lra_tasks.task_module(task) for task in TASKS}
+TITLES = {task: module.TITLE for task, module in MODULES.items()}
+# Accuracies in % of what knows nothing but the labels' shares.
+CHANCE = {task: getattr(m, "CHANCE", 100 / m.NUM_CLASSES) for task, m in MODULES.items()}
 NOT_LRA = "not comparable to LRA"
 PANEL = (6.4, 4.2)  # inches
 MAX_SERIES = 10  # in a panel: as many as there are colours, and no more can be told apart

@@ -4,6 +4,7 @@ A task is a module `lra_tasks/<name>` listed in `lra_tasks.NAMES`. It knows wher
 come from; everything else (preparing once, locking, opening, batches) is done here and in task.py.
 Importing it must be cheap: no tensorflow_datasets, no JAX. It defines
 
+    TITLE                     what reports call it
     NUM_CLASSES, VOCAB_SIZE   int (VOCAB_SIZE counts the padding id)
     NUM_DOCUMENTS             1 or 2
     ID_OFFSET                 added to stored uint8 to make token ids: 1 for bytes, else 0
@@ -42,6 +43,8 @@ Importing it must be cheap: no tensorflow_datasets, no JAX. It defines
     PICTURE_SHAPE             (height, width), for tasks whose inputs are pixels
 
     DTYPE                     (optional) np.uint16 where a byte is not enough for stored ids
+    CHANCE                    (optional) accuracy in % of what knows the labels' shares alone, where
+                              that is not one in NUM_CLASSES
     MASK_ID                   (optional) the token id that stands for hidden ones
     extra_files(notes)        (optional) {name: bytes} to keep with the set, taken out of the notes
 

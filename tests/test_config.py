@@ -123,6 +123,9 @@ def test_rotary_positions_need_an_even_number_of_features_a_head():
     config.model.update(position="rotary", width=60, num_heads=4)
     (problem,) = check_config(config)
     assert "model.num_heads=4: expected config.model.width=60 over it to be even" in problem
+    config.model.num_heads = 7
+    (problem,) = check_config(config)
+    assert "model.num_heads=7: expected a divisor of config.model.width=60" in problem
 
 
 def test_all_problems_are_reported_at_once():

@@ -115,6 +115,8 @@ def test_the_other_tasks_documents(untrained, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 11
     assert evaluate.main([f"--workdir={listops}", "--text=[MAX 2 x ]"]) == 1
     assert "unknown token 'x'" in capsys.readouterr().err
+    assert evaluate.main([f"--workdir={listops}", f"--file={tmp_path}"]) == 1
+    assert capsys.readouterr().err == f"error: --file={tmp_path}: Is a directory\n"
 
     retrieval = untrained("retrieval", **{"model.attention": "none"})
     assert evaluate.main([f"--workdir={retrieval}", "--text=one", "--text=two"]) == 0
@@ -134,7 +136,7 @@ def test_the_other_tasks_documents(untrained, tmp_path, capsys):
         (f"--file={tmp_path / 'small.png'}", "32 x 30 pixels, expected 32 x 32"),
         (f"--file={tmp_path / 'no.png'}", "not a picture that can be read"),
         (f"--file={tmp_path / 'deep.png'}", "save it with 8 bits a channel"),
-        (f"--file={tmp_path / 'gone.png'}", "No such file"),
+        (f"--file={tmp_path / 'gone.png'}", f"--file={tmp_path / 'gone.png'}: No such file"),
         ("--text=a frog", "classifies pictures"),
     ):
         assert evaluate.main([f"--workdir={image}", argument]) == 1

@@ -18,6 +18,7 @@ from lra_tasks.documents import rows, tokenizer
 from lra_tasks.store import VOCABULARY
 from lra_tasks.task import seeded_permutation
 
+TITLE = "Documents"
 NUM_CLASSES = 2
 VOCAB_SIZE = 1 << 16  # at most: config.task.vocab_size says how many
 NUM_DOCUMENTS = 1

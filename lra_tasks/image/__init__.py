@@ -14,6 +14,7 @@ from lra_tasks import synthetic
 from lra_tasks.archives import iter_members, locate
 from lra_tasks.disk import sha256_of_file
 
+TITLE = "Image"
 NUM_CLASSES = 10
 VOCAB_SIZE = 256
 NUM_DOCUMENTS = 1

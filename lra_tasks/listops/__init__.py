@@ -16,7 +16,9 @@ import numpy as np
 
 from lra_tasks import parallel, synthetic
 
+TITLE = "ListOps"
 NUM_CLASSES = 10
+CHANCE = 17.2  # the share of the commonest digit
 # Fixed here, never built from data: ids must be the same in every process.
 TOKENS = ("<pad>", *"0123456789", "[MIN", "[MAX", "[MED", "[SM", "]")
 VOCAB_SIZE = len(TOKENS)

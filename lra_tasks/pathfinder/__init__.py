@@ -12,6 +12,7 @@ from lra_tasks import synthetic
 from lra_tasks.pathfinder import release, snakes
 from lra_tasks.pathfinder.snake_sprites import CONTOUR_LENGTHS, recipe
 
+TITLE = "Pathfinder"
 NUM_CLASSES = 2
 VOCAB_SIZE = 256
 NUM_DOCUMENTS = 1

@@ -17,4 +17,5 @@ from lra_tasks.pathfinder import (  # noqa: F401 - a task's module has all of th
     why_not_comparable,
 )
 
+TITLE = "Path-X"
 PICTURE_SHAPE = (128, 128)

@@ -18,6 +18,7 @@ from lra_tasks.text import check, decode, encode, num_examples, set_name
 
 __all__ = ["check", "decode", "encode", "num_examples", "set_name"]
 
+TITLE = "Retrieval"
 NUM_CLASSES = 2
 VOCAB_SIZE = 257
 NUM_DOCUMENTS = 2

@@ -20,6 +20,7 @@ from lra_tasks.documents import (  # noqa: F401 - a task's module has all of the
 )
 from lra_tasks.store import VOCABULARY
 
+TITLE = "Reviews"
 NUM_CLASSES = text.NUM_CLASSES
 NUM_DOCUMENTS = 1
 VERSION = "1.0.0"

@@ -14,6 +14,7 @@ from lra_tasks import synthetic
 from lra_tasks.archives import locate
 from lra_tasks.text import imdb
 
+TITLE = "Text"
 NUM_CLASSES = 2
 VOCAB_SIZE = 257
 NUM_DOCUMENTS = 1

@@ -6,38 +6,46 @@ import jax
 import numpy as np
 import pytest
 from contract import AttentionContract
-from inputs import jitted, mask_with, normal, random_inputs
+from flax import nnx
+from inputs import DEPTH, HEADS, jitted, mask_with, normal, random_inputs
 
+import nystrom
 from nystrom.attention import nystrom_attention
-from nystrom.baselines.identity import identity_attention
 from nystrom.baselines.linear import linear_attention
 from nystrom.baselines.linformer import linformer_attention
 from nystrom.baselines.performer import orthogonal_features, performer_attention
 from nystrom.baselines.reformer import random_rotations, reformer_attention
 from nystrom.baselines.shared_scale import authors_attention
+from nystrom.registry import Setting
+
+# What a method by nature can't do. An entry of the registry that is not here passes all of it.
+BY_NATURE = {
+    "none": {"supports_cross_lengths": False, "reads_queries": False},
+    "linformer": {
+        # The registry's own projection is small at first; this one has 72 columns.
+        "attend": staticmethod(partial(linformer_attention, projection=normal(1, 2, 6, 72))),
+        "heads_alike": False,  # a projection per head
+        "is_average": False,  # the projection's rows don't add up to 1
+        "tolerance": 2e-4,  # projected keys and values are of size sqrt(13)
+    },
+    "reformer": {"supports_cross_lengths": False},
+}
+SMALL = {"num_features": 24, "bucket_size": 4}  # thirteen tokens hash into six buckets of these
+ELSEWHERE = {"nystrom", "softmax"}  # in test_attention.py, each of their forms
 
 
-class TestNone(AttentionContract):
-    attend = staticmethod(identity_attention)
-    supports_cross_lengths = False
-    reads_queries = False
+def contract_of(name):
+    """The contract as tests of the registry's attention of that name, up to 72 tokens."""
+    entry, by_nature = nystrom.ATTENTIONS[name], BY_NATURE.get(name, {})
+    setting = Setting(DEPTH, HEADS, 72, seed=0, axis_name=None, rngs=nnx.Rngs(0))
+    options = {o: SMALL.get(o, v) for o, v in entry.options.items() if o not in entry.layer}
+    attend = staticmethod(entry.make(setting, **options))
+    return type(f"Test{name.title()}", (AttentionContract,), {"attend": attend} | by_nature)
 
 
-class TestLinear(AttentionContract):
-    attend = staticmethod(linear_attention)
-
-
-class TestLinformer(AttentionContract):
-    """Its projection has 72 columns: the lengths of the contract fit, each with its own."""
-
-    attend = staticmethod(partial(linformer_attention, projection=normal(1, 2, 6, 72)))
-    heads_alike = False  # a projection per head
-    is_average = False  # the projection's rows don't add up to 1
-    tolerance = 2e-4  # projected keys and values are of size sqrt(13)
-
-
-class TestPerformerRelu(AttentionContract):
-    attend = staticmethod(partial(performer_attention, projection=orthogonal_features(24, 4)))
+for _name in nystrom.ATTENTIONS:
+    if _name not in ELSEWHERE:
+        globals()[f"Test{_name.title()}"] = contract_of(_name)
 
 
 class TestPerformerSoftmax(AttentionContract):
@@ -47,15 +55,6 @@ class TestPerformerSoftmax(AttentionContract):
         )
     )
     gradient_tolerance = 1e-3  # the factor that keeps exponents small is held constant
-
-
-class TestReformer(AttentionContract):
-    """Chunks of four: the thirteen tokens of most tests hash into six buckets."""
-
-    attend = staticmethod(
-        partial(reformer_attention, rotations=random_rotations(2, 4, 18), bucket_size=4)
-    )
-    supports_cross_lengths = False
 
 
 def softmax(logits):

@@ -1,0 +1,101 @@
+"""docs/extending.md, followed in a copy of the repository."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+COPIED = ("nystrom", "configs", "lra_tasks", "experiment", "tests/nystrom", "tests/data")
+FILES = ("train.py", "report.py", "pyproject.toml", "tests/conftest.py")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The repository with the page's attention and task, each put where the page says."""
+    copy = tmp_path_factory.mktemp("extended")
+    for name in COPIED:
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, copy / name)
+    attention, entry, field, task, config, _ = BLOCKS
+    (copy / "nystrom/baselines/sharp.py").write_text(attention)
+    before = "from nystrom.checks import"
+    put(copy / "nystrom/registry.py", before, "from nystrom.baselines.sharp import sharp_attention")
+    put(copy / "nystrom/registry.py", '    "softmax": Attention', entry)
+    put(copy / "configs/base.py", "    config.model.pinv =", field)
+    (copy / "lra_tasks/parity").mkdir()
+    (copy / "lra_tasks/parity/__init__.py").write_text(task)
+    names = copy / "lra_tasks/check_config.py"
+    names.write_text(
+        names.read_text().replace('NAMES = ("image",', 'NAMES = ("parity", "image",', 1)
+    )
+    (copy / "configs/lra_parity.py").write_text(config)
+    return copy
+
+
+def put(file, before, text):
+    """Puts text on the lines before the only one that begins so."""
+    source = file.read_text()
+    assert source.count(f"\n{before}") == 1
+    file.write_text(source.replace(f"\n{before}", f"\n{text.rstrip()}\n{before}"))
+
+
+def run(copy, *command):
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy), "JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_attention_passes_the_contract(copy):
+    files = [f"tests/nystrom/test_{name}.py" for name in ("baselines", "registry")]
+    chosen = "sharp and (padding or empty or grouped or dtype or parameters)"
+    out = run(
+        copy, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", *files, "-k", chosen
+    )
+    assert int(re.search(r"(\d+) passed", out)[1]) >= 20
+
+
+def test_an_option_that_base_does_not_declare_is_named(copy):
+    base = copy / "configs/base.py"
+    declared = base.read_text()
+    try:
+        base.write_text(declared.replace(BLOCKS[2], ""))
+        command = [sys.executable, "train.py", "--config=configs/lra_parity.py"]
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    finally:
+        base.write_text(declared)
+    assert done.returncode == 1
+    assert "config.model.strength: is missing; see configs/base.py" in done.stderr
+
+
+def test_task_and_attention_train_and_are_reported(copy, tmp_path):
+    cache = f"--config.cache_dir={tmp_path / 'cache'}"
+    sizes = [f"--config.task.num_{split}=40" for split in ("train", "validation", "test")]
+    shown = run(copy, "-m", "lra_tasks.prepare", "parity", *sizes, cache)
+    assert "parity-generated-40-40-40" in shown and "train        40 examples" in shown
+    short = ["--config.num_train_steps=4", "--config.warmup_steps=1", "--config.eval_every=2"]
+    small = [
+        "--config.model.attention=sharp",
+        "--config.model.width=16",
+        "--config.model.num_layers=1",
+    ]
+    workdir = tmp_path / "runs" / "parity"
+    config = "--config=configs/lra_parity.py"
+    run(copy, "train.py", config, *sizes, cache, *short, *small, f"--workdir={workdir}")
+    run(copy, "report.py", str(workdir.parent), f"--out={tmp_path / 'report'}")
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "| Parity | sharp" in report and "not a task of LRA's" in report
