@@ -10,16 +10,12 @@ named and skipped.
 """
 
 import argparse
-import math
 import statistics
 import sys
 from pathlib import Path
 
 from experiment.plots import (
     TITLES,
-    by_hardware,
-    landmark_series,
-    median_of,
     plot_curves,
     plot_landmarks,
     plot_speed,
@@ -31,6 +27,7 @@ from experiment.records import (
     landmarks_records,
     lra_records,
     masked_records,
+    score,
     skipped_records,
     speed_records,
     unfinished_records,
@@ -92,38 +89,31 @@ def write_report(found: Found, out: Path) -> None:
         if figure:
             figure.savefig(out / name, dpi=110)
             pictures[name] = f"\n\n![{name.removesuffix('.png')}]({name})"
-    sections = ["# Results"]
-    groups = found.groups
-    tracks = [
-        (title, f"{text} {APART_TEXT}", *apart_of(track, groups), "")
-        for track, (title, text) in TRACKS.items()
-    ]
-    for title, text, table, records, picture in (
-        ("Long Range Arena", LRA_TEXT, lra_table(groups), lra_records(groups), ""),
-        *tracks,
-        (
-            "Accuracy against landmarks",
-            LANDMARKS_TEXT,
-            landmarks_table(groups),
-            landmarks_records(groups),
-            PNG[0],
-        ),
-        ("Speed and memory", SPEED_TEXT, speed_table(groups), speed_records(groups), PNG[1]),
-        ("Learning curves", CURVES_TEXT, None, curves_records(found), PNG[2]),
-        (
-            "Unfinished runs",
-            UNFINISHED_TEXT,
-            unfinished_table(found),
-            unfinished_records(found),
-            "",
-        ),
-        ("Skipped", SKIPPED_TEXT, skipped_table(found), skipped_records(found), ""),
-    ):
+    sections, groups = ["# Results"], found.groups
+
+    def section(title, text, records, rows=None, picture=""):
         name = title.lower().replace("'", "").replace(" ", "_") + ".csv"
         write_csv(records, out / name)
-        shown = markdown(*table) if table else f"Values: {name}."
         if records:
+            shown = markdown(*rows) if rows else f"Values: {name}."
             sections.append(f"## {title}\n\n{text}\n\n{shown}{pictures.get(picture, '')}")
+
+    section("Long Range Arena", LRA_TEXT, lra_records(groups), lra_table(groups))
+    for track, (title, text) in TRACKS.items():
+        of_track = [group for group in groups if group.track == track]
+        masked = track == "masked"
+        records = masked_records(of_track) if masked else apart_records(of_track)
+        rows = table(records, MASKED if masked else APART)
+        section(title, f"{text} {APART_TEXT}", records, rows)
+    records = landmarks_records(groups)
+    rows = table(records, LANDMARKS)
+    section("Accuracy against landmarks", LANDMARKS_TEXT, records, rows, PNG[0])
+    section("Speed and memory", SPEED_TEXT, speed_records(groups), speed_table(groups), PNG[1])
+    section("Learning curves", CURVES_TEXT, curves_records(found), picture=PNG[2])
+    records = unfinished_records(found)
+    section("Unfinished runs", UNFINISHED_TEXT, records, table(records, UNFINISHED))
+    records = skipped_records(found)
+    section("Skipped", SKIPPED_TEXT, records, table(records, SKIPPED))
     (out / "report.md").write_text("\n\n".join(sections) + "\n")
 
 
@@ -173,124 +163,92 @@ def lra_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
 
 def lra_cell(group: Group) -> str:
     """A group's accuracy, marked where its data are not LRA's own files."""
-    return accuracy(group) + ("" if group.first["source"] == "release" else "‡")
+    return accuracy(score(group)) + ("" if group.first["source"] == "release" else "‡")
 
 
-def apart_of(track: str, groups: list[Group]) -> tuple[tuple, list[dict]]:
-    """The table and the records of the results of a track that don't compare with LRA's."""
-    of_track = [group for group in groups if group.track == track]
-    if track == "masked":
-        return masked_table(of_track), masked_records(of_track)
-    return apart_table(of_track), apart_records(of_track)
+def accuracy(record: dict) -> str:
+    """Mean ± standard deviation, number of runs, and a mark where more than the seed made them."""
+    spread = "" if record["std"] is None else f" ± {record['std']:.{MAX_DIGITS}f}"
+    mark = "" if record["one_code"] else "†"
+    return f"{record['mean']:.{MAX_DIGITS}f}{spread} ({record['num_seeds']}){mark}"
+
+
+def data(record: dict) -> str:
+    """The source, and enough of the fingerprint to tell sets apart."""
+    return f"{record['source']} {record['fingerprint'][:8]}"
+
+
+# Of each table its columns: a field of the record and how it is written, or a function of it.
+TASK = {"task": ("task", ""), "attention": ("attention", "")}
+APART = {
+    **TASK,
+    "test accuracy": accuracy,
+    "steps": ("steps", ","),
+    "data": data,
+    "why not comparable": ("why_not_comparable", ""),
+}
+MASKED = {
+    **TASK,
+    "loss (nats)": ("loss_nats", ".4f"),
+    "by frequencies alone": ("unigram_nats", ".4f"),
+    "bits a token": ("bits_per_token", ".4f"),
+    "accuracy": accuracy,
+    "hidden": ("share", ".0%"),
+    "steps": ("steps", ","),
+    "data": data,
+}
+LANDMARKS = {
+    **TASK,
+    "landmarks": ("landmarks", ""),
+    "test accuracy": accuracy,
+    "comparable to LRA": lambda record: "yes" if record["comparable_to_lra"] else "no",
+}
+SPEED = {
+    **TASK,
+    "hardware": ("hardware", ""),
+    "runs": ("num_runs", ""),
+    "examples/s": ("examples_per_second", ",.1f"),
+    "peak memory (MiB)": ("peak_memory_bytes", ",.0f", 2**20),
+    "of": ("peak_memory_of", ""),
+    "parameters": ("num_parameters", ","),
+    "hours": ("wall_seconds", ".2f", 3600),
+    "commit": ("commits", ""),
+}
+UNFINISHED = {
+    "run": ("folder", ""),
+    **TASK,
+    "steps done": ("steps_done", ","),
+    "of": ("steps", ","),
+}
+SKIPPED = {"file": ("file", ""), "why": ("why", "")}
+
+
+def table(records: list[dict], columns: dict) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of records; what a record doesn't know is a dash."""
+
+    def cell(record, column):
+        if callable(column):
+            return column(record)
+        name, form, *unit = column
+        value = record[name]
+        return NONE if value is None else format(value / unit[0] if unit else value, form)
+
+    return list(columns), [[cell(r, column) for column in columns.values()] for r in records]
 
 
 def apart_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     """Results that don't compare with LRA's, each with the reason."""
-    header = ["task", "attention", "test accuracy", "steps", "data", "why not comparable"]
-    return header, [
-        [
-            TITLES[group.task],
-            group.label,
-            accuracy(group),
-            f"{group.config['num_train_steps']:,}",
-            f"{group.first['source']} {group.first['fingerprint'][:8]}",
-            group.first["why_not_comparable"] or "no reason recorded",
-        ]
-        for group in groups
-        if not group.first["comparable_to_lra"]
-    ]
-
-
-def masked_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
-    """Results on hidden tokens."""
-    header = ["task", "attention", "loss (nats)", "by frequencies alone", "bits a token",
-              "accuracy", "hidden", "steps", "data"]  # fmt: skip
-    return header, [
-        [
-            TITLES[group.task],
-            group.label,
-            f"{group.token_loss:.4f}",
-            f"{group.mean('unigram_nats'):.4f}",
-            f"{group.mean('test_bits_per_token'):.4f}",
-            accuracy(group),
-            f"{group.config['masked']['share']:.0%}",
-            f"{group.config['num_train_steps']:,}",
-            f"{group.first['source']} {group.first['fingerprint'][:8]}",
-        ]
-        for group in groups
-    ]
+    return table(apart_records(groups), APART)
 
 
 def landmarks_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     """Accuracy against landmarks where that alone differs."""
-    header = ["task", "attention", "landmarks", "test accuracy", "comparable to LRA"]
-    return header, [
-        [
-            TITLES[group.task],
-            group.label,
-            str(group.num_landmarks),
-            accuracy(group),
-            "yes" if group.first["comparable_to_lra"] else "no",
-        ]
-        for series in landmark_series(groups)
-        for group in series
-    ]
+    return table(landmarks_records(groups), LANDMARKS)
 
 
 def speed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     """Speed, memory and size of each group on each hardware."""
-    header = ["task", "attention", "hardware", "runs", "examples/s", "peak memory (MiB)", "of",
-              "parameters", "hours", "commit"]  # fmt: skip
-    rows = []
-    for group in groups:
-        for hardware, runs in by_hardware(group).items():
-            first = runs[0].result
-            rate = median_of(runs, "examples_per_second")
-            memory = median_of(runs, "peak_memory_bytes") / 2**20
-            commits = sorted({run.result["commit"][:8] for run in runs})
-            rows.append(
-                [
-                    TITLES[group.task],
-                    group.label,
-                    hardware,
-                    str(len(runs)),
-                    f"{rate:,.1f}" if rate else NONE,
-                    f"{memory:,.0f}" if memory else NONE,
-                    first.get("peak_memory_of") or NONE,
-                    f"{first['num_parameters']:,}",
-                    f"{median_of(runs, 'wall_seconds') / 3600:.2f}",
-                    ", ".join(commits),
-                ]
-            )
-    return header, rows
-
-
-def unfinished_table(found: Found) -> tuple[list[str], list[list[str]]]:
-    """Runs without a result, and how far they are."""
-    header = ["run", "task", "attention", "steps done", "of"]
-    return header, [
-        [
-            str(run.folder),
-            TITLES[run.task],
-            run.attention,
-            f"{run.step:,}",
-            f"{run.config['num_train_steps']:,}",
-        ]
-        for run in found.unfinished
-    ]
-
-
-def skipped_table(found: Found) -> tuple[list[str], list[list[str]]]:
-    """What was not used, and why."""
-    return ["file", "why"], [[str(path), why] for path, why in found.skipped]
-
-
-def accuracy(group: Group) -> str:
-    """Mean ± standard deviation, number of runs, and a mark where more than the seed made them."""
-    spread = "" if math.isnan(group.deviation) else f" ± {group.deviation:.{MAX_DIGITS}f}"
-    return f"{group.accuracy:.{MAX_DIGITS}f}{spread} ({len(group.runs)})" + (
-        "" if group.of_one_code else "†"
-    )
+    return table(speed_records(groups), SPEED)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -63,7 +63,7 @@ def apart_records(groups: list[Group]) -> list[dict]:
 
 
 def masked_records(groups: list[Group]) -> list[dict]:
-    """The results on hidden tokens; `accuracy` is of guessing them, in %."""
+    """The results on hidden tokens; `mean` and `std` are of the accuracy in guessing them."""
     return [
         {
             "task": TITLES[group.task],
@@ -71,9 +71,7 @@ def masked_records(groups: list[Group]) -> list[dict]:
             "loss_nats": group.token_loss,
             "unigram_nats": group.mean("unigram_nats"),
             "bits_per_token": group.mean("test_bits_per_token"),
-            "accuracy": round(group.accuracy, DIGITS),
-            "num_seeds": len(group.runs),
-            "one_code": group.of_one_code,
+            **score(group),
             "share": group.config["masked"]["share"],
             "steps": group.config["num_train_steps"],
             "source": group.first["source"],
