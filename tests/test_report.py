@@ -26,7 +26,7 @@ from experiment.plots import (
     short_labels,
 )
 from experiment.read_runs import read_runs
-from experiment.records import unfinished_records
+from experiment.records import skipped_records, unfinished_records
 from experiment.results import OWN_FIELDS, fields_of
 from tests.conftest import ROOT
 from tests.written_runs import changed, write_run
@@ -324,7 +324,8 @@ def test_unfinished_runs_are_listed_with_their_steps(tmp_path):
     header, (cells,) = report.table(unfinished_records(found), report.UNFINISHED)
     row = dict(zip(header, cells, strict=True))
     assert (row["run"], row["steps done"], row["of"]) == (str(folder), "1,000", "20,000")
-    (lines, other) = rows_of(report.skipped_table, tmp_path)
+    header, rows = report.table(skipped_records(found), report.SKIPPED)
+    lines, other = (dict(zip(header, row, strict=True)) for row in rows)
     assert lines["file"] == str(folder / "metrics.jsonl")
     assert lines["why"].startswith("2 unreadable lines of 4")
     assert other["file"] == str(foreign / "config.json") and "not a run's" in other["why"]
