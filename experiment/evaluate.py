@@ -76,6 +76,8 @@ def print_score(loaded, flags) -> None:
     objective = objectives.make_objective(loaded.config, loaded.task)
     values = training.evaluate(*nnx.split(loaded.model), batches, objective=objective)
     count = len(loaded.task.splits[flags.split].lengths)
+    if not (Path(flags.workdir).expanduser() / "result.json").exists():
+        print("the run is unfinished; its best checkpoint so far is scored", file=sys.stderr)
     print(
         f"{flags.split}: accuracy {values['accuracy']:.2%}, loss {values['loss']:.4f}, "
         f"{count:,} examples of {loaded.task.name} ({loaded.task.source})"

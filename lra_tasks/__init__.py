@@ -146,6 +146,8 @@ def _without_release(config: TaskConfig, module, root: Path, show: bool) -> tupl
             continue
         with contextlib.suppress(ValueError, OSError):
             module.find_files(config, source)
+            if "release" not in module.SOURCES:
+                return config, source
             why_not = module.why_not_comparable(config, source, {})
             so = f", so results are not comparable with LRA's: {why_not}" if why_not else ""
             warnings.warn(

@@ -164,7 +164,8 @@ def nystrom_attention(
       num_landmarks: L, at least 1; more than there are real tokens is allowed, and no more than
         max(N, M) are formed.
       pinv: "iterative", the paper's eq. 7, or "chebyshev", nearly the same in half the products.
-      pinv_iterations: steps of eq. 7; "chebyshev" takes three of its own.
+      pinv_iterations: steps of eq. 7; "chebyshev" takes three of its own. More give a better
+        inverse, not always a better attention: the paper's six regularise.
       scale: of the logits; None: 1 / sqrt D.
       is_causal: only False; here so that a causal model fails loudly.
       implementation: "plain", "tiled", or None for what suits the platform that the program is

@@ -71,9 +71,19 @@ def check_mask(name: str, mask: Array | None, x: Array) -> None:
     if mask.shape != x.shape[:-2]:
         raise ValueError(
             f"{name} has shape {mask.shape}: expected a padding mask *B N = {x.shape[:-2]}. "
-            "A mask over pairs of positions (causal, banded) can't be honoured: landmarks are "
-            "means over many positions."
+            "A mask over pairs of positions (causal, banded) can't be honoured."
         )
+
+
+def check_features(x: Array, width: int, mask: Array | None) -> None:
+    """Raises unless `x` is *B N C with C = width, and `mask` None or *B N."""
+    if x.ndim < 2 or x.shape[-1] != width:
+        raise ValueError(f"x has shape {x.shape}: expected *B N C with C = {width}")
+    if mask is not None:
+        check_mask_type("mask", mask)
+        if mask.shape != x.shape[:-1]:
+            expected = f"expected a padding mask *B N = {x.shape[:-1]}"
+            raise ValueError(f"mask has shape {mask.shape}: {expected}")
 
 
 def check_mask_type(name: str, mask: Array) -> None:

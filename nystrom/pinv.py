@@ -22,7 +22,8 @@ def iterative_pinv(a: Float[Array, "*B L L"], num_iterations: int = 6) -> Float[
 
     So is rounding outside of A's range, without end. Past six steps a matrix therefore stops, in
     values and gradients, once its residual |A Z A - A| is at rounding or has begun to rise (in
-    exact arithmetic it only falls): more iterations are never worse.
+    exact arithmetic it only falls): more iterations never give a worse inverse. Attention with
+    it may still be worse than with six, which regularise.
 
     Runs in float32 at the highest matmul precision (float64 for float64); returns a's dtype.
 

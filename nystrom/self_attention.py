@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import nystrom_attention
-from nystrom.checks import PINVS, check_choice, check_count
+from nystrom.checks import PINVS, check_choice, check_count, check_features
 from nystrom.convolution import depthwise_convolution
 from nystrom.layers import Dense, real_ranks, rotate, uniform_init
 from nystrom.numerics import zero_padded
@@ -66,6 +66,7 @@ class SelfAttention(nnx.Module):
                 f"rotary positions with {width // num_heads} features a head: expected an even "
                 "number (width / num_heads)"
             )
+        self.width = width
         self.num_heads = num_heads
         self.attention = attention
         self.shared_query_key = shared_query_key
@@ -90,6 +91,7 @@ class SelfAttention(nnx.Module):
         With `trailing` padding must stand after the real tokens, and hold finite numbers: the
         program is the smaller.
         """
+        check_features(x, self.width, mask)
         if not trailing:
             x = zero_padded(x, mask)
         qkv = self.qkv(x)

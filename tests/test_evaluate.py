@@ -59,7 +59,8 @@ def untrained(tmp_path_factory):
 def test_a_split_is_scored_as_the_run_scored_it(trained, capsys):
     workdir, result = trained
     assert evaluate.main([f"--workdir={workdir}"]) == 0
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
+    assert "the run is unfinished" in said  # it has no result.json yet
     assert shown == (
         f"test: accuracy {result['test_accuracy']:.2%}, loss {result['test_loss']:.4f}, "
         "4 examples of text (synthetic)\n"
@@ -148,6 +149,10 @@ def test_the_other_tasks_documents(untrained, tmp_path, capsys):
 def test_a_damaged_best_checkpoint_is_named(untrained, capsys):
     workdir = untrained("listops", accuracies=(0.9, 0.1, 0.2), **{"model.attention": "none"})
     assert evaluate.main([f"--workdir={workdir}"]) == 0
+    (workdir / "result.json").write_text("{}")
+    capsys.readouterr()
+    assert evaluate.main([f"--workdir={workdir}"]) == 0
+    assert "unfinished" not in capsys.readouterr().err
     shutil.rmtree(workdir / "checkpoints" / "3" / "record")
     for more in ([], ["--text=[MAX 2 9 ]"]):
         capsys.readouterr()

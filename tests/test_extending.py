@@ -57,7 +57,7 @@ def run(copy, *command):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_the_attention_passes_the_contract(copy):
@@ -95,7 +95,8 @@ def test_task_and_attention_train_and_are_reported(copy, tmp_path):
     ]
     workdir = tmp_path / "runs" / "parity"
     config = "--config=configs/lra_parity.py"
-    run(copy, "train.py", config, *sizes, cache, *short, *small, f"--workdir={workdir}")
+    said = run(copy, "train.py", config, *sizes, cache, *short, *small, f"--workdir={workdir}")
+    assert "data_dir" not in said, "there is no release that one could bring"
     run(copy, "report.py", str(workdir.parent), f"--out={tmp_path / 'report'}")
     report = (tmp_path / "report" / "report.md").read_text()
     assert "| Parity | sharp" in report and "not a task of LRA's" in report

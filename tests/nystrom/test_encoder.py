@@ -272,6 +272,14 @@ def test_errors():
         nystrom.NystromSelfAttention(8, 3, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="conv_kernel_size=4: expected 0 or an odd number"):
         nystrom.NystromSelfAttention(8, 2, conv_kernel_size=4, rngs=nnx.Rngs(0))
+    layer, x = nystrom.NystromSelfAttention(8, 2, rngs=nnx.Rngs(0)), np.ones((2, 9, 8), np.float32)
+    with pytest.raises(ValueError, match=r"x has shape \(2, 9, 6\): expected .* with C = 8"):
+        layer(x[..., :6])
+    for mask in (np.ones((2, 8), bool), np.ones((2, 1, 1, 9), bool), np.ones(9, bool)):
+        with pytest.raises(ValueError, match=r"expected a padding mask \*B N = \(2, 9\)"):
+            layer(x, mask)
+    with pytest.raises(TypeError, match="mask has dtype float32"):
+        layer(x, x[..., 0])
     with pytest.raises(ValueError, match=r"tokens \(1, 25\): expected \*B N, N at most 24"):
         make_encoder()(random_tokens(12, 1, 25))
 
