@@ -100,10 +100,7 @@ def write_report(found: Found, out: Path) -> None:
 
     section("Long Range Arena", LRA_TEXT, lra_records(groups), lra_table(groups))
     for track, (title, text) in TRACKS.items():
-        of_track = [group for group in groups if group.track == track]
-        masked = track == "masked"
-        records = masked_records(of_track) if masked else apart_records(of_track)
-        rows = table(records, MASKED if masked else APART)
+        records, rows = apart_of(track, groups)
         section(title, f"{text} {APART_TEXT}", records, rows)
     records = landmarks_records(groups)
     rows = table(records, LANDMARKS)
@@ -234,6 +231,15 @@ def table(records: list[dict], columns: dict) -> tuple[list[str], list[list[str]
         return NONE if value is None else format(value / unit[0] if unit else value, form)
 
     return list(columns), [[cell(r, column) for column in columns.values()] for r in records]
+
+
+def apart_of(track: str, groups: list[Group]) -> tuple[list[dict], tuple]:
+    """The records and the table of a track's results that don't compare with LRA's."""
+    of_track = [group for group in groups if group.track == track]
+    if track == "masked":
+        records = masked_records(of_track)
+        return records, table(records, MASKED)
+    return apart_records(of_track), apart_table(of_track)
 
 
 def apart_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:

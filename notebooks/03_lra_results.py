@@ -67,8 +67,8 @@ show(report.lra_table(found.groups), "")
 
 # %%
 for track, (title, text) in TRACKS.items():
-    table, _ = report.apart_of(track, found.groups)
-    if table[1]:
+    records, table = report.apart_of(track, found.groups)
+    if records:
         display(Markdown(f"**{title}.** {text}"))
         show(table, "")
 
