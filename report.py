@@ -102,15 +102,13 @@ def write_report(found: Found, out: Path) -> None:
     for track, (title, text) in TRACKS.items():
         records, rows = apart_of(track, groups)
         section(title, f"{text} {APART_TEXT}", records, rows)
-    records = landmarks_records(groups)
-    rows = table(records, LANDMARKS)
+    records, rows = landmarks_records(groups), landmarks_table(groups)
     section("Accuracy against landmarks", LANDMARKS_TEXT, records, rows, PNG[0])
     section("Speed and memory", SPEED_TEXT, speed_records(groups), speed_table(groups), PNG[1])
     section("Learning curves", CURVES_TEXT, curves_records(found), picture=PNG[2])
-    records = unfinished_records(found)
-    section("Unfinished runs", UNFINISHED_TEXT, records, table(records, UNFINISHED))
-    records = skipped_records(found)
-    section("Skipped", SKIPPED_TEXT, records, table(records, SKIPPED))
+    records, rows = unfinished_records(found), unfinished_table(found)
+    section("Unfinished runs", UNFINISHED_TEXT, records, rows)
+    section("Skipped", SKIPPED_TEXT, skipped_records(found), skipped_table(found))
     (out / "report.md").write_text("\n\n".join(sections) + "\n")
 
 
@@ -255,6 +253,16 @@ def landmarks_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
 def speed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     """Speed, memory and size of each group on each hardware."""
     return table(speed_records(groups), SPEED)
+
+
+def unfinished_table(found: Found) -> tuple[list[str], list[list[str]]]:
+    """Runs without a result, and how far they are."""
+    return table(unfinished_records(found), UNFINISHED)
+
+
+def skipped_table(found: Found) -> tuple[list[str], list[list[str]]]:
+    """What was not used, and why."""
+    return table(skipped_records(found), SKIPPED)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -26,7 +26,6 @@ from experiment.plots import (
     short_labels,
 )
 from experiment.read_runs import read_runs
-from experiment.records import skipped_records, unfinished_records
 from experiment.results import OWN_FIELDS, fields_of
 from tests.conftest import ROOT
 from tests.written_runs import changed, write_run
@@ -35,7 +34,8 @@ from tests.written_runs import changed, write_run
 def rows_of(table, runs):
     """Rows of one of report.py's tables of the runs in a folder, as dicts."""
     found = read_runs([runs])
-    header, rows = table(found.groups)
+    takes_all = table in (report.unfinished_table, report.skipped_table)
+    header, rows = table(found if takes_all else found.groups)
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
@@ -320,12 +320,9 @@ def test_unfinished_runs_are_listed_with_their_steps(tmp_path):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "config.json").write_text('{"name": "another program"}')
-    found = read_runs([tmp_path])
-    header, (cells,) = report.table(unfinished_records(found), report.UNFINISHED)
-    row = dict(zip(header, cells, strict=True))
+    (row,) = rows_of(report.unfinished_table, tmp_path)
     assert (row["run"], row["steps done"], row["of"]) == (str(folder), "1,000", "20,000")
-    header, rows = report.table(skipped_records(found), report.SKIPPED)
-    lines, other = (dict(zip(header, row, strict=True)) for row in rows)
+    (lines, other) = rows_of(report.skipped_table, tmp_path)
     assert lines["file"] == str(folder / "metrics.jsonl")
     assert lines["why"].startswith("2 unreadable lines of 4")
     assert other["file"] == str(foreign / "config.json") and "not a run's" in other["why"]
