@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"--out={options.out}: can't write there ({error})", file=sys.stderr)
         return 1
     num_runs = sum(len(group.runs) for group in found.groups)
-    print(f"{num_runs} results in {out / 'report.md'}", file=sys.stderr)
+    print(f"{num_runs} result{'s' * (num_runs != 1)} in {out / 'report.md'}", file=sys.stderr)
     return 0
 
 

@@ -117,7 +117,8 @@ def ask_devices() -> tuple[str, int]:
     if told.returncode:
         words = told.stderr.strip().splitlines() or [f"exit status {told.returncode}"]
         platforms = os.environ.get("JAX_PLATFORMS", "")
-        raise RuntimeError(f"JAX finds no devices, JAX_PLATFORMS={platforms!r}: {words[-1]}")
+        why = words[-1] if ":" in words[-1] else "that platform is not installed"
+        raise RuntimeError(f"JAX finds no devices, JAX_PLATFORMS={platforms!r}: {why}")
     platform, number = told.stdout.split()
     return platform, int(number)
 

@@ -252,6 +252,7 @@ def main(_):
     try:
         if not processes.start(DISTRIBUTED.value):  # several may share this machine
             use_every_core(CONFIG.value)
+        processes.check_devices()
         # From here on a signal to one of several processes stops them all, at a step.
         with StopSignals() if jax.process_count() > 1 else contextlib.nullcontext() as signals:
             run(CONFIG.value, signals)

@@ -42,6 +42,16 @@ def found(environ=os.environ) -> bool:
     return any(n.isdecimal() and int(n) > 1 for n in counts) or "," in hosts
 
 
+def check_devices() -> None:
+    """Raises ValueError where JAX finds no devices, say those of a JAX_PLATFORMS not installed."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        why = str(error) or "that platform is not installed"
+        raise ValueError(f"JAX finds no devices, JAX_PLATFORMS={platforms!r}: {why}") from error
+
+
 def start(asked: bool | None = None) -> bool:
     """Joins the other processes if `asked` or, with None, where `found`; whether it did.
 

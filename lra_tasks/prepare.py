@@ -62,7 +62,7 @@ def _own_reading():
 def _parser(reading) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lra_tasks.prepare",
-        usage="%(prog)s TASK[:VARIANT] [--config.FIELD=VALUE ...] [options]",
+        usage="%(prog)s TASK[:VARIANT] [options]\n       [--config.FIELD=VALUE ...]",
         description="Prepares a Long Range Arena task's data and shows what was made. Fields are "
         "changed as for train.py, e.g. --config.task.num_train=1000.",
         allow_abbrev=False,

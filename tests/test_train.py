@@ -1,8 +1,10 @@
 """train.py as users run it: a run whole, killed, stopped, resumed, refused."""
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 
 import jax
@@ -36,6 +38,28 @@ def as_numpy(workdir, step):
     """Restores every array as NumPy's, whatever devices it was saved from."""
     metadata = ocp.PyTreeCheckpointHandler().metadata(workdir / "checkpoints" / str(step) / "state")
     return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train.py", "--config=configs/lra_listops.py:quick"],
+        ["sweep.py", "--config=configs/lra_listops.py:quick", "--config.seed=0,1"],
+        ["-m", "experiment.evaluate"],
+    ],
+)
+def test_a_platform_that_is_not_installed_is_one_line(command, tmp_path):
+    option = "--runs_dir" if command[0] == "sweep.py" else "--workdir"
+    done = subprocess.run(
+        [sys.executable, *command, f"{option}={tmp_path / 'run'}"],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "rocm"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "JAX finds no devices, JAX_PLATFORMS='rocm'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
