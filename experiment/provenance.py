@@ -73,11 +73,14 @@ def code(earlier: Sequence[str] = ()) -> dict:
 
 
 def code_version() -> str:
-    """The commit of this code, "+changes" where files differ from it; "unknown" outside git."""
+    """The commit of this code, "+changes" where files differ from it; "unknown" outside git.
+
+    What lies in results/ is no code: a benchmark adds to its CSV row by row.
+    """
     root = Path(__file__).resolve().parent.parent
     try:
         commit = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ":!results")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return commit + ("+changes" if changed else "")

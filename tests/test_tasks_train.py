@@ -1,6 +1,7 @@
 """Every task trains, evaluates and gives a result, from its config and tiny data."""
 
 import importlib
+import subprocess
 
 import jax
 import numpy as np
@@ -100,3 +101,23 @@ def test_buckets_change_no_examples_logits(pooling):
             found |= dict(zip(batches.indices(step)[0].tolist(), np.asarray(rows), strict=False))
         logits.append(np.stack([found[i] for i in range(8)]))
     np.testing.assert_allclose(logits[0], logits[1], atol=2e-6)
+
+
+def test_a_commit_with_changes_is_marked_unless_they_are_results(tmp_path, monkeypatch):
+    for name in ("experiment/provenance.py", "results/table.csv"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("1")
+
+    def git(*words):
+        who = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org"]
+        return subprocess.check_output(["git", *who, *words], cwd=tmp_path, text=True).strip()
+
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "experiment/provenance.py"))
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    (tmp_path / "results/table.csv").write_text("2")
+    assert provenance.code_version() == commit
+    (tmp_path / "experiment/provenance.py").write_text("2")
+    assert provenance.code_version() == f"{commit}+changes"
