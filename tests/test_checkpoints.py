@@ -125,7 +125,7 @@ def test_a_truncated_file(seed, copy):
 
 
 def test_every_half_deleted_state_of_a_step(intact, tmp_path):
-    for step in ("4", "12"):
+    for step in ("4", "8", "12"):
         order = files_of(intact / step)
         np.random.default_rng(int(step)).shuffle(order)
         for count in range(1, len(order) + 1):
@@ -146,6 +146,9 @@ def expect(outcome, directory, path):
         if said:
             assert str(directory / "12") in said[0] and "broken-12" in said[0]
             assert "\n" not in said[0] and (directory / "broken-12").is_dir()
+    elif damaged == "8":  # neither: named at most, and out of the way
+        assert step == 12 and len(said) <= 1
+        assert all(str(directory / "8") in line and "broken-8" in line for line in said)
     else:
         assert (step, said) == (12, []) or (str(directory / "4") in said and "best" in said)
 
