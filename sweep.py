@@ -30,6 +30,7 @@ import tqdm
 from experiment.config_checks import check_config
 from experiment.cores import cpu_devices
 from experiment.grid import GridError, Run, make_runs
+from experiment.processes import no_devices
 from experiment.signals import STOPPED, StopSignals, exit_status
 from experiment.workdir import WorkdirError, check_same_config, read_result
 
@@ -116,9 +117,7 @@ def ask_devices() -> tuple[str, int]:
     told = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     if told.returncode:
         words = told.stderr.strip().splitlines() or [f"exit status {told.returncode}"]
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        why = words[-1] if ":" in words[-1] else "that platform is not installed"
-        raise RuntimeError(f"JAX finds no devices, JAX_PLATFORMS={platforms!r}: {why}")
+        raise RuntimeError(no_devices(words[-1].removeprefix("AssertionError")))
     platform, number = told.stdout.split()
     return platform, int(number)
 

@@ -51,7 +51,12 @@ CHOICES = {
     "model.pooling": nystrom.POOLINGS,
     "model.dtype": ("float32", "bfloat16"),
 }
-OPTIONS = [f"model.{o}" for entry in nystrom.ATTENTIONS.values() for o in entry.options]
+# Fields that only one attention reads.
+OWN_FIELDS = {
+    f"model.{option}": name
+    for name, entry in nystrom.ATTENTIONS.items()
+    for option in entry.options
+}
 for entry in nystrom.ATTENTIONS.values():
     for option, allowed in entry.allowed.items():
         (CHOICES if isinstance(allowed, tuple) else AT_LEAST)[f"model.{option}"] = allowed
@@ -165,7 +170,7 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
 def check_fields(config: ml_collections.ConfigDict) -> list[str]:
     """Fields that are not those of configs/base.py, or whose values are of another type."""
     known, given = reading.fields(base.get_config()), reading.fields(config)
-    wanted = dict.fromkeys([*known, *OPTIONS])
+    wanted = known | OWN_FIELDS
     problems = [f"config.{f}: is missing; see configs/base.py" for f in wanted if f not in given]
     for field, value in given.items():
         if field not in known:

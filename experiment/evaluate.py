@@ -18,10 +18,8 @@ from pathlib import Path
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, 1 after an error."""
     flags = _parser().parse_args(arguments)
-    from experiment import (
-        load,
-        processes,
-    )  # JAX and the rest, after the flags are known to be right
+    # JAX and the rest, after the flags are known to be right.
+    from experiment import load, processes
 
     try:
         processes.check_devices()

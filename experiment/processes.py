@@ -47,9 +47,16 @@ def check_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        why = str(error) or "that platform is not installed"
-        raise ValueError(f"JAX finds no devices, JAX_PLATFORMS={platforms!r}: {why}") from error
+        raise ValueError(no_devices(str(error))) from error
+
+
+def no_devices(why: str) -> str:
+    """The message where JAX finds none; it gives no reason for a platform that isn't installed."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    return (
+        f"JAX finds no devices, JAX_PLATFORMS={platforms!r}: "
+        f"{why or 'that platform is not installed'}"
+    )
 
 
 def start(asked: bool | None = None) -> bool:

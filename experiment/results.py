@@ -8,9 +8,9 @@ from pathlib import Path
 
 import lra_tasks
 from configs import base
+from experiment.config_checks import OWN_FIELDS
 from experiment.tracks import lra_recipe, track_of
 from experiment.workdir import differing_fields, recorded
-from nystrom.registry import ATTENTIONS
 
 LRA_TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
 TASKS = (*LRA_TASKS, *sorted({*lra_tasks.NAMES, *lra_tasks.LANGUAGE_NAMES} - {*LRA_TASKS}))
@@ -21,10 +21,6 @@ PAPER = {
     "linformer": (37.25, 55.91, 79.37, 37.84, 67.60),
     "performer": (18.80, 63.81, 78.62, 37.07, 69.87),
     "nystrom": (37.15, 65.52, 79.56, 41.58, 70.94),
-}
-# Fields that only one attention reads.
-OWN_FIELDS = {
-    f"model.{option}": name for name, entry in ATTENTIONS.items() for option in entry.options
 }
 # Fields that tell a reader most about how runs differ, the first most of all.
 TELLING = (

@@ -116,7 +116,7 @@ def serve(module: str, name: str) -> None:
             return
         try:
             reply = (True, function(item))
-        except Exception:
+        except Exception:  # of any kind: the parent raises it
             reply = (False, traceback.format_exc())
         try:
             _send(replies, reply)

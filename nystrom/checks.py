@@ -30,8 +30,8 @@ def check_inputs(query, key, value, query_mask=None, key_mask=None) -> None:
         raise ValueError(
             f"query has {heads} heads and key {key_heads}: expected as many, or a multiple of them"
         )
-    check_mask("query_mask", query_mask, query)
-    check_mask("key_mask", key_mask, key)
+    check_mask("query_mask", query_mask, query.shape[:-2])
+    check_mask("key_mask", key_mask, key.shape[:-2])
 
 
 def both_masks(query, key, mask, query_mask, key_mask):
@@ -48,7 +48,7 @@ def both_masks(query, key, mask, query_mask, key_mask):
             f"mask with query {query.shape} and key {key.shape}: their lengths differ, so this is "
             "no self-attention; give query_mask and key_mask"
         )
-    check_mask("mask", mask, query)
+    check_mask("mask", mask, query.shape[:-2])
     return mask, mask
 
 
@@ -63,14 +63,14 @@ def check_tokens(name: str, x: Array) -> None:
         raise ValueError(f"{name} has shape {x.shape}: each head needs at least one feature D")
 
 
-def check_mask(name: str, mask: Array | None, x: Array) -> None:
-    """Raises unless `mask` is None or a boolean array with the shape *B N of x's tokens."""
+def check_mask(name: str, mask: Array | None, shape: tuple[int, ...]) -> None:
+    """Raises unless `mask` is None or a boolean array of the tokens' shape *B N."""
     if mask is None:
         return
     check_mask_type(name, mask)
-    if mask.shape != x.shape[:-2]:
+    if mask.shape != shape:
         raise ValueError(
-            f"{name} has shape {mask.shape}: expected a padding mask *B N = {x.shape[:-2]}. "
+            f"{name} has shape {mask.shape}: expected a padding mask *B N = {shape}. "
             "A mask over pairs of positions (causal, banded) can't be honoured."
         )
 
@@ -79,11 +79,7 @@ def check_features(x: Array, width: int, mask: Array | None) -> None:
     """Raises unless `x` is *B N C with C = width, and `mask` None or *B N."""
     if x.ndim < 2 or x.shape[-1] != width:
         raise ValueError(f"x has shape {x.shape}: expected *B N C with C = {width}")
-    if mask is not None:
-        check_mask_type("mask", mask)
-        if mask.shape != x.shape[:-1]:
-            expected = f"expected a padding mask *B N = {x.shape[:-1]}"
-            raise ValueError(f"mask has shape {mask.shape}: {expected}")
+    check_mask("mask", mask, x.shape[:-1])
 
 
 def check_mask_type(name: str, mask: Array) -> None:

@@ -40,7 +40,7 @@ def depthwise_convolution(
       TypeError: values that are not floating-point, a mask that is not boolean.
     """
     check_tokens("value", value)
-    check_mask("mask", mask, value)
+    check_mask("mask", mask, value.shape[:-2])
     num_heads, taps = value.shape[-2], filters.shape[-1]
     if filters.shape != (num_heads, taps) or taps % 2 == 0:
         raise ValueError(f"filters {filters.shape}: expected ({num_heads}, K) with K odd")

@@ -40,7 +40,7 @@ def segment_means(
       TypeError: x does not hold floating-point numbers, L is not an integer.
     """
     check_tokens("x", x)
-    check_mask("mask", mask, x)
+    check_mask("mask", mask, x.shape[:-2])
     num_landmarks = check_count("num_landmarks", num_landmarks)
     landmarks, valid = _jitted_means(x, num_landmarks, mask, axis_name)
     if valid is None:

@@ -25,6 +25,7 @@ def product_precision(dtype):
     """What JAX is to be asked for in products of that dtype."""
     if dtype != accumulator(dtype):
         return None
+    # JAX makes the attribute at run time.
     return jax.config.jax_default_matmul_precision or "highest"  # type: ignore[attr-defined]
 
 

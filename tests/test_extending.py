@@ -5,11 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.conftest import ROOT
+
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 COPIED = ("nystrom", "configs", "lra_tasks", "experiment", "tests/nystrom", "tests/data")
@@ -23,8 +23,7 @@ def copy(tmp_path_factory):
     for name in COPIED:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in FILES:
-        if (ROOT / name).is_file():
-            shutil.copy(ROOT / name, copy / name)
+        shutil.copy(ROOT / name, copy / name)
     attention, entry, field, task, config, _ = BLOCKS
     (copy / "nystrom/baselines/sharp.py").write_text(attention)
     before = "from nystrom.checks import"
@@ -48,7 +47,8 @@ def put(file, before, text):
     file.write_text(source.replace(f"\n{before}", f"\n{text.rstrip()}\n{before}"))
 
 
-def run(copy, *command):
+def run(copy, *command, status=0):
+    """What a command of the copy prints."""
     done = subprocess.run(
         [sys.executable, *command],
         cwd=copy,
@@ -56,7 +56,7 @@ def run(copy, *command):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -74,12 +74,10 @@ def test_an_option_that_base_does_not_declare_is_named(copy):
     declared = base.read_text()
     try:
         base.write_text(declared.replace(BLOCKS[2], ""))
-        command = [sys.executable, "train.py", "--config=configs/lra_parity.py"]
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+        said = run(copy, "train.py", "--config=configs/lra_parity.py", status=1)
     finally:
         base.write_text(declared)
-    assert done.returncode == 1
-    assert "config.model.strength: is missing; see configs/base.py" in done.stderr
+    assert "config.model.strength: is missing; see configs/base.py" in said
 
 
 def test_task_and_attention_train_and_are_reported(copy, tmp_path):

@@ -60,5 +60,5 @@ def test_no_server_and_a_silent_server_are_noticed_in_time(tmp_path):
         silent.listen()
         with pytest.raises(OSError, match=f"http://127.0.0.1:{port}/x"):
             download.fetch(f"http://127.0.0.1:{port}/x", *GOOD, tmp_path, timeout=0.5)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 4
     assert not list(tmp_path.iterdir())

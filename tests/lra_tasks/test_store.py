@@ -201,6 +201,7 @@ def test_preparing_another_set_leaves_one_under_way_alone(small, make_config, tm
     slow = start_preparing(tmp_path)
     assert slow.stdout.readline() == "under way\n"
     lra_tasks.load(make_config(num_train=7), tmp_path, progress=False)
+    assert slow.poll() is None, "it had ended before: the test shows nothing"
     output, errors = slow.communicate("\n", timeout=300)
     assert slow.returncode == 0, errors
     assert output.strip() == lra_tasks.load(small, tmp_path, progress=False).fingerprint
