@@ -1,0 +1,106 @@
+"""The plots of results: what is drawn, told apart, and within the figure."""
+
+import csv
+import itertools
+import json
+
+import pytest
+
+from benchmarks import attention_report
+from experiment.plots import MAX_SERIES, plot_curves, plot_landmarks, plot_speed, short_labels
+from experiment.read_runs import read_runs
+from tests.conftest import ROOT
+from tests.written_runs import changed, write_run
+
+
+def drawn_boxes(figure, artists):
+    """Where artists lie in the figure, in pixels: a list of boxes."""
+    figure.draw_without_rendering()
+    return [artist.get_window_extent() for artist in artists]
+
+
+def many_runs(runs):
+    """More runs of one task than fit a panel, in two sizes of the data, and another task."""
+    long = "mlp_width"
+    for width in range(12):
+        config = changed(**{f"model__{long}": 100 + width, "learning_rate": 0.00012345 + width})
+        write_run(runs, f"wide-{width}", 0.6, config, reports=[(500, 0.6), (1000, 0.6)])
+    for landmarks in (8, 16):
+        config = changed("listops", model__num_landmarks=landmarks)
+        config.task.max_length = 200
+        write_run(runs, f"short-{landmarks}", 0.3, config, reports=[(500, 0.2), (1000, 0.3)],
+                  examples_per_second=5_000.0)  # fmt: skip
+    write_run(runs, "listops", 0.3, task="listops", reports=[(500, 0.2), (1000, 0.3)])
+
+
+@pytest.mark.parametrize("plot", [plot_curves, plot_landmarks])
+def test_legends_lie_within_the_figure_and_touch_nothing(plot, tmp_path):
+    many_runs(tmp_path)
+    figure = plot(read_runs([tmp_path]).groups)
+    legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    panels = [axes for axes in figure.axes if axes.lines]
+    assert len(legends) == len(panels)
+    texts = [*(axes.title for axes in panels), *(axes.xaxis.label for axes in panels)]
+    boxes = drawn_boxes(figure, [*legends, *texts])
+    for i, box in enumerate(boxes[: len(legends)]):
+        assert box.x0 >= 0 and box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for j, other in enumerate(boxes) if j != i)
+        assert not any(box.overlaps(axes.get_window_extent()) for axes in panels)
+
+
+def test_no_panel_has_more_curves_than_can_be_told_apart(tmp_path):
+    many_runs(tmp_path)
+    figure = plot_curves(read_runs([tmp_path]).groups)
+    counts = {a.get_title(): len(a.lines) - 1 for a in figure.axes if a.lines}  # and chance
+    assert max(counts.values()) <= MAX_SERIES and sum(counts.values()) == 15
+    assert [title.split("\n")[0] for title in counts if title.startswith("Text")] == [
+        "Text (1 of 2)",
+        "Text (2 of 2)",
+    ]
+
+
+def test_losses_are_drawn_from_the_reports_of_training(tmp_path):
+    folder = write_run(tmp_path, "a", reports=[(500, 0.6)])
+    lines = [{"step": step, "split": "train", "loss": 2.0 - step / 100} for step in (10, 20)]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    figure = plot_curves(read_runs([tmp_path]).groups, split="train", value="loss")
+    (line,) = figure.axes[0].lines
+    assert line.get_ydata().tolist() == [1.9, 1.8]
+    assert figure.axes[0].get_ylabel() == "training loss (nats)"
+
+
+def test_speeds_on_other_lengths_have_panels_of_their_own_and_bars_the_width(tmp_path):
+    many_runs(tmp_path)
+    figure = plot_speed(read_runs([tmp_path]).groups)
+    titles = [part.get_suptitle() for part in figure.subfigs]
+    assert len(titles) == 3 and len({title.split(":")[0] for title in titles}) == 3
+    assert any("up to 200 tokens" in title for title in titles)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.get_window_extent().width > 0.4 * figure.bbox.width
+        labels = [label for label in axes.get_xticklabels() if label.get_text()]
+        boxes = sorted(drawn_boxes(figure, labels), key=lambda box: box.x0)
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
+def test_labels_of_a_panel_leave_out_what_all_say():
+    labels = ["nystrom, rate=1, num_landmarks=16", "nystrom, rate=1, num_landmarks=32"]
+    assert short_labels(labels) == ["nystrom, num_landmarks=16", "nystrom, num_landmarks=32"]
+    assert short_labels(labels[:1]) == labels[:1]
+    lists = [f"linear, lengths=[512, {n}], rate=1" for n in (1024, 2048)]
+    assert short_labels(lists) == [label.removesuffix(", rate=1") for label in lists]
+    unfinished = "softmax, unfinished, in folder"
+    assert short_labels([*labels, unfinished])[1:] == ["nystrom, num_landmarks=32", unfinished]
+
+
+def test_benchmark_plots_tick_the_lengths_that_were_measured(tmp_path):
+    with (ROOT / "results" / "benchmarks" / "attention.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = attention_report.make_figure(rows, "milliseconds", "milliseconds")
+    for axes in figure.axes:
+        shown = [label.get_text() for label in axes.get_xticklabels(which="both")]
+        assert [text for text in shown if text] == [
+            f"{length:,}" for length in sorted({int(row["length"]) for row in rows})
+        ]
