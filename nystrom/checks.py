@@ -63,8 +63,8 @@ def check_tokens(name: str, x: Array) -> None:
         raise ValueError(f"{name} has shape {x.shape}: each head needs at least one feature D")
 
 
-def check_mask(name: str, mask: Array | None, shape: tuple[int, ...]) -> None:
-    """Raises unless `mask` is None or a boolean array of the tokens' shape *B N."""
+def check_mask(name: str, mask: Array | None, shape: tuple) -> None:
+    """Raises unless `mask` is None or a boolean array of the tokens' shape *B N (symbolic too)."""
     if mask is None:
         return
     check_mask_type(name, mask)
