@@ -134,11 +134,11 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
     num_data, sequence = max(num_devices // config.mesh.sequence, 1), config.mesh.sequence
     unit = parts * num_data
     near = sorted({max(batch // unit * unit, unit), -(-batch // unit) * unit})
+    cut_over = f"{num_data} devices" + (f" of {parts} parts each" if parts > 1 else "")
     expect(
         batch % unit == 0,
         "batch_size",
-        f"expected a multiple of {unit} (config.accumulate_steps={parts} times {num_data} devices "
-        f"for its examples): {' or '.join(map(str, near))}, say",
+        f"expected a multiple of {unit}, for {cut_over}: {' or '.join(map(str, near))}, say",
     )
     lengths = tuple(config.task.bucket_boundaries) or (config.task.padded_length,)
     if sequence > 1:

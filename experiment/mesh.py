@@ -21,11 +21,14 @@ def mesh_problems(config, num_devices: int) -> list[str]:
             f"{num_devices}"
         )
     elif data and data * sequence != num_devices:
-        problems.append(
+        problem = (
             f"config.mesh.data={data}: expected {num_devices // sequence}, for all {num_devices} "
-            f"devices with config.mesh.sequence={sequence}, or 0 for what remains. "
-            f"JAX_NUM_CPU_DEVICES={data * sequence} before the command takes a CPU for as many"
+            f"devices with config.mesh.sequence={sequence}, or 0 for what remains"
         )
+        if config.batch_size % data == 0:
+            count = f"JAX_NUM_CPU_DEVICES={data * sequence}"
+            problem += f". {count} before the command takes a CPU for as many"
+        problems.append(problem)
     return problems
 
 

@@ -44,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command begins anew", file=sys.stderr)
         return 130
     return 0
 

@@ -136,6 +136,9 @@ def prepare(root: Path, name: str, module: ModuleType, config, source: str, file
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(written, target)
             sync(target.parent)
+        except KeyboardInterrupt:
+            progress.say(f"interrupted: {name} will be prepared from its beginning", show)
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target

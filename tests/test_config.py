@@ -139,8 +139,20 @@ def test_all_problems_are_reported_at_once():
 def test_batches_must_split_over_the_devices():
     config = load("lra_listops")
     assert check_config(config, num_devices=8) == []
-    problem = check_config(config, num_devices=3)[0]
-    assert problem.startswith("config.batch_size=32: expected a multiple of 3")
+    (problem,) = check_config(config, num_devices=3)
+    assert problem == "config.batch_size=32: expected a multiple of 3, for 3 devices: 30 or 33, say"
+    config.accumulate_steps = 8
+    (problem,) = check_config(config, num_devices=3)
+    assert "expected a multiple of 24, for 3 devices of 8 parts each: 24 or 48" in problem
+
+
+@pytest.mark.parametrize(("data", "advised"), [(4, True), (3, False)])
+def test_more_devices_are_advised_where_a_batch_can_be_cut_over_them(data, advised):
+    config = load("lra_listops")
+    config.mesh.data = data
+    (problem,) = check_config(config, num_devices=2)
+    assert problem.startswith(f"config.mesh.data={data}: expected 2, for all 2 devices")
+    assert (f"JAX_NUM_CPU_DEVICES={data}" in problem) == advised
 
 
 @pytest.mark.parametrize(

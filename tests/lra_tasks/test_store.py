@@ -131,7 +131,7 @@ def test_settings_of_batches_share_the_directory(small, tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
 @pytest.mark.parametrize("when", [0, 3, 47])
-def test_an_exception_leaves_nothing(small, tmp_path, monkeypatch, error, when):
+def test_an_exception_leaves_nothing(small, tmp_path, monkeypatch, capsys, error, when):
     generate, count = listops.generate, 0
 
     def failing(*args, **kwargs):
@@ -145,7 +145,9 @@ def test_an_exception_leaves_nothing(small, tmp_path, monkeypatch, error, when):
     with monkeypatch.context() as patch:
         patch.setattr(listops, "generate", failing)
         with pytest.raises(type(error)):
-            lra_tasks.load(small, tmp_path, progress=False)
+            lra_tasks.load(small, tmp_path, progress=True)
+    said = "interrupted: listops-" in capsys.readouterr().err
+    assert said == isinstance(error, KeyboardInterrupt)
     assert not left_over(tmp_path)
     assert len(lra_tasks.load(small, tmp_path, progress=False).splits["train"].examples) == 40
 
