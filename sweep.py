@@ -3,8 +3,9 @@
     python sweep.py --config=configs/lra_text.py --config.model.num_landmarks=32,64,128,256 \\
         --config.seed=0,1,2 [--runs_dir=runs] [--jobs=1] [--dry_run]
 
-Arguments are train.py's, with commas between values (--config too takes several files). Commas in
-brackets or quotes don't separate: "--config.task.bucket_boundaries=(512,1024),(768,2048)" has two.
+Arguments are train.py's --config=FILE and --config.field=value, with commas between values or
+files. Commas in brackets or quotes don't separate:
+"--config.task.bucket_boundaries=(512,1024),(768,2048)" has two.
 
 Each run has the workdir that train.py would give it, in --runs_dir, and its output in
 <workdir>.log. Finished runs are skipped and unfinished ones go on where they were, so the same

@@ -2,9 +2,10 @@
 
     python -m benchmarks.campaign --minutes=25 --out=DIR [--data_dir=OFFICIAL_FILES]
 
-For each task Nyström, then softmax, by train.py. ListOps and Pathfinder are generated, Text comes
-from its package; official files in --data_dir are used where they are there, and Image and
-Retrieval run only then. No network is needed. Tasks are taken from the shortest recipe to the
+For each task Nyström, then softmax, by train.py. Official files in --data_dir are used where they
+are there, and Image and Retrieval run only then. Else a prepared release is, or ListOps and
+Pathfinder are generated, and Text's archive is fetched or, without a network, taken from its
+package: each result.json names the source. Tasks are taken from the shortest recipe to the
 longest. A run that would not end in time, by the speed that it reports, makes room for those not
 yet begun and those that need less; what time remains goes to the unfinished ones, those that need
 least first; each saves when it stops. The same command goes on.
@@ -82,9 +83,9 @@ def _folder(text):
 
 
 def plan(options, more: list[str]) -> tuple[list[Run], dict[str, dict[str, str]]]:
-    """The runs in order, and why tasks are left out or go without official files."""
+    """The runs in order, and why tasks are left out or don't read --data_dir."""
     runs, asked = [], ask_devices()
-    why = {"left_out": {}, "without_official_files": {}}
+    why = {"left_out": {}, "not_from_data_dir": {}}
     for task in options.tasks:
         arguments = [f"--config=configs/lra_{task}.py", f"--config.model.attention={ATTENTIONS}"]
         folders = [options.data_dir] if options.data_dir else []
@@ -107,8 +108,8 @@ def plan(options, more: list[str]) -> tuple[list[Run], dict[str, dict[str, str]]
             if not problems:
                 runs += found
                 if folder is None:
-                    why["without_official_files"][task] = without
-                    say(task=task, without_official_files=without)
+                    why["not_from_data_dir"][task] = without
+                    say(task=task, not_from_data_dir=without)
                 break
         if problems:
             why["left_out"][task] = "; ".join(problems)

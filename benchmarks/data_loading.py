@@ -4,8 +4,9 @@
 
 First medians over training steps of: building a batch (in this thread; `train.py` does it in
 another, ahead of time), putting it on the device, the call of the jitted step until it returns, and
-the whole step until its result is there. Then the loop as `train.py` has it, with batches built
-ahead, beside one over batches in memory: the difference is what loading costs.
+the whole step until its result is there. Then a loop that waits for every step, with batches built
+ahead as `train.py` has them, beside one over batches in memory: the difference is what loading
+costs. One device.
 """
 
 import argparse

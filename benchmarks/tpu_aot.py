@@ -3,7 +3,7 @@
     pip install -r benchmarks/requirements-tpu.txt
     python -m benchmarks.tpu_aot [--topology=v5e:2x2] [--lengths=4096,16384,65536] [--steps]
 
-For one device of the topology: peak memory beyond the arguments, bytes accessed, FLOPs and the
+For one device of the topology: temporary memory, bytes accessed, FLOPs and the
 estimate of the time (bytes over bandwidth, or FLOPs over speed if that is more), as XLA's compiler
 counts them, and the CPU time that compiling took. Loop bodies are counted once. Ours stands beside
 eq. 9 as one would write it (`plain` of benchmarks/attention_contenders.py, with products of

@@ -117,19 +117,23 @@ def our_training(config, task, num_parts, mesh=None):
     from experiment import training
     from experiment.mesh import put_batch, put_whole
     from experiment.model import make_model
+    from experiment.objectives import make_objective
 
     model = make_model(config.model, task, config.seed)
+    objective = make_objective(config, task)
     graph, params = nnx.split(model)
     optimizer = training.make_optimizer(config)
     state = training.initial_state(optimizer, params)
     state = jax.tree.map(jax.numpy.copy, state)  # given to the step, while the model is kept
     state = state if mesh is None else put_whole(mesh, state)
-    key = jax.random.key(config.seed)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
     def step(batch):
         nonlocal state
         batch = jax.device_put(batch) if mesh is None else put_batch(mesh, batch)
-        state, metrics = training.train_step(graph, optimizer, state, batch, key, num_parts, mesh)
+        state, metrics = training.train_step(
+            graph, optimizer, state, batch, key, num_parts, mesh, objective
+        )
         return metrics
 
     return step, model

@@ -66,7 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.head_width = 128  # hidden features of the classifier
     config.model.position = "learned"  # learned (the paper's table), rotary or none
     config.model.norm = "pre"  # pre (the authors' LRA models) or post (their language models)
-    config.model.pooling = "mean"  # what is classified: mean, max, last, cls (a token put first)
+    config.model.pooling = "mean"  # mean, max, last, cls (a token put first) or mean_padded
     config.model.embedding_std = 0.02  # of the normal initial embeddings
     config.model.dropout_rate = 0.1  # of embeddings and of what blocks add; below 1
     config.model.remat = False  # recompute each block in the backward pass: less memory
@@ -81,9 +81,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.task.bucket_boundaries = ()  # padded lengths, ascending; (): one, padded_length
     config.task.min_length = 0  # listops: expressions are longer than this
     config.task.difficulty = ""  # pathfinder: easy, intermediate or hard
-    config.task.num_train = 0  # examples (documents: texts; synthetic: up to 256); 0: all
-    config.task.num_validation = 0  # as num_train
-    config.task.num_test = 0  # as num_train
+    config.task.num_train = 0  # examples (documents: texts; synthetic: at most 256); 0: all
+    config.task.num_validation = 0  # as num_train (synthetic: at most 64)
+    config.task.num_test = 0  # as num_validation
     config.task.tokenizer = ""  # documents, reviews: a vocabulary or a run's folder
     config.task.vocab_size = 0  # documents, reviews: rows of the table of embeddings, its pieces
     config.task.sop = False  # documents: rows are halves of a text, half of them swapped (SOP)

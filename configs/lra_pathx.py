@@ -10,19 +10,10 @@ Variants, for self-pretraining, see self_pretraining.py: :pretrain, :finetune, :
 :spt_large_finetune.
 """
 
-from configs import base, self_pretraining
+from configs import base, lra_pathfinder, self_pretraining
 
 VARIANTS = self_pretraining.VARIANTS
-# Pathfinder's: none is published for Path-X.
-SELF_PRETRAINING = self_pretraining.Recipe(
-    share=0.5,
-    pretrain_rate=1e-3,
-    finetune_rate=5e-4,
-    num_layers=4,
-    width=128,
-    num_heads=8,
-    epoch=625,
-)
+SELF_PRETRAINING = lra_pathfinder.SELF_PRETRAINING  # none is published for Path-X
 
 
 def get_config(variant: str = ""):

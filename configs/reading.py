@@ -216,11 +216,11 @@ def field_problem(config: ml_collections.ConfigDict, path: str) -> str:
     return ""
 
 
-def fields(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
-    """Values by dotted name."""
+def fields(config: ml_collections.ConfigDict | dict, prefix: str = "") -> dict[str, object]:
+    """Values by dotted name, of a config or of the dict that a run's config.json holds."""
     found = {}
     for name, value in config.items():
-        deeper = isinstance(value, ml_collections.ConfigDict)
+        deeper = isinstance(value, ml_collections.ConfigDict | dict)
         found |= fields(value, f"{prefix}{name}.") if deeper else {prefix + name: value}
     return found
 

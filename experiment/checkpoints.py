@@ -1,7 +1,8 @@
 """Checkpoints of a run: the latest two, to resume from, and the best on validation.
 
-A step's folder holds `state`, written by orbax, and `record`, JSON: step, validation accuracy,
-progress, the best step so far, and digests. What was not saved so is never used.
+A step's folder holds `state`, written by orbax, and `record`, JSON: step, score on validation
+(`accuracy`; of hidden tokens exp(-loss)), progress, the best step so far, and digests. What was not
+saved so is never used.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ class Damaged(Exception):
 
 
 class Checkpoints:
-    """Keeps the latest two checkpoints and that of highest validation accuracy, the earliest of
+    """Keeps the latest two checkpoints and that of the highest score on validation, the earliest of
     equals; should the latest be damaged, the run goes on from the one before.
 
     A checkpoint holds the state (a pytree of arrays: params, opt_state, step) and `progress` (a
@@ -115,7 +116,7 @@ class Checkpoints:
         return max(self.records, default=None)
 
     def best(self) -> tuple[int, float]:
-        """Step and validation accuracy of the best checkpoint."""
+        """Step and score on validation of the best checkpoint."""
         best = _best(self.records.values())
         return best["step"], best["accuracy"]
 

@@ -72,7 +72,7 @@ def print_score(loaded, flags) -> None:
     import lra_tasks
     from experiment import config_checks, objectives, training
 
-    # In the parts that the run was evaluated in, for the same sums.
+    # In the parts that train.py takes on one device; with others sums differ by rounding.
     parts = config_checks.choose_accumulate_steps(loaded.config, 1, jax.default_backend())
     batches = lra_tasks.Batches(loaded.task, flags.split, loaded.config.batch_size // parts)
     objective = objectives.make_objective(loaded.config, loaded.task)

@@ -27,7 +27,7 @@ def mesh_problems(config, num_devices: int) -> list[str]:
         )
         if config.batch_size % data == 0:
             count = f"JAX_NUM_CPU_DEVICES={data * sequence}"
-            problem += f". {count} before the command takes a CPU for as many"
+            problem += f". On a CPU, {count} before the command of one process makes as many"
         problems.append(problem)
     return problems
 
@@ -80,11 +80,11 @@ def put_whole(mesh: Mesh, tree):
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda _: x), tree)
 
 
-def vary(tree, axes=AXES):
-    """Inside shard_map, arrays as ones that vary over the axes: each device's own."""
+def vary(tree):
+    """Inside shard_map, arrays as ones that vary over both axes: each device's own."""
 
     def cast(x):
-        missing = tuple(axis for axis in axes if axis not in varying_axes(x))
+        missing = tuple(axis for axis in AXES if axis not in varying_axes(x))
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(cast, tree)

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from configs import base
-from experiment.results import TASKS, Found, Run, fields_of, group_runs, key_of
+from configs.reading import fields
+from experiment.results import TASKS, Found, Run, group_runs, key_of
 from experiment.workdir import recorded
 
 # The fields of a result.json that are used, and what they must be.
@@ -125,13 +126,13 @@ def _checked_config(path, config):
     """The config, with the defaults of fields that are newer than the run: what was before."""
     for name in ("task", "model"):
         _expect(path, isinstance(config.get(name), dict), f"not a run's: no config.{name}")
-    known = fields_of(config)
+    known = fields(config)
     for name in ("seed", "num_train_steps", "model.num_landmarks", "task.name", "model.attention"):
         _expect(path, name in known, f"not a run's: no config.{name}")
     defaults = recorded(base.get_config())
     config = _with_defaults(config, defaults)
-    known = fields_of(config)
-    for name, default in fields_of(defaults).items():
+    known = fields(config)
+    for name, default in fields(defaults).items():
         value, kind = known.get(name), type(default)
         right = type(value) is kind or (kind is float and type(value) is int)
         _expect(path, right, f"not a run's: config.{name}={value!r}, expected {kind.__name__}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lra_tasks
 from configs import base
+from configs.reading import fields
 from experiment.config_checks import OWN_FIELDS
 from experiment.tracks import lra_recipe, track_of
 from experiment.workdir import differing_fields, recorded
@@ -155,23 +156,12 @@ class Found:
     skipped: list[tuple[Path, str]]  # files that are not ours or broken, and why
 
 
-def fields_of(config: dict, prefix: str = "") -> dict[str, object]:
-    """A config's fields by dotted name."""
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= fields_of(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
 def fields_read(config: dict) -> dict[str, object]:
     """A config's fields by dotted name without those that only other attentions read."""
     attention = config["model"]["attention"]
     return {
         name: value
-        for name, value in fields_of(config).items()
+        for name, value in fields(config).items()
         if OWN_FIELDS.get(name, attention) == attention
     }
 
@@ -207,11 +197,11 @@ def label_apart(groups: list[Group]) -> list[Group]:
 
     firsts = {}
     for group in sorted(comparable, key=departs):
-        firsts.setdefault(_label(group, set(), 0, fields_of(recipe)), group)
+        firsts.setdefault(_label(group, set(), 0, fields(recipe)), group)
     labels = {id(group): label for label, group in firsts.items()}
     rest = [group for group in comparable if id(group) not in labels]
-    labels |= _distinct_labels(rest, comparable, labels.values(), fields_of(recipe))
-    labels |= _distinct_labels(others, groups, labels.values(), fields_of(usual))
+    labels |= _distinct_labels(rest, comparable, labels.values(), fields(recipe))
+    labels |= _distinct_labels(others, groups, labels.values(), fields(usual))
     return [dataclasses.replace(group, label=labels[id(group)]) for group in groups]
 
 
@@ -258,22 +248,22 @@ def _telling_fields(groups, varying, defaults) -> set[str]:
     return telling
 
 
-def _telling(name, fields, defaults):
+def _telling(name, read, defaults):
     """A field's value; None where it is the default, or where the option is gone and was off."""
-    value = fields.get(name)
+    value = read.get(name)
     off = value == defaults[name] if name in defaults else not value
     return None if off else value
 
 
 def _label(group, named, detail, defaults):
-    fields = fields_read(group.config)
+    read = fields_read(group.config)
     always = {"model.num_landmarks"} if group.attention == "nystrom" else set()
     shown = [
-        f"{name.rpartition('.')[2]}={fields.get(name, 'absent')}"
+        f"{name.rpartition('.')[2]}={read.get(name, 'absent')}"
         for name in sorted(named | always)
         if name in always
-        or _telling(name, fields, defaults) is not None
-        or (detail and name in fields and name not in defaults)
+        or _telling(name, read, defaults) is not None
+        or (detail and name in read and name not in defaults)
     ]
     if detail >= 2:
         shown.append(f"{group.first['source']} data {group.first['fingerprint'][:8]}")

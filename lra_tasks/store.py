@@ -1,7 +1,8 @@
 """Prepared example sets on disk, and how a task plugs in.
 
-A task is a module `lra_tasks/<name>` listed in `lra_tasks.NAMES`. It knows where its examples
-come from; everything else (preparing once, locking, opening, batches) is done here and in task.py.
+A task is a module `lra_tasks/<name>` listed in `lra_tasks.NAMES`, or in LANGUAGE_NAMES. It knows
+where its examples come from; everything else (preparing once, locking, opening, batches) is done
+here and in task.py.
 Importing it must be cheap: no tensorflow_datasets, no JAX. It defines
 
     TITLE                     what reports call it
@@ -39,7 +40,8 @@ Importing it must be cheap: no tensorflow_datasets, no JAX. It defines
         '' where results on this set compare with the published ones, else the reason.
     LABEL_NAMES               what the labels stand for, NUM_CLASSES of them
     decode(ids) -> str        text of token ids (int or uint8 array, padding dropped), and
-    encode(text) -> uint8 [n] what is stored of a text (ValueError if it is none), or instead
+    encode(text) -> uint8 [n] what is stored of a text (ValueError if it is none), both with the
+                              vocabulary's path too where sets have one; or instead
     PICTURE_SHAPE             (height, width), for tasks whose inputs are pixels
 
     DTYPE                     (optional) np.uint16 where a byte is not enough for stored ids
@@ -47,6 +49,7 @@ Importing it must be cheap: no tensorflow_datasets, no JAX. It defines
                               that is not one in NUM_CLASSES
     MASK_ID                   (optional) the token id that stands for hidden ones
     extra_files(notes)        (optional) {name: bytes} to keep with the set, taken out of the notes
+    augment(ids, keys)        (optional) what config.task.augment does: see task.Task
 
     download(folder, progress) -> None      (optional)
         Fetches the official files into `folder`, which becomes data_dir, when 'release' is asked

@@ -11,7 +11,7 @@
 | D      | features of one head's queries and keys                              |
 | E      | features of one head's values; mostly E = D                          |
 | C      | features of a token in the encoder (width), C = H * D                |
-| K      | taps of the depthwise convolution                                    |
+| K      | taps of the depthwise convolution; of models, chosen places          |
 
 The same letters, in lower case, name the dimensions in einsum strings.
 """

@@ -227,7 +227,7 @@ def softmax_attention(
     """Exact attention softmax(Q K^T / sqrt D) V, O(N M) in time (eq. 1).
 
     Arguments, result and errors are those of `nystrom_attention`, but that `is_causal` is
-    honoured: position n attends to positions up to n.
+    honoured, in the plain form: position n attends to positions up to n.
     """
     check_inputs(query, key, value, query_mask, key_mask)
     query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)

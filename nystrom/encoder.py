@@ -69,18 +69,30 @@ class EncoderBlock(nnx.Module):
 class Encoder(nnx.Module):
     """Token ids to hidden states: embeddings, blocks and a final LayerNorm.
 
-    Positions count real tokens only, so that padding, wherever it stands, changes nothing.
-    Embeddings start as normal numbers with std `embedding_std`. `make_attention(rngs)` gives each
-    block its self-attention module; without it the blocks have `NystromSelfAttention` with its
-    defaults. `position` is "learned" (a table, the paper's), "rotary" (queries and keys are turned;
-    `make_attention` must do so, the default does) or "none"; `norm` is "pre" (the authors' LRA
-    models) or "post" (without the final LayerNorm, as in their language models). `axis_name` is
-    the axis over which sequences are cut inside `jax.shard_map`; `make_attention` must know it too.
+    Positions count real tokens only, so that padding, wherever it stands, changes nothing. Token
+    ids are not checked: those beyond the vocabulary give NaN, negative ones wrap round.
 
-    Token ids are not checked: those beyond the vocabulary give NaN, negative ones wrap round.
+    Args:
+      vocab_size: ids that tokens may have, that of padding among them.
+      max_length: the most positions of a sequence.
+      width: C, features of a token; `num_heads`, of the default attention, divides it.
+      num_layers: blocks, each of a self-attention and an MLP with `mlp_width` hidden features.
+      embedding_std: of the normal numbers that embeddings start as.
+      dropout_rate: of the embeddings and of what each block adds; in [0, 1).
+      position: "learned" (a table, the paper's), "rotary" (queries and keys are turned;
+        `make_attention` must do so, the default does) or "none".
+      norm: "pre" (the authors' LRA models) or "post" (without the final LayerNorm, as in their
+        language models).
+      make_attention: (rngs) -> a block's self-attention, called as (x, mask, trailing=...) like
+        `SelfAttention`; None: `NystromSelfAttention` with its defaults.
+      axis_name: the axis over which sequences are cut inside `jax.shard_map`; `make_attention`
+        must know it too.
+      remat: compute each block anew in the backward pass, for less memory.
+      dtype: computed in; parameters are float32.
 
     Raises:
       ValueError: sizes, rates or names that can't be.
+      TypeError: sizes that are not integers.
     """
 
     def __init__(
@@ -105,7 +117,8 @@ class Encoder(nnx.Module):
         check_rate("dropout_rate", dropout_rate)
         check_choice("position", position, POSITIONS)
         check_choice("norm", norm, NORMS)
-        for name, size in (("vocab_size", vocab_size), ("max_length", max_length)):
+        sizes = {"vocab_size": vocab_size, "max_length": max_length, "num_layers": num_layers}
+        for name, size in (sizes | {"width": width, "mlp_width": mlp_width}).items():
             check_count(name, size)
         make_attention = make_attention or (
             lambda rngs: NystromSelfAttention(

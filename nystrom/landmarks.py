@@ -37,7 +37,8 @@ def segment_means(
 
     Raises:
       ValueError: L < 1, fewer than three dimensions, or a mask that is not *B N.
-      TypeError: x does not hold floating-point numbers, L is not an integer.
+      TypeError: x does not hold floating-point numbers, L is not an integer, a mask that is not
+        boolean.
     """
     check_tokens("x", x)
     check_mask("mask", mask, x.shape[:-2])

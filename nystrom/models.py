@@ -24,7 +24,11 @@ class Classifier(nnx.Module):
     mean over all positions, padding included ("mean_padded", the authors' released code: results
     then depend on the padding), or, with "cls", the hidden state of a token `cls_token` put before
     every document: an id that no document has and the encoder knows, whose `max_length` must leave
-    room for it.
+    room for it. `width` is the encoder's.
+
+    Raises:
+      ValueError: an unknown `pooling`, "cls" without `cls_token` or the other way round, or with
+        sequences that are cut over devices.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class Classifier(nnx.Module):
 
 
 class PairClassifier(Classifier):
-    """Class logits of a pair of documents a and b, from [a, b, a * b, a - b]."""
+    """Class logits of a pair of documents a and b, from [a, b, a * b, a - b]: as `Classifier`."""
 
     def __init__(self, encoder, num_classes, *, width=64, **options):
         super().__init__(encoder, num_classes, width=4 * width, **options)
@@ -93,7 +97,8 @@ class TokenPredictor(nnx.Module):
     Of the first `vocab_size` ids; the encoder may know more, such as one for what is hidden. With
     `tied` they are products with the encoder's own embeddings, else those of a dense layer. A
     `cls_token` is put before every document as `Classifier` does; places don't count it. With
-    `order` there is also a head for whether two halves of a sequence changed places.
+    `order` there is also a head for whether two halves of a sequence changed places. `width` is the
+    encoder's.
     """
 
     def __init__(

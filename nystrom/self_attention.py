@@ -41,6 +41,11 @@ class SelfAttention(nnx.Module):
     keys too, with one projection for both; with `rotary` queries and keys are turned by their
     positions. `axis_name` is the axis over which sequences are cut inside `jax.shard_map`, for
     an `attention` that knows it.
+
+    Raises:
+      ValueError: heads that don't divide the width, an even number of taps, rotary positions with
+        an odd number of features a head.
+      TypeError: `conv_kernel_size` is not an integer.
     """
 
     def __init__(
@@ -113,7 +118,11 @@ class SelfAttention(nnx.Module):
 
 
 class NystromSelfAttention(SelfAttention):
-    """Multi-head self-attention of Nyströmformer: eq. 9 plus a convolution of the values."""
+    """Multi-head self-attention of Nyströmformer: eq. 9 plus a convolution of the values.
+
+    `num_landmarks`, `pinv` and `pinv_iterations` are those of `nystrom_attention`, the rest, and
+    errors, those of `SelfAttention` and both.
+    """
 
     def __init__(
         self,

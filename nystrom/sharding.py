@@ -33,7 +33,8 @@ def sharded_attention(
       options: those of `nystrom_attention`, but `axis_name`.
 
     Raises:
-      ValueError: a name that is no axis of the mesh.
+      ValueError: a name that is no axis of the mesh. The result raises as `nystrom_attention`
+        does, and where there is a `batch_axis` but no examples.
     """
     for axis in (sequence_axis, batch_axis):
         if axis is not None and axis not in mesh.axis_names:

@@ -234,8 +234,8 @@ def test_a_campaign_says_what_it_goes_without(tmp_path, monkeypatch, capsys):
     arguments = [f"--out={tmp_path / 'out'}", f"--data_dir={tmp_path}", "--tasks", "listops"]
     assert campaign.main(arguments) == 0
     summary = json.loads((tmp_path / "out/results/campaign.json").read_text())
-    assert str(tmp_path) in summary["without_official_files"]["listops"]
-    assert "without_official_files" in capsys.readouterr().out
+    assert str(tmp_path) in summary["not_from_data_dir"]["listops"]
+    assert "not_from_data_dir" in capsys.readouterr().out
 
 
 def test_a_campaign_without_a_place_or_devices_ends_in_a_line(tmp_path, monkeypatch, capsys):

@@ -14,13 +14,14 @@ from PIL import Image
 
 import report
 from configs import base
+from configs.reading import fields
 from experiment.plots import (
     NOT_LRA,
     by_hardware,
     plot_curves,
 )
 from experiment.read_runs import read_runs
-from experiment.results import OWN_FIELDS, fields_of
+from experiment.results import OWN_FIELDS
 from tests.written_runs import changed, write_run
 
 
@@ -150,11 +151,11 @@ def test_a_run_older_than_a_field_with_a_tuple_is_of_the_recipe(tmp_path):
     assert "adam_b1_cycle=[0.95, 0.85]" in found[60].label
 
 
-@pytest.mark.parametrize("field", fields_of(base.get_config().to_dict()))
+@pytest.mark.parametrize("field", fields(base.get_config().to_dict()))
 def test_what_may_differ_within_an_average(field, tmp_path):
     config = changed()
     write_run(tmp_path, "a", 0.5, config)
-    value = fields_of(config.to_dict())[field]
+    value = fields(config.to_dict())[field]
     if field == "seed":
         other = {"seed": 1}
     else:

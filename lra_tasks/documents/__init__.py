@@ -15,7 +15,7 @@ import numpy as np
 
 from lra_tasks import text
 from lra_tasks.documents import rows, tokenizer
-from lra_tasks.store import VOCABULARY
+from lra_tasks.store import SPLITS, VOCABULARY
 from lra_tasks.task import seeded_permutation
 
 TITLE = "Documents"
@@ -30,7 +30,6 @@ VERSION = "1.1.0"
 SOURCES = ("release", "package", "synthetic")
 LABEL_NAMES = ("in order", "swapped")
 
-SPLITS = ("train", "validation", "test")
 HELD_OUT = 20  # a folder's validation and test are each one of so many of its files
 LEAST_LENGTH = 8
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from lra_tasks import synthetic
 from lra_tasks.archives import locate
+from lra_tasks.store import SPLITS
 from lra_tasks.text import imdb
 
 TITLE = "Text"
@@ -24,7 +25,6 @@ VERSION = "1.0.0"
 SOURCES = ("release", "package", "synthetic")
 LABEL_NAMES = ("negative", "positive")
 
-SPLITS = ("train", "validation", "test")
 MAX_LENGTH = 4_000  # bytes of a review that LRA reads
 
 URL = f"https://ai.stanford.edu/~amaas/data/sentiment/{imdb.ARCHIVE}"

@@ -65,7 +65,8 @@ def from_pretrained(
 
     Raises:
       FileNotFoundError: no folder, config or weights.
-      ImportError: safetensors is not installed.
+      ImportError: safetensors, or PyTorch for a `torch_file`, is not installed.
+      TypeError: sizes that are not integers.
       ValueError: a file that can't be read; options that can't be; keys that are missing, unknown
         or of another shape, all in one message.
     """
