@@ -69,12 +69,12 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
         raise WorkdirError(f"--workdir={workdir}: can't write there ({error})") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise WorkdirError(f"--workdir={workdir}: another process is running in it") from error
     except OSError as error:
-        raise WorkdirError(
-            f"--workdir={workdir}: can't be locked ({error}); choose one where files can be"
-        ) from error
+        lock.close()
+        why = f"can't be locked ({error}); choose one where files can be"
+        if isinstance(error, BlockingIOError):
+            why = "another process is running in it"
+        raise WorkdirError(f"--workdir={workdir}: {why}") from error
     record_config(workdir, config)
     return lock
 
@@ -132,7 +132,7 @@ def read_result(workdir: Path) -> dict | None:
     """The result of a finished run; None where there is none, or no whole one."""
     try:
         result = json.loads((workdir / "result.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return result if isinstance(result, dict) and "test_accuracy" in result else None
 
@@ -170,7 +170,7 @@ def saved_config(workdir: Path) -> dict:
         raise WorkdirError(f"--workdir={workdir}: no config.json there, so not a run's folder")
     try:
         saved = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WorkdirError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(saved, dict):
         raise WorkdirError(f"{path}: not a JSON object, so not a run's")

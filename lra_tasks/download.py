@@ -54,11 +54,11 @@ def fetch(
 
 def _probe(url: str, timeout: float) -> None:
     """Raises OSError unless the server answers for `url` in time."""
+    import requests  # what the download manager uses, with the same proxies and certificates
+
     outcome = []
 
     def ask():
-        import requests  # what the download manager uses, with the same proxies and certificates
-
         try:
             with requests.head(url, timeout=timeout, allow_redirects=True) as response:
                 response.raise_for_status()

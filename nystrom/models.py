@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float, Int
-from nystrom.checks import check_choice
+from nystrom.checks import check_choice, is_empty
 from nystrom.encoder import Encoder
 from nystrom.landmarks import token_ranks
 from nystrom.layers import Dense
@@ -185,8 +185,15 @@ def pool(
     mask = jnp.ones(x.shape[:-1], bool) if mask is None else mask
     total = (lambda y: y) if axis_name is None else (lambda y: jax.lax.psum(y, axis_name))
     if pooling == "max":
+        if is_empty(x.shape[-2]):
+            return jnp.zeros_like(x, shape=(*x.shape[:-2], x.shape[-1]))
         lowest = jnp.asarray(jnp.finfo(x.dtype).min, x.dtype)
-        largest = jnp.where(mask[..., None], x, lowest).max(axis=-2, initial=lowest)
+        # By its place: the gradient of `max` compares x with it, and is lost wherever a compiler
+        # computes x anew for that with another rounding.
+        real = jnp.where(mask[..., None], x, lowest)
+        place = jnp.argmax(real, axis=-2)[..., None, :]
+        picked = jax.lax.broadcasted_iota(place.dtype, x.shape, x.ndim - 2) == place
+        largest = jnp.where(picked, real, jnp.zeros((), x.dtype)).sum(axis=-2)
         if axis_name is not None:
             largest = jax.lax.all_gather(largest, axis_name).max(axis=0)
         return jnp.where(total(mask.sum(axis=-1))[..., None] > 0, largest, jnp.zeros_like(largest))

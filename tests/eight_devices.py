@@ -43,15 +43,32 @@ def sharded_attention_is_attention():
                 "key_mask": RNG.random((2, key_length)) < share,
             }
 
-            def results(attend, q=q, k=k, v=v, masks=masks):
+            def results(attend, given, q=q, k=k, v=v):
                 def loss(q, k, v):
-                    return (attend(q, k, v, **masks) ** 2).sum()
+                    return (attend(q, k, v, **given) ** 2).sum()
 
                 return jax.value_and_grad(loss, (0, 1, 2))(q, k, v)
 
-            with jax.set_mesh(mesh):
-                found = results(sharded)
-            assert_close(found, results(whole), 1e-10)
+            for given in (masks, {}):
+                with jax.set_mesh(mesh):
+                    found = results(sharded, given)
+                assert_close(found, results(whole, given), 1e-10)
+
+
+def axes_and_batches_that_are_not_there_are_refused():
+    mesh = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
+    q = RNG.normal(size=(8, 2, 4))
+    for options, argument, words in (
+        ({"sequence_axis": "tokens"}, None, "'tokens' is no axis of the mesh: it has data, seq"),
+        ({"batch_axis": "data"}, q, "batch_axis='data': query (8, 2, 4) has no examples"),
+    ):
+        try:
+            attend = nystrom.sharded_attention(mesh, **options)
+            attend(argument, argument, argument)
+        except ValueError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(f"{options} were not refused")
 
 
 def convolution_and_means_are_those_of_the_whole():
@@ -117,16 +134,21 @@ def start(config, task, num_data, num_sequence):
 
 
 def a_step_on_any_mesh_is_the_same():
-    config, task = small_task(dropout_rate=0.2)
-    seen = {}
-    for shape in ((1, 1, 1), (8, 1, 1), (2, 4, 2), (1, 8, 4)):
-        *sizes, parts = shape
-        mesh, graph, state, batch = start(config, task, *sizes)
-        for _ in range(2):
-            state, totals = training.train_step(graph, OPTIMIZER, state, batch, KEY, parts, mesh)
-        evaluated = training.eval_step(graph, state["params"], batch, mesh)
-        seen[shape] = jax.device_get((totals, evaluated))
-        assert_close(seen[shape], seen[1, 1, 1], 1e-5)
+    few, more = ((1, 1, 1), (2, 4, 2)), ((1, 1, 1), (8, 1, 1), (2, 4, 2), (1, 8, 4))
+    rotary = {"position": "rotary", "pooling": "last"}
+    for model, shapes in (({}, more), (rotary, few), ({"pooling": "max"}, few)):
+        config, task = small_task(dropout_rate=0.2, **model)
+        seen = {}
+        for shape in shapes:
+            *sizes, parts = shape
+            mesh, graph, state, batch = start(config, task, *sizes)
+            for _ in range(2):
+                state, totals = training.train_step(
+                    graph, OPTIMIZER, state, batch, KEY, parts, mesh
+                )
+            evaluated = training.eval_step(graph, state["params"], batch, mesh)
+            seen[shape] = jax.device_get((totals, evaluated))
+            assert_close(seen[shape], seen[1, 1, 1], 1e-5)
 
 
 def hidden_tokens_are_the_same_on_any_mesh():

@@ -73,9 +73,11 @@ def finish(processes, patience=300) -> list[tuple[int, str, str]]:
 
 
 def wait_until(processes, happened) -> None:
-    """Until `happened()`; none of the processes is to end before."""
+    """Until `happened()`, in five minutes; none of the processes is to end before."""
+    deadline = time.monotonic() + 300
     while not happened():
         assert all(process.poll() is None for process in processes), finish(processes)
+        assert time.monotonic() < deadline, finish(processes, 0)
         time.sleep(0.01)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from experiment import checkpoints as module
 from experiment.checkpoints import CheckpointError, Checkpoints
+from experiment.load import best_step
 
 STEPS = {4: 0.5, 6: 0.2, 8: 0.4, 12: 0.3}  # accuracies; what is kept is 4, the best, 8 and 12
 PROGRESS = {"fingerprint": "f", "seconds": 1.5, "since_report": {"loss": (0.1, 8.0)}}
@@ -220,6 +221,7 @@ def test_checkpoints_of_the_version_without_digests_are_resumed(tmp_path):
     manager.close()
     assert resume(tmp_path) == (12, [])
     checkpoints = Checkpoints(tmp_path)
+    assert best_step(checkpoints) == checkpoints.best()[0] == 4
     checkpoints.save(16, state_of(16), PROGRESS, 0.45)
     checkpoints.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["12", "16", "4"]

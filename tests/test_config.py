@@ -7,18 +7,27 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base, self_pretraining
+from configs import base, reading
 from experiment import provenance
 from experiment.config_checks import check_config, suitable_accumulate_steps
 from experiment.workdir import default_workdir, differing_fields
 from tests.conftest import ROOT, SMALL
 
 CONFIG_FILES = sorted(path.stem for path in (ROOT / "configs").glob("lra_*.py"))
-VARIANTS = [(name, "") for name in CONFIG_FILES] + [
-    ("lra_listops", "quick"),
-    *(("lra_listops", variant) for variant in ("tuned", "short", "best", "authors")),
-    *((name, variant) for name in CONFIG_FILES for variant in self_pretraining.VARIANTS),
+VARIANTS = [
+    (name, variant)
+    for name in CONFIG_FILES
+    for variant in ("", *reading.variants(str(ROOT / "configs" / f"{name}.py")))
 ]
+# Of lra.md's recipes: batch, steps, warm-up, tokens.
+RECIPES = {
+    "lra_listops": (32, 5_000, 1_000, 2_000),
+    "lra_text": (32, 20_000, 8_000, 4_000),
+    "lra_retrieval": (32, 30_000, 800, 4_000),
+    "lra_image": (256, 35_000, 175, 1_024),
+    "lra_pathfinder": (256, 62_400, 312, 1_024),
+    "lra_pathx": (256, 62_400, 312, 16_384),
+}
 
 
 def load(name, variant=""):
@@ -39,6 +48,21 @@ def test_every_config_locks_passes_its_checks_and_has_only_base_fields(name, var
     with pytest.raises(AttributeError):
         config.no_such_field = 1
     assert json.loads(json.dumps(config.to_dict()))["name"] == name
+
+
+@pytest.mark.parametrize("name", CONFIG_FILES)
+def test_the_recipe_is_the_papers(name):
+    config, model = load(name), load(name).model
+    steps = config.batch_size, config.num_train_steps, config.warmup_steps, config.task.max_length
+    assert steps == RECIPES[name]
+    adam = config.learning_rate, config.adam_b1, config.adam_b2, config.adam_eps
+    assert (*adam, config.weight_decay) == (1e-4, 0.9, 0.999, 1e-6, 0)
+    sizes = model.num_layers, model.width, model.num_heads, model.mlp_width, model.head_width
+    assert sizes == (2, 64, 2, 128, 128)
+    nystrom = model.num_landmarks, model.pinv_iterations, model.conv_kernel_size, model.padding
+    assert nystrom == (64, 6, 35, "inert")
+    assert (model.dropout_rate, model.embedding_std) == (0.1, 0.02)
+    assert (model.position, model.norm, model.pooling) == ("learned", "pre", "mean")
 
 
 def synthetic(config: ConfigDict) -> ConfigDict:

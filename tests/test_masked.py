@@ -70,6 +70,21 @@ def test_neither_padding_nor_special_tokens_are_hidden_and_padding_changes_nothi
     np.testing.assert_array_equal(inputs1, inputs[one])
 
 
+def test_in_training_other_tokens_are_hidden_with_another_key():
+    config = masked("text", **{"model.dropout_rate": 0.0})
+    task = lra_tasks.load(config.task, progress=False)
+    graph, params = nnx.split(make_model(config.model, task, 0, head=head_of(config)))
+    objective = make_objective(config, task)
+    batch = lra_tasks.Batches(task, "train", 4, seed=0)[0]
+
+    @jax.jit
+    def loss(keys):
+        return objective(nnx.merge(graph, params), batch, keys)["loss"][0]
+
+    one, again, other = (float(loss(jax.random.split(jax.random.key(i), 4))) for i in (0, 0, 1))
+    assert one == again != other
+
+
 def test_in_evaluations_hidden_tokens_follow_from_the_tokens_alone():
     tokens = some_tokens(length=64)
     mask = np.arange(64) < np.array([[64], [50], [50], [3]] * 2)

@@ -9,7 +9,10 @@ import pytest
 from tests.conftest import ROOT
 
 CHECKS = {
-    "attention": ("sharded_attention_is_attention",),
+    "attention": (
+        "sharded_attention_is_attention",
+        "axes_and_batches_that_are_not_there_are_refused",
+    ),
     "pieces": (
         "convolution_and_means_are_those_of_the_whole",
         "traffic_does_not_grow_with_the_length",

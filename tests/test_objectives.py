@@ -1,6 +1,7 @@
 """Labels of examples without padding: the same loss and gradients, in a program without masks."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -54,3 +55,19 @@ def test_examples_without_padding_need_no_mask(attention):
     )
     assert "stablehlo.sort" in programs[classify] or attention == "softmax"
     assert "stablehlo.sort" not in programs[classify_full]
+
+
+def test_dropout_differs_from_step_to_step():
+    config, task = opened(lra_pathfinder)
+    config.model.update(dropout_rate=0.5, attention="linear")
+    graph, params = nnx.split(make_model(config.model, task, seed=0))
+    optimizer = training.make_optimizer(config)
+    batch = lra_tasks.Batches(task, "train", 4, seed=0)[0]
+
+    def loss(step):
+        state = training.initial_state(optimizer, jax.tree.map(jnp.copy, params))  # it is donated
+        state["step"] = jnp.int32(step)
+        _, totals = training.train_step(graph, optimizer, state, batch, jax.random.key(1))
+        return float(totals["loss"][0])
+
+    assert loss(0) == loss(0) != loss(1)

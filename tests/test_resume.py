@@ -13,7 +13,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import lra_tasks
+import train as program
 from experiment import provenance
+from experiment.checkpoints import Checkpoints
 from experiment.config_checks import choose_accumulate_steps
 from experiment.load import load_data
 from experiment.metrics import Reporter
@@ -22,11 +24,12 @@ from experiment.training import not_finite
 from experiment.workdir import (
     WorkdirError,
     check_same_config,
+    claim,
     read_result,
     record_config,
     recorded_accumulate_steps,
 )
-from train import train
+from train import Stop, train
 
 FIELDS = {
     "batch_size": 8,
@@ -198,6 +201,86 @@ def test_with_its_latest_checkpoints_damaged_a_run_ends_as_the_intact_one(
     assert "Traceback" not in said
     assert without_clock(result) == whole[1]
     assert reports(workdir) == reports(whole[0])
+
+
+def test_a_run_cut_between_two_reports_ends_as_the_intact_one(whole, task, tmp_path):
+    config, workdir = make_config(checkpoint_every=1), tmp_path / "run"
+    with pytest.raises(PowerCutError):
+        train(config, workdir, cut_off(task, 5))
+    assert (workdir / "checkpoints" / "5").is_dir()  # which the report of step 6 counts
+    assert without_clock(train(config, workdir, task)) == whole[1]
+    assert reports(workdir) == reports(whole[0])
+
+
+def test_a_run_that_began_with_other_data_stops(task, tmp_path):
+    with pytest.raises(PowerCutError):
+        train(make_config(), tmp_path, cut_off(task, 5))
+    others = dataclasses.replace(task, fingerprint="0" * 64)
+    with pytest.raises(Stop, match=rf"began with other data \(fingerprint {task.fingerprint}"):
+        train(make_config(), tmp_path, others)
+
+
+def test_a_loss_on_validation_or_test_that_is_no_number_stops(task, tmp_path, monkeypatch):
+    def evaluate(graph, params, batches, *_):
+        return {"loss": float("nan") if batches.split is bad else 2.0, "accuracy": 0.5}
+
+    monkeypatch.setattr("train.evaluate", evaluate)
+    for split, words in (("validation", "step 2: the validation loss is nan"), ("test", "best on")):
+        bad = task.splits[split]
+        with pytest.raises(Stop, match=words):
+            train(make_config(), tmp_path / split, task)
+        assert read_result(tmp_path / split) is None
+
+
+def test_times_of_earlier_starts_count(task, tmp_path, monkeypatch):
+    with pytest.raises(PowerCutError):
+        train(make_config(), tmp_path, cut_off(task, 5))
+    resume = Checkpoints.resume
+
+    def later(self, like):
+        step, state, progress = resume(self, like)
+        return step, state, progress | {"seconds": 1_000.0, "compile_seconds": 100.0}
+
+    monkeypatch.setattr(Checkpoints, "resume", later)
+    result = train(make_config(), tmp_path, task)
+    assert result["wall_seconds"] > 1_000 and result["compile_seconds"] >= 100
+
+
+def test_the_seed_reaches_weights_batches_and_dropout(task, tmp_path, monkeypatch):
+    seen, make, of, step = {}, program.make_model, lra_tasks.Batches, program.train_step
+
+    def model(fields, task, seed, *more):
+        seen["weights"] = seed
+        return make(fields, task, seed, *more)
+
+    def batches(task, split, size, seed=None, rows=None):
+        seen[split] = seed
+        return of(task, split, size, seed, rows)
+
+    def taken(*given):
+        seen["dropout"] = jax.random.key_data(given[4]).tolist()
+        return step(*given)
+
+    monkeypatch.setattr(program, "make_model", model)
+    monkeypatch.setattr(lra_tasks, "Batches", batches)
+    monkeypatch.setattr(program, "train_step", taken)
+    train(make_config(seed=7), tmp_path, task)
+    key = jax.random.fold_in(jax.random.key(7), 1)
+    assert seen == {
+        "weights": 7,
+        "train": 7,
+        "validation": None,
+        "test": None,
+        "dropout": jax.random.key_data(key).tolist(),
+    }
+
+
+def test_a_workdir_in_use_is_refused(tmp_path):
+    lock = claim(tmp_path, make_config())
+    with pytest.raises(WorkdirError, match="another process is running in it"):
+        claim(tmp_path, make_config())
+    lock.close()
+    claim(tmp_path, make_config()).close()
 
 
 def test_a_run_goes_on_with_the_source_that_it_began_with(whole, tmp_path, monkeypatch):

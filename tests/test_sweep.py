@@ -115,7 +115,7 @@ def test_wrong_arguments_are_named(arguments, message, tmp_path):
         make_runs(arguments, tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"test_accuracy": 0.'])
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", "[" * 100_000, '{"test_accuracy": 0.'])
 def test_a_result_that_is_not_whole_finishes_no_run(text, tmp_path):
     (run,) = make_runs([LISTOPS], tmp_path)
     run.workdir.mkdir()

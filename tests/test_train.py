@@ -166,8 +166,10 @@ def test_a_signal_saves_and_the_command_it_prints_goes_on(number, whole_run, tmp
     # Slow enough to be caught between reports: the partial report must survive the restart too.
     process = start_train(*SMALL, f"--workdir={workdir}")
     metrics = workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 200
     while not (metrics.exists() and metrics.read_text()):
         assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(number)
     _, err = process.communicate(timeout=200)

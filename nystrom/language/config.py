@@ -137,7 +137,7 @@ def read_config(path: Path) -> tuple[LanguageConfig, dict[str, Any]]:
         )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds a {type(fields).__name__}: expected an object of fields")

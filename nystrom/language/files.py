@@ -73,7 +73,7 @@ def _parts(path):
     try:
         names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
         outside = [name for name in names if Path(name).name != name]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no index of weights: {error!r}") from None
     if outside:
         raise ValueError(f"{path} names {outside[0]}: expected names of files in the same folder")

@@ -76,6 +76,48 @@ def assert_trees_close(one, other, **tolerances):
         np.testing.assert_allclose(a, b, **tolerances)
 
 
+@pytest.mark.parametrize("norm", nystrom.NORMS)
+def test_a_block_is_that_of_the_papers(norm):
+    block = make_encoder(norm=norm).blocks[0]
+    x = np.random.default_rng(0).normal(size=(1, LENGTH, 8)).astype(np.float32)
+
+    def normed(x):
+        deviation = np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
+        return (x - x.mean(axis=-1, keepdims=True)) / deviation
+
+    def dense(layer, x):
+        return x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
+
+    def mlp(x):
+        hidden = jax.nn.gelu(dense(block.mlp_in, x), approximate=False)
+        return dense(block.mlp_out, np.asarray(hidden))
+
+    def attend(x):
+        return np.asarray(block.attention(x))
+
+    if norm == "pre":
+        y = x + attend(normed(x))
+        expected = y + mlp(normed(y))
+    else:
+        y = normed(x + attend(x))
+        expected = normed(y + mlp(y))
+    np.testing.assert_allclose(apply(*nnx.split(block), x), expected, atol=2e-5)
+
+
+def test_poolings_are_what_they_say():
+    x = np.random.default_rng(0).normal(size=(1, 9, 4)).astype(np.float32)
+    mask = mask_with(5, 9, "holes")[None]
+    real = x[0, mask[0]]
+    for pooling, expected in {
+        "max": real.max(axis=0),
+        "last": real[-1],
+        "mean": real.mean(axis=0),
+        "mean_padded": real.sum(axis=0) / 9,
+        "cls": x[0, 0],
+    }.items():
+        np.testing.assert_allclose(pool(x, mask, pooling)[0], expected, atol=1e-6)
+
+
 def test_golden_lucidrains():
     """Input, weights and output of the PyTorch module, through `NystromSelfAttention`."""
     golden = np.load(DATA / "lucidrains_one_head.npz", allow_pickle=False)

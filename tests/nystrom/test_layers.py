@@ -7,13 +7,34 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from nystrom.layers import Dense, dropout, gelu, hash_bits
+from nystrom.layers import Dense, dropout, gelu, hash_bits, rotate
 
 
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+def test_dense_starts_uniform_within_one_over_the_root_of_its_inputs():
+    dense = Dense(400, 300, rngs=nnx.Rngs(0))
+    bound = 400**-0.5
+    for values in (dense.kernel[...], dense.bias[...]):
+        assert np.abs(values).max() <= bound
+        assert np.std(values) == pytest.approx(bound / 3**0.5, rel=0.15)
+
+
+@pytest.mark.parametrize(("m", "n"), [(7, 3), (104, 100), (3, 7)])
+def test_rotary_products_are_those_of_turned_complex_numbers(x64, m, n):
+    query, key = np.random.default_rng(0).normal(size=(2, 8))
+
+    def turned(x, rank):
+        return np.asarray(rotate(x[None, None], np.array([rank])))
+
+    rates = 10_000.0 ** (-np.arange(4) / 4)
+    pairs = (query[:4] + 1j * query[4:]) * np.conj(key[:4] + 1j * key[4:])
+    expected = (pairs * np.exp(1j * (m - n) * rates)).real.sum()
+    assert (turned(query, m) * turned(key, n)).sum() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5), (2, 2, 3, 5), (0, 3, 5)])

@@ -19,6 +19,8 @@ from nystrom import language
     [
         (b"{", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"hidden_size": ' + b"1" * 5_000 + b"}", "is not JSON"),
         (b"[1]", "holds a list: expected an object"),
         (b'{"model_type": "bert"}', "model_type 'bert': expected 'nystromformer'"),
         (b'{"hidden_size": "wide"}', "hidden_size='wide': expected an integer"),
@@ -74,7 +76,11 @@ def test_weights_in_several_files(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"two\.safetensors, which .* names, is missing"):
         language.from_pretrained(folder)
-    for content, message in (("{}", "no index"), ('{"weight_map": {"a": "../b"}}', "same folder")):
+    for content, message in (
+        ("{}", "no index"),
+        ("[" * 100_000, "no index"),
+        ('{"weight_map": {"a": "../b"}}', "same folder"),
+    ):
         index.write_text(content)
         with pytest.raises(ValueError, match=message):
             language.from_pretrained(folder)
