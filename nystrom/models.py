@@ -188,12 +188,7 @@ def pool(
         if is_empty(x.shape[-2]):
             return jnp.zeros_like(x, shape=(*x.shape[:-2], x.shape[-1]))
         lowest = jnp.asarray(jnp.finfo(x.dtype).min, x.dtype)
-        # By its place: the gradient of `max` compares x with it, and is lost wherever a compiler
-        # computes x anew for that with another rounding.
-        real = jnp.where(mask[..., None], x, lowest)
-        place = jnp.argmax(real, axis=-2)[..., None, :]
-        picked = jax.lax.broadcasted_iota(place.dtype, x.shape, x.ndim - 2) == place
-        largest = jnp.where(picked, real, jnp.zeros((), x.dtype)).sum(axis=-2)
+        largest = _largest(jnp.where(mask[..., None], x, lowest))
         if axis_name is not None:
             largest = jax.lax.all_gather(largest, axis_name).max(axis=0)
         return jnp.where(total(mask.sum(axis=-1))[..., None] > 0, largest, jnp.zeros_like(largest))
@@ -207,6 +202,17 @@ def pool(
     count = jnp.maximum(total(counted.sum(axis=-1, dtype=jnp.int32)), 1)
     summed = total(zero_padded(x, mask).sum(axis=-2, dtype=accumulator(x.dtype)))
     return (summed / count[..., None].astype(summed.dtype)).astype(x.dtype)
+
+
+def _largest(x):
+    """The largest of the tokens, feature by feature, with the gradient to its place alone.
+
+    That of `max` goes to whatever equals the result, and is lost where a compiler computes x anew
+    for the comparison, and rounds it otherwise.
+    """
+    place = jnp.argmax(x, axis=-2)[..., None, :]
+    is_there = jax.lax.broadcasted_iota(place.dtype, x.shape, x.ndim - 2) == place
+    return jnp.where(is_there, x, jnp.zeros((), x.dtype)).sum(axis=-2)
 
 
 def _with_cls(tokens, mask, cls_token):

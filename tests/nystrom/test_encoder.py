@@ -118,6 +118,14 @@ def test_poolings_are_what_they_say():
         np.testing.assert_allclose(pool(x, mask, pooling)[0], expected, atol=1e-6)
 
 
+def test_of_equal_tokens_one_has_the_gradient_of_the_largest():
+    x = np.array([[3.0, 1.0], [5.0, 5.0], [5.0, 2.0], [9.0, 9.0]], np.float32)
+    mask = np.array([True, True, True, False])
+    gradient = jax.grad(lambda x: (pool(x, mask, "max") * np.array([1.0, 10.0])).sum())(x)
+    np.testing.assert_array_equal(gradient, [[0, 0], [1, 10], [0, 0], [0, 0]])
+    assert pool(x[:0], None, "max").tolist() == [0, 0]
+
+
 def test_golden_lucidrains():
     """Input, weights and output of the PyTorch module, through `NystromSelfAttention`."""
     golden = np.load(DATA / "lucidrains_one_head.npz", allow_pickle=False)
