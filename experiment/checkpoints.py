@@ -115,10 +115,10 @@ class Checkpoints:
         """The newest step that is there; None in a new workdir."""
         return max(self.records, default=None)
 
-    def best(self) -> tuple[int, float]:
-        """Step and score on validation of the best checkpoint."""
+    def best(self) -> tuple[int, float] | None:
+        """Step and score on validation of the best checkpoint; None before any evaluation."""
         best = _best(self.records.values())
-        return best["step"], best["accuracy"]
+        return best and (best["step"], best["accuracy"])
 
     def resume(self, like) -> tuple[int, dict, dict] | None:
         """Step, state and progress of the newest step that is whole; None if the run is new.

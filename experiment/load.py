@@ -10,7 +10,7 @@ from flax import nnx
 import lra_tasks
 from configs import base
 from experiment import processes
-from experiment.checkpoints import NOT_EVALUATED, Checkpoints
+from experiment.checkpoints import Checkpoints
 from experiment.config_checks import check_fields
 from experiment.model import head_of, make_model
 from experiment.training import initial_state, make_optimizer
@@ -127,6 +127,5 @@ def best_step(checkpoints: Checkpoints) -> int:
             "before trains the run, and saves some."
         )
     # Records of the version without digests don't say which is best.
-    evaluated = any(r["accuracy"] != NOT_EVALUATED for r in checkpoints.records.values())
-    best = checkpoints.records[latest]["best_step"]
-    return best or (checkpoints.best()[0] if evaluated else latest)
+    recorded, best = checkpoints.records[latest]["best_step"], checkpoints.best()
+    return recorded or (best[0] if best else latest)

@@ -33,7 +33,7 @@ class SharedCheckpoints:
     def latest_step(self) -> int | None:
         return self.latest
 
-    def best(self) -> tuple[int, float]:
+    def best(self) -> tuple[int, float] | None:
         return processes.first(lambda: self.own.best())
 
     def resume(self, like) -> tuple[int, dict, dict] | None:

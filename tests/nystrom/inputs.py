@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 
 LENGTH, HEADS, DEPTH = 13, 2, 4
 
@@ -37,6 +38,15 @@ def spread(x, mask, fill):
     out = np.full((len(mask), *x.shape[1:]), fill, x.dtype)
     out[mask] = x
     return out
+
+
+def equations(jaxpr, name):
+    """The equations of a program with the primitive of that name, those of programs in it too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == name:
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner, name)
 
 
 def jitted(function, **options):

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from inputs import jitted, mask_with
-from jax.extend.core import jaxprs_in_params
+from inputs import equations, jitted, mask_with
 
 import nystrom
 from nystrom.models import pool
@@ -190,14 +189,8 @@ def test_a_classifier_branches_on_padding_once_and_by_token_ids_alone():
 
 def branches(jaxpr):
     """The `cond` equations of a program, and of those that it calls; not those by platform."""
-    platforms = []
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "platform_index":
-            platforms += equation.outvars
-        if equation.primitive.name == "cond" and equation.invars[0] not in platforms:
-            yield equation
-        for inner in jaxprs_in_params(equation.params):
-            yield from branches(inner)
+    platforms = [out for each in equations(jaxpr, "platform_index") for out in each.outvars]
+    return [each for each in equations(jaxpr, "cond") if each.invars[0] not in platforms]
 
 
 def test_padded_hidden_states_are_zeros():

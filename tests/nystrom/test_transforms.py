@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from inputs import jitted, mask_with, normal, random_inputs
-from jax.extend.core import jaxprs_in_params
+from inputs import equations, jitted, mask_with, normal, random_inputs
 
 import nystrom
 from nystrom.attention import eq_9, make_options
@@ -362,21 +361,12 @@ def test_symbolic_length_and_encoder():
     np.testing.assert_allclose(exported.call(tokens, mask), jax.jit(run)(tokens, mask), atol=1e-5)
 
 
-def products(jaxpr):
-    """The products of a program, those in programs that it calls too."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            yield equation
-        for inner in jaxprs_in_params(equation.params):
-            yield from products(inner)
-
-
 def test_mixed_precision():
     """Bfloat16 is multiplied as such, summed in float32; A and its inverse are float32."""
     inputs = [x.astype(jnp.bfloat16) for x in random_inputs(9, 2, length=64)]
     attention = partial(nystrom.nystrom_attention, num_landmarks=8, implementation="plain")
     with jax.default_matmul_precision("bfloat16"):
-        found = list(products(jax.make_jaxpr(attention)(*inputs).jaxpr))
+        found = list(equations(jax.make_jaxpr(attention)(*inputs).jaxpr, "dot_general"))
     of_tokens = [e for e in found if any(64 in x.aval.shape for x in e.invars)]
     of_landmarks = [e for e in found if e not in of_tokens]
     assert len(of_tokens) == 4 and len(of_landmarks) > 20
