@@ -9,7 +9,7 @@ from pathlib import Path
 from configs import base
 from configs.reading import fields
 from experiment.results import TASKS, Found, Run, group_runs, key_of
-from experiment.workdir import recorded
+from experiment.workdir import read_object, recorded
 
 # The fields of a result.json that are used, and what they must be.
 KINDS = {
@@ -115,11 +115,9 @@ def _read_unfinished(folder, skipped):
 
 def _read_json(path):
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise _BadFile(path, f"not readable as JSON ({error})") from error
-    _expect(path, isinstance(value, dict), "not a JSON object")
-    return value
+        return read_object(path)
+    except ValueError as error:
+        raise _BadFile(path, str(error)) from error
 
 
 def _checked_config(path, config):

@@ -131,10 +131,10 @@ def check_same_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
 def read_result(workdir: Path) -> dict | None:
     """The result of a finished run; None where there is none, or no whole one."""
     try:
-        result = json.loads((workdir / "result.json").read_text())
-    except (OSError, ValueError, RecursionError):
+        result = read_object(workdir / "result.json")
+    except ValueError:
         return None
-    return result if isinstance(result, dict) and "test_accuracy" in result else None
+    return result if "test_accuracy" in result else None
 
 
 def strict_json(value, indent: int | None = None) -> str:
@@ -169,12 +169,20 @@ def saved_config(workdir: Path) -> dict:
     if not path.is_file():
         raise WorkdirError(f"--workdir={workdir}: no config.json there, so not a run's folder")
     try:
-        saved = json.loads(path.read_text())
+        return read_object(path)
+    except ValueError as error:
+        raise WorkdirError(f"{path}: {error}") from error
+
+
+def read_object(path: Path) -> dict:
+    """The object that a JSON file holds; a ValueError says, without the path, why there is none."""
+    try:
+        value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise WorkdirError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(saved, dict):
-        raise WorkdirError(f"{path}: not a JSON object, so not a run's")
-    return saved
+        raise ValueError(f"not readable as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
 
 
 def differing_fields(old: dict, new: dict, prefix: str = "") -> dict[str, tuple]:

@@ -12,7 +12,6 @@ from nystrom.checks import (
     IMPLEMENTATIONS,
     PINVS,
     all_known,
-    both_masks,
     check_choice,
     check_count,
     check_inputs,
@@ -70,7 +69,7 @@ def landmarks(query, key, query_mask, key_mask, options):
 def landmark_matrix(q_landmarks, k_landmarks, q_valid, k_valid, scale):
     """A of eq. 9, *B H L L: zeros in the rows and columns of landmarks without a token."""
     a = softmax(q_landmarks, k_landmarks, k_valid, scale, exact_einsum)
-    return zero_rows(zero_columns(a, k_valid), q_valid)
+    return zero_padding(a, q_valid, k_valid)
 
 
 def invert(a, options):
@@ -114,14 +113,11 @@ def by_group(product, spec, x, y):
     return out.reshape(*shape, out.shape[-1])
 
 
-def zero_rows(matrix, mask):
-    """*B H N M with zeros in the rows of padding."""
-    return matrix if mask is None else jnp.where(mask[..., None, :, None], matrix, 0)
-
-
-def zero_columns(matrix, mask):
-    """*B H N M with zeros in the columns of padding."""
-    return matrix if mask is None else jnp.where(mask[..., None, None, :], matrix, 0)
+def zero_padding(matrix, rows, columns):
+    """*B H N M with zeros in the rows and columns of padding."""
+    if rows is not None:
+        matrix = jnp.where(rows[..., None, :, None], matrix, 0)
+    return matrix if columns is None else jnp.where(columns[..., None, None, :], matrix, 0)
 
 
 # --- what users call ----------------------------------------------------------------------
@@ -182,8 +178,7 @@ def nystrom_attention(
       TypeError: arrays that are not floating-point, masks that are not boolean, options that are
         traced or of another type.
     """
-    check_inputs(query, key, value, query_mask, key_mask)
-    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
     if known("is_causal", is_causal):
         raise ValueError(
             "is_causal=True: Nyström attention can't be causal, since each landmark is a mean "
@@ -229,21 +224,20 @@ def softmax_attention(
     Arguments, result and errors are those of `nystrom_attention`, but that `is_causal` is
     honoured, in the plain form: position n attends to positions up to n.
     """
-    check_inputs(query, key, value, query_mask, key_mask)
-    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
     check_implementation(implementation, None)
     is_causal = bool(known("is_causal", is_causal))
     if is_causal and implementation == "tiled":
         raise ValueError("implementation='tiled' has no causal form: leave it out, or 'plain'")
-    options = check_scale(scale, query), is_causal
-    return _exact(query, key, value, query_mask, key_mask, options, implementation)
+    implementation = "plain" if is_causal else implementation
+    scale = check_scale(scale, query)
+    return _exact(query, key, value, query_mask, key_mask, scale, is_causal, implementation)
 
 
-@partial(jax.jit, static_argnums=(5, 6))
-def _exact(query, key, value, query_mask, key_mask, options, implementation):
+@partial(jax.jit, static_argnums=(5, 6, 7))
+def _exact(query, key, value, query_mask, key_mask, scale, is_causal, implementation):
     from nystrom.kernels import tiled
 
-    scale, is_causal = options
     dtype = common_dtype(query, key, value)
     out_shape = (*query.shape[:-1], value.shape[-1])
     if is_empty(*out_shape, key.shape[-3]):
@@ -255,9 +249,9 @@ def _exact(query, key, value, query_mask, key_mask, options, implementation):
 
     key, value = zero_padded(key, key_mask), zero_padded(value, key_mask)
     arrays = (x.astype(dtype) for x in (zero_padded(query, query_mask), key, value))
-    form = plain if is_causal else partial(tiled.exact, scale=scale)
+    tiles = partial(tiled.exact, scale=scale)
     logits = (*query.shape[:-1], key.shape[-3])
-    out = choose(implementation, plain, form, *arrays, query_mask, key_mask, logits=logits)
+    out = choose(implementation, plain, tiles, *arrays, query_mask, key_mask, logits=logits)
     return zero_padded(out.astype(query.dtype), query_mask)
 
 
@@ -292,8 +286,7 @@ def nystrom_factors(
     Arguments and errors are those of `nystrom_attention`. Rows of padded queries, columns of
     padded keys and what belongs to inert landmarks are zeros; float32 (float64 for float64).
     """
-    check_inputs(query, key, key, query_mask, key_mask)
-    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    query_mask, key_mask = check_inputs(query, key, key, mask, query_mask, key_mask)
     options = make_options(query, key, num_landmarks, pinv, pinv_iterations, scale)
     return _factors(query, key, query_mask, key_mask, options)
 
@@ -315,9 +308,9 @@ def _factors(query, key, query_mask, key_mask, options):
     f = softmax(query, k.astype(dtype), k_valid, options.scale)
     g = softmax(q.astype(dtype), key, key_mask, options.scale)
     return NystromFactors(
-        zero_rows(zero_columns(f, k_valid), query_mask),
+        zero_padding(f, query_mask, k_valid),
         invert(a, options),
-        zero_rows(zero_columns(g, key_mask), q_valid),
+        zero_padding(g, q_valid, key_mask),
     )
 
 
@@ -327,8 +320,9 @@ def make_options(
     """The checked options of a Nyström attention."""
     num_landmarks = check_count("num_landmarks", num_landmarks)
     longest = query.shape[-3], key.shape[-3]
-    if axis_name is None and all_known(*longest):
-        num_landmarks = min(num_landmarks, max(1, *longest))
+    if all_known(*longest):
+        pieces = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+        num_landmarks = min(num_landmarks, max(1, *longest) * pieces)
     check_choice("pinv", pinv, PINVS)
     iterations = check_count("pinv_iterations", pinv_iterations)
     return Options(num_landmarks, pinv, iterations, check_scale(scale, query), axis_name)

@@ -11,8 +11,11 @@ IMPLEMENTATIONS = ("plain", "tiled")
 PINVS = ("iterative", "chebyshev")
 
 
-def check_inputs(query, key, value, query_mask=None, key_mask=None) -> None:
-    """Raises unless the arrays are an attention's: the errors of `nystrom_attention`."""
+def check_inputs(query, key, value, mask=None, query_mask=None, key_mask=None):
+    """The queries' and the keys' mask, where `mask` stands for both.
+
+    Raises unless the arrays are an attention's: the errors of `nystrom_attention`.
+    """
     for name, array in (("query", query), ("key", key), ("value", value)):
         check_tokens(name, array)
     if key.shape[:-1] != value.shape[:-1]:
@@ -32,10 +35,6 @@ def check_inputs(query, key, value, query_mask=None, key_mask=None) -> None:
         )
     check_mask("query_mask", query_mask, query.shape[:-2])
     check_mask("key_mask", key_mask, key.shape[:-2])
-
-
-def both_masks(query, key, mask, query_mask, key_mask):
-    """The queries' and the keys' mask, where `mask` stands for both."""
     if mask is None:
         return query_mask, key_mask
     if query_mask is not None or key_mask is not None:

@@ -109,28 +109,24 @@ def _with_neighbours(value, mask, half, axis_name):
     count = mask.sum()
     (real,) = to_front(mask, value)
 
-    def window(x, start, size):
-        """x[start : start + size], zeros beyond the ends; start may be any."""
-        index = start + jnp.arange(size)
-        inside = (index >= 0) & (index < len(x))
-        x = jnp.concatenate([x, jnp.zeros_like(x, shape=(1, *x.shape[1:]))])  # for an empty piece
-        return jnp.where(inside[:, None, None], x[jnp.where(inside, index, len(x) - 1)], 0)
+    def window(x, start):
+        """x[start : start + half], zeros beyond the ends."""
+        x = jnp.pad(x, [(half, half), (0, 0), (0, 0)])
+        return jax.lax.dynamic_slice_in_dim(x, start + half, half)
 
     def beside(tokens, real_ones, from_end):
         """Of the devices' tokens P half H E, in order, the real ones next to this piece."""
         joined = tokens.reshape(-1, *tokens.shape[2:])
         joined = jnp.where(real_ones.reshape(-1, 1, 1), joined, 0)
         (joined,) = to_front(real_ones.reshape(-1), joined)
-        return window(joined, real_ones.sum() - half if from_end else 0, half)
+        return window(joined, real_ones.sum() - half if from_end else 0)
 
-    tails, heads = window(real, count - half, half), window(real, 0, half)
+    tails, heads = window(real, count - half), window(real, 0)
     tails, heads, counts = jax.lax.all_gather((tails, heads, count), axis_name)
     here, devices = jax.lax.axis_index(axis_name), jnp.arange(len(counts))[:, None]
     slots, counts = jnp.arange(half), counts[:, None]
     before = beside(tails, (devices < here) & (slots >= half - counts), from_end=True)
     after = beside(heads, (devices > here) & (slots < counts), from_end=False)
-    # before, this piece's real tokens, then at once those after them
     joined = jnp.concatenate([before, real, jnp.zeros_like(after)])
-    place = jnp.arange(len(joined))[:, None, None] - half - count
-    follow = after[jnp.clip(place[:, 0, 0], 0, max(half - 1, 0))] if half else joined
-    return jnp.where((place >= 0) & (place < half), follow, joined)
+    # At once after this piece's real tokens, where there are only zeros.
+    return jax.lax.dynamic_update_slice_in_dim(joined, after, half + count, axis=0)

@@ -1,6 +1,7 @@
 """Landmarks: means over segments of the real tokens (Xiong et al. 2021, eq. 5 and section 3.2)."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +44,14 @@ def segment_means(
     check_tokens("x", x)
     check_mask("mask", mask, x.shape[:-2])
     num_landmarks = check_count("num_landmarks", num_landmarks)
-    landmarks, valid = _jitted_means(x, num_landmarks, mask, axis_name)
+    return _segment_means(x, num_landmarks, mask, axis_name)
+
+
+@partial(jax.jit, static_argnums=(1, 3))
+def _segment_means(x, num_landmarks, mask, axis_name):
+    landmarks, valid = landmark_means(x, num_landmarks, mask, axis_name)
     if valid is None:
-        valid = jnp.ones((*x.shape[:-3], num_landmarks), bool)
+        valid = jnp.ones(landmarks.shape[:-2], bool)
     return landmarks.astype(x.dtype), valid
 
 
@@ -58,15 +64,11 @@ def landmark_means(x, num_landmarks, mask, axis_name=None):
         return segments.mean(axis=-3, dtype=accumulator(x.dtype)), None
     if mask is None:
         mask = jnp.ones(x.shape[:-2], bool)
-    segment, count = segment_of_token(mask, num_landmarks, axis_name)
+    segment, size = segment_of_token(mask, num_landmarks, axis_name)
     total = segment_sums(x, segment, num_landmarks)
     if axis_name is not None:
         total = jax.lax.psum(total, axis_name)
-    size = segment_sizes(count, num_landmarks)
     return total / jnp.maximum(size, 1)[..., None, None].astype(total.dtype), size > 0
-
-
-_jitted_means = jax.jit(landmark_means, static_argnums=(1, 3))
 
 
 def segment_sums(
@@ -98,8 +100,7 @@ def segment_sums(
         def add(total, piece):
             return total + jax.checkpoint(sums)(*piece), None
 
-        shape = (num_landmarks, x.shape[-1])
-        zeros = jnp.zeros_like(segment, accumulator(x.dtype), shape)
+        zeros = sums(x[:0], segment[:0])  # of their type, inside shard_map too
         cut = x.reshape(pieces, -1, x.shape[-1]), segment.reshape(pieces, -1)
         return jax.lax.scan(add, zeros, cut)[0]
 
@@ -110,23 +111,17 @@ def segment_sums(
     return total.reshape(*batch, num_landmarks, num_heads, depth)
 
 
-def segment_sizes(count: Int[Array, "*B"], num_landmarks: int) -> Int[Array, "*B L"]:
-    """Tokens in each segment when `count` real tokens are shared out among L segments."""
-    quotient, remainder = jnp.divmod(count[..., None], num_landmarks)
-    places = jnp.arange(num_landmarks, dtype=count.dtype)
-    longer = places.reshape((1,) * count.ndim + (-1,)) < remainder
-    return quotient + longer.astype(count.dtype)
-
-
 def segment_of_token(
     mask: Bool[Array, "*B N"], num_landmarks: int, axis_name: str | None = None
-) -> tuple[Int[Array, "*B N"], Int[Array, "*B"]]:
-    """The segment of every token (L for padding, which no segment holds), and the real tokens."""
+) -> tuple[Int[Array, "*B N"], Int[Array, "*B L"]]:
+    """The segment of every token, L for padding, which no segment holds; the segments' sizes."""
     rank, count = token_ranks(mask, axis_name)
     quotient, remainder = jnp.divmod(count[..., None], num_landmarks)
     # In the longer segments the first is right and no less than the second; after them, the second.
     segment = jnp.maximum(rank // (quotient + 1), (rank - remainder) // jnp.maximum(quotient, 1))
-    return jnp.where(mask, segment, num_landmarks), count
+    place = jnp.arange(num_landmarks, dtype=count.dtype).reshape(*(1,) * count.ndim, -1)
+    sizes = quotient + (place < remainder).astype(count.dtype)
+    return jnp.where(mask, segment, num_landmarks), sizes
 
 
 def token_ranks(

@@ -99,6 +99,9 @@ class TokenPredictor(nnx.Module):
     `cls_token` is put before every document as `Classifier` does; places don't count it. With
     `order` there is also a head for whether two halves of a sequence changed places. `width` is the
     encoder's.
+
+    Raises:
+      ValueError: `cls_token` or `order` with sequences that are cut over devices.
     """
 
     def __init__(
@@ -113,12 +116,14 @@ class TokenPredictor(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if encoder.axis_name is not None and (order or cls_token is not None):
+            raise ValueError("cls_token and order can't have sequences cut over devices")
         self.encoder = encoder
         self.vocab_size = vocab_size
         self.cls_token = cls_token
         self.bias, self.logits = nnx.data(None), nnx.data(None)
         if tied:
-            self.bias = nnx.Param(jnp.zeros(vocab_size))
+            self.bias = nnx.Param(jnp.zeros(vocab_size, jnp.float32))
         else:
             self.logits = Dense(width, vocab_size, dtype=dtype, rngs=rngs)
         self.order_hidden, self.order = nnx.data(None), nnx.data(None)
@@ -190,7 +195,7 @@ def pool(
         lowest = jnp.asarray(jnp.finfo(x.dtype).min, x.dtype)
         largest = _largest(jnp.where(mask[..., None], x, lowest))
         if axis_name is not None:
-            largest = jax.lax.all_gather(largest, axis_name).max(axis=0)
+            largest = _largest(jax.lax.all_gather(largest, axis_name, axis=largest.ndim - 1))
         return jnp.where(total(mask.sum(axis=-1))[..., None] > 0, largest, jnp.zeros_like(largest))
     if pooling == "cls":
         return x[..., 0, :]

@@ -57,12 +57,7 @@ def zero_padded(x: Array, mask: Array | None) -> Array:
     if mask is None:
         return x
     mask = mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim))
-    return jnp.where(mask, x, jnp.zeros((), x.dtype))
-
-
-def only_trailing(mask: Array) -> Array:
-    """Whether all padding of all examples stands after their real tokens: one Boolean."""
-    return jnp.all(mask[..., :-1] >= mask[..., 1:])
+    return jnp.where(mask, x, 0)
 
 
 def to_front(mask: Array, *arrays: Array) -> tuple[Array, ...]:
@@ -84,4 +79,5 @@ def _take(x, index):
 
 def unless_trailing(move: Callable[..., tuple], mask: Array, *arrays: Array) -> tuple[Array, ...]:
     """`move(mask, *arrays)`, or the arrays as they are where all padding trails anyway."""
-    return jax.lax.cond(only_trailing(mask), lambda mask, *arrays: arrays, move, mask, *arrays)
+    trailing = jnp.all(mask[..., :-1] >= mask[..., 1:])
+    return jax.lax.cond(trailing, lambda mask, *arrays: arrays, move, mask, *arrays)

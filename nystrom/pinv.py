@@ -46,7 +46,7 @@ def iterate(
 ) -> Float[Array, "*B L L"]:
     """Eq. 7 from Z_0 = scale A^T."""
     identity = identity_like(a)
-    z = scale * transpose(a)
+    z = scale * a.mT
     going, least = jnp.asarray(True), jnp.asarray(jnp.inf, a.dtype)
     for step in range(num_iterations):
         az = matmul(a, z)
@@ -91,11 +91,6 @@ def identity_like(a: Float[Array, "*B L L"]) -> Float[Array, "*B L L"]:
 def matmul(x: Array, y: Array) -> Array:
     """x y at the highest precision."""
     return jnp.matmul(x, y, precision="highest")
-
-
-def transpose(x: Array) -> Array:
-    """The transpose of each matrix."""
-    return jnp.swapaxes(x, -1, -2)
 
 
 def check_square(a: Array) -> None:

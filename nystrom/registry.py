@@ -169,9 +169,10 @@ def self_attention_maker(
     Raises:
       ValueError: an unknown name, an option's value that can't be, or sequences cut over devices
         for an attention that knows only whole ones.
-      TypeError: an option that the attention does not have.
+      TypeError: an option that the attention does not have, or a number that is no integer.
     """
     check_choice("attention", name, tuple(ATTENTIONS))
+    check_count("num_heads", num_heads)
     entry = ATTENTIONS[name]
     if unknown := options.keys() - entry.options.keys():
         raise TypeError(f"attention {name!r} has no option {', '.join(sorted(unknown))}")

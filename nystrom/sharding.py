@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import nystrom_attention
-from nystrom.checks import both_masks, check_inputs
+from nystrom.checks import check_inputs
 
 
 def sharded_attention(
@@ -81,8 +81,7 @@ def sharded_attention(
         key_mask: Bool[Array, "*B M"] | None = None,
     ) -> Float[Array, "*B N H E"]:
         """See `sharded_attention`."""
-        check_inputs(query, key, value, query_mask, key_mask)
-        query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+        query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
         return attention(query, key, value, query_mask, key_mask)
 
     return sharded

@@ -18,7 +18,9 @@ from experiment import training
 from experiment.model import head_of, make_model
 from experiment.objectives import make_objective
 from experiment.traffic import collective_bytes
+from nystrom import landmarks
 from nystrom.landmarks import landmark_means
+from nystrom.models import pool
 
 RNG = np.random.default_rng(0)
 
@@ -36,8 +38,8 @@ def sharded_attention_is_attention():
         options = {"num_landmarks": 4, "pinv_iterations": 3}
         sharded = nystrom.sharded_attention(mesh, batch_axis="data", **options)
         whole = partial(nystrom.nystrom_attention, **options)
-        for length, key_length, share in ((32, 32, 1), (29, 23, 0.4), (3, 5, 1)):
-            q = RNG.normal(size=(2, length, 2, 4))
+        for length, key_length, share, heads in ((32, 32, 1, 4), (29, 23, 0.4, 2), (3, 5, 1, 2)):
+            q = RNG.normal(size=(2, length, heads, 4))
             k, v = RNG.normal(size=(2, key_length, 2, 4)), RNG.normal(size=(2, key_length, 2, 3))
             masks = {
                 "query_mask": RNG.random((2, length)) < 0.6,
@@ -54,6 +56,13 @@ def sharded_attention_is_attention():
                 with jax.set_mesh(mesh):
                     found = results(sharded, given)
                 assert_close(found, results(whole, given), 1e-10)
+
+
+def no_more_landmarks_than_tokens_are_made():
+    mesh = jax.make_mesh((8,), ("sequence",), axis_types=(AxisType.Auto,))
+    attend = nystrom.sharded_attention(mesh, num_landmarks=100_000)
+    q = RNG.normal(size=(13, 2, 4)).astype(np.float32)
+    assert_close(attend(q, q, q), nystrom.nystrom_attention(q, q, q, num_landmarks=13), 1e-4)
 
 
 def axes_and_batches_that_are_not_there_are_refused():
@@ -81,11 +90,50 @@ def convolution_and_means_are_those_of_the_whole():
         return (convolve(value, filters, mask) ** 2).sum()
 
     pieces = over_pieces(convolve, cut, whole, cut)
-    found = jax.value_and_grad(partial(loss, pieces), (0, 1))(value, filters)
-    alone = jax.value_and_grad(partial(loss, nystrom.depthwise_convolution), (0, 1))(value, filters)
-    assert_close(found, alone, 1e-10)
+    for taps in (7, 1):
+        found, alone = (
+            jax.value_and_grad(partial(loss, f), (0, 1))(value, filters[:, :taps])
+            for f in (pieces, nystrom.depthwise_convolution)
+        )
+        assert_close(found, alone, 1e-10)
     means = over_pieces(lambda x, m: landmark_means(x, 5, m, "sequence"), cut, cut, out=whole)
     assert_close(means(value, mask), nystrom.segment_means(value, 5, mask), 1e-10)
+
+
+def long_pieces_are_summed_a_part_at_a_time():
+    """As those of Path-X are: examples and positions cut, with and without masks."""
+    mesh = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
+    x, mask = RNG.normal(size=(2, 64, 2, 3)), RNG.random((2, 64)) < 0.6
+    landmarks.PIECE = 20
+    for axis in ("sequence", None):
+        cut = PartitionSpec("data", axis)
+
+        def means(x, mask, axis=axis):
+            return landmark_means(x, 5, mask, axis)
+
+        run = jax.shard_map(means, mesh=mesh, in_specs=(cut, cut), out_specs=PartitionSpec("data"))
+        for given in (mask, None):
+            found, whole = jax.jit(run)(x, given), nystrom.segment_means(x, 5, given)
+            assert_close(found, whole, 1e-5)
+
+
+def ties_of_the_maximum_go_to_the_first_as_on_one_device():
+    mesh = jax.make_mesh((8,), ("sequence",), axis_types=(AxisType.Auto,))
+    x = RNG.integers(0, 3, (2, 32, 5)).astype(np.float32)
+    weights = jnp.arange(1.0, 11).reshape(2, 5)
+
+    def pooled(x):
+        return pool(x, None, "max", "sequence")[None]
+
+    cut, each = PartitionSpec(None, "sequence"), PartitionSpec("sequence")
+    on_devices = jax.shard_map(pooled, mesh=mesh, in_specs=cut, out_specs=each)
+
+    def gradient(function):
+        return jax.jit(jax.grad(lambda x: (function(x) * weights).sum()))(x)
+
+    whole = gradient(lambda x: pool(x, None, "max"))
+    np.testing.assert_array_equal(gradient(lambda x: on_devices(x)[0]), whole)
+    assert (np.asarray(whole) != 0).sum() == 10
 
 
 def traffic_does_not_grow_with_the_length():

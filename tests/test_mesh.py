@@ -11,10 +11,13 @@ from tests.conftest import ROOT
 CHECKS = {
     "attention": (
         "sharded_attention_is_attention",
+        "no_more_landmarks_than_tokens_are_made",
         "axes_and_batches_that_are_not_there_are_refused",
     ),
     "pieces": (
         "convolution_and_means_are_those_of_the_whole",
+        "long_pieces_are_summed_a_part_at_a_time",
+        "ties_of_the_maximum_go_to_the_first_as_on_one_device",
         "traffic_does_not_grow_with_the_length",
     ),
     "steps": ("a_step_on_any_mesh_is_the_same", "hidden_tokens_are_the_same_on_any_mesh"),

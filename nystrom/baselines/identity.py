@@ -1,9 +1,10 @@
 """No attention at all: every token keeps its own value."""
 
+import jax
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float
-from nystrom.checks import both_masks, check_inputs
+from nystrom.checks import check_inputs
 from nystrom.numerics import zero_padded
 
 
@@ -20,9 +21,13 @@ def identity_attention(
 
     Arguments and errors are those of `nystrom_attention`; the lengths must be equal.
     """
-    check_inputs(query, key, value, query_mask, key_mask)
-    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
     if query.shape[-3] != value.shape[-3]:
         raise ValueError(f"query {query.shape} and value {value.shape}: lengths must be equal")
+    return _identity(query, value, query_mask, key_mask)
+
+
+@jax.jit
+def _identity(query, value, query_mask, key_mask):
     value = jnp.repeat(value, query.shape[-2] // max(value.shape[-2], 1), axis=-2)
     return zero_padded(zero_padded(value.astype(query.dtype), key_mask), query_mask)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.baselines.per_head import kernel_average, map_heads
-from nystrom.checks import both_masks, check_inputs
+from nystrom.checks import check_inputs
 from nystrom.numerics import MASKED
 
 
@@ -23,8 +23,7 @@ def linear_attention(
     The Nyströmformer authors' runs leave out the denominator; the paper's form is kept here.
     Arguments, result and errors are those of `nystrom_attention`; O(N + M) in time and memory.
     """
-    check_inputs(query, key, value, query_mask, key_mask)
-    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
     return _attention(query, key, value, query_mask, key_mask)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import softmax_attention
-from nystrom.checks import both_masks, check_inputs, is_empty
+from nystrom.checks import check_inputs, is_empty
 from nystrom.numerics import common_dtype, einsum, to_front, unless_trailing, zero_padded
 
 
@@ -33,8 +33,7 @@ def linformer_attention(
     Raises:
       ValueError: another number of heads, M > P, or what `nystrom_attention` refuses.
     """
-    check_inputs(query, key, value, query_mask, key_mask)
-    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
     length, num_heads = key.shape[-3:-1]
     if projection.ndim != 3 or projection.shape[0] != num_heads:
         raise ValueError(f"projection has shape {projection.shape}: expected {num_heads} L P")

@@ -8,7 +8,7 @@ import numpy as np
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.baselines.per_head import kernel_average, map_heads
-from nystrom.checks import both_masks, check_choice, check_inputs
+from nystrom.checks import check_choice, check_inputs
 from nystrom.numerics import MASKED
 from nystrom.pinv import matmul
 
@@ -41,8 +41,7 @@ def performer_attention(
     Raises:
       ValueError: another kernel, a projection for another D, or what `nystrom_attention` refuses.
     """
-    check_inputs(query, key, value, query_mask, key_mask)
-    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
     check_choice("feature_kernel", feature_kernel, FEATURE_KERNELS)
     if projection.ndim != 2 or projection.shape[-1] != query.shape[-1]:
         raise ValueError(

@@ -8,7 +8,7 @@ import numpy as np
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.baselines.per_head import map_heads
-from nystrom.checks import both_masks, check_count, check_inputs
+from nystrom.checks import check_count, check_inputs
 from nystrom.numerics import MASKED, exact_einsum
 
 SELF = -1e5  # the logit of a token with itself: only where it has no other
@@ -47,8 +47,7 @@ def reformer_attention(
       ValueError: unequal lengths, too few rotations, bucket_size < 1, or what
         `nystrom_attention` refuses.
     """
-    check_inputs(query, key, value, query_mask, key_mask)
-    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
     bucket_size = check_count("bucket_size", bucket_size)
     if query.shape[-3] != key.shape[-3]:
         raise ValueError(
@@ -63,6 +62,11 @@ def reformer_attention(
         raise ValueError(
             f"rotations have {rotations.shape[2]} columns: {query.shape[-3]} tokens in chunks of "
             f"{bucket_size} need {half_buckets}"
+        )
+    if (2 * half_buckets + 1) * (query.shape[-3] + bucket_size) > 2**31:  # places in the one sort
+        raise ValueError(
+            f"{query.shape[-3]} tokens in chunks of {bucket_size}: expected longer chunks, "
+            "2 N^2 / bucket_size below 2^31"
         )
     shared = key is query and key_mask is query_mask
     rotations = rotations[..., :half_buckets]

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float
-from nystrom.attention import Options, attend, landmark_matrix, landmarks, softmax_attention
-from nystrom.checks import both_masks, check_inputs, is_empty
+from nystrom.attention import attend, landmark_matrix, landmarks, make_options, softmax_attention
+from nystrom.checks import check_inputs, is_empty
 from nystrom.numerics import accumulator, exact_einsum, zero_padded
 from nystrom.pinv import initial_scale, iterate
 
@@ -29,8 +29,7 @@ def authors_attention(
     device, of a part of a batch). So padding and the other examples of a batch change results.
     Arguments are as for `nystrom_attention`, of self-attention with as many heads of keys.
     """
-    check_inputs(query, key, value, query_mask, key_mask)
-    query_mask, key_mask = both_masks(query, key, mask, query_mask, key_mask)
+    query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
     query, key = zero_padded(query, query_mask), zero_padded(key, key_mask)
     out = shared_scale_attention(
         query,
@@ -65,8 +64,8 @@ def shared_scale_attention(
     """
     if is_empty(*value.shape):
         return value
-    scale, dtype = query.shape[-1] ** -0.5, query.dtype
-    options = Options(num_landmarks, "iterative", num_iterations, scale)
+    options = make_options(query, key, num_landmarks, "iterative", num_iterations, None)
+    scale, dtype = options.scale, query.dtype
     real = None if pad_landmarks else mask
     q, k, q_valid, k_valid = landmarks(query, key, real, real, options)
     a = landmark_matrix(q, k, q_valid, k_valid, scale)

@@ -28,7 +28,7 @@ def choose(
     On an NVIDIA GPU it is `cuda(*arrays)`, where that is given and no form is named.
 
     The choice is made when a program is lowered for its platform, not when it is traced. Attentions
-    give the shape of their `logits`, their largest array. Tiles of those need to know the sizes, so
+    say what they count as `logits`, as a shape. Tiles of those need to know the sizes, so
     arrays of symbolic shapes get the plain form; and so do few logits, for which tiles are no
     faster, and take longer to compile.
     """

@@ -12,7 +12,6 @@ from nystrom.pinv import (
     iterate,
     iterative_pinv,
     matmul,
-    transpose,
 )
 
 NUM_SYMMETRIC = 3  # last iterations that follow Y_j alone
@@ -85,7 +84,7 @@ def _forward(a, scale, w, num_iterations):
         y = (27 / 8 * y - 11 / 4 * u - matmul(u, u)) / 4
     ys.append(y)
     ws.append(_times_p(y, w)[0])
-    return matmul(transpose(z_t), ws[-1]), (a, scale, z_t, ys, ws)
+    return matmul(z_t.mT, ws[-1]), (a, scale, z_t, ys, ws)
 
 
 def one_by_one(function, arrays, batch):
@@ -143,4 +142,4 @@ def matmul_t(x: Array, y: Array) -> Array:
 
 
 def _symmetric(x):
-    return (x + transpose(x)) / 2
+    return (x + x.mT) / 2

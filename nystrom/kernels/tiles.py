@@ -35,7 +35,8 @@ def to_short(
         return carry, (exact_einsum("nl,ld->nd", weights, values) / total,)
 
     tiling = _Tiling.of(query, keys)
-    short = *_wide(keys * scale, values), _bias(valid, keys)
+    wide_keys, wide_values = _wide(keys, values)
+    short = wide_keys * scale, wide_values, _bias(valid, keys)
     _, (out,) = tiling.scan(tile, short, (), (query,), query_mask, (values.shape[-1],))
     return out
 
@@ -59,13 +60,14 @@ def to_short_gradient(primals, masks, d_out, scale):
         return (d_keys, d_values), (d_query,)
 
     tiling = _Tiling.of(query, keys)
-    short = *_wide(keys * scale, values), _bias(valid, keys)
-    start = tuple(jnp.swapaxes(jnp.zeros_like(x), -1, -2) for x in short[:2])
+    wide_keys, wide_values = _wide(keys, values)
+    short = wide_keys * scale, wide_values, _bias(valid, keys)
+    start = tuple(jnp.zeros_like(x).mT for x in short[:2])
     tokens = query, d_out
     (d_keys, d_values), (d_query,) = tiling.scan(
         tile, short, start, tokens, query_mask, (query.shape[-1],)
     )
-    d_keys, d_values = (jnp.swapaxes(x, -1, -2) for x in (d_keys * scale, d_values))
+    d_keys, d_values = (x.mT for x in (d_keys * scale, d_values))
     return d_query, d_keys.astype(keys.dtype), d_values.astype(values.dtype)
 
 
@@ -118,17 +120,17 @@ def from_short_gradient(residuals, key_mask, d_context, scale):
 
     tiling, key_mask = _Tiling.of_keys(key, queries, key_mask)
     mean = (context * d_context).sum(axis=-1, keepdims=True)
-    log_total, mean = (jnp.swapaxes(x, -1, -2) for x in (log_total, mean))
+    log_total, mean = (x.mT for x in (log_total, mean))
     (wide,) = _wide(queries * scale)
     d_queries, (d_key, d_value) = tiling.scan(
         tile,
         (wide, d_context, log_total, mean),
-        jnp.swapaxes(jnp.zeros_like(wide), -1, -2),
+        jnp.zeros_like(wide).mT,
         (key, value),
         key_mask,
         (key.shape[-1], value.shape[-1]),
     )
-    return jnp.swapaxes(d_queries * scale, -1, -2).astype(queries.dtype), d_key, d_value
+    return (d_queries * scale).mT.astype(queries.dtype), d_key, d_value
 
 
 class _Tiling(NamedTuple):

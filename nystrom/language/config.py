@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,11 @@ def read_config(path: Path) -> tuple[LanguageConfig, dict[str, Any]]:
         raise ValueError(f"{path}: only position_embedding_type 'absolute' is known")
     known = {field.name for field in dataclasses.fields(LanguageConfig)} - set(OUR_OWN)
     given = {name: value for name, value in fields.items() if name in known}
-    if isinstance(fields.get("id2label"), dict):
-        given["num_labels"] = len(fields["id2label"])
+    labels = fields.get("id2label")
+    if labels and not isinstance(labels, dict):
+        raise ValueError(f"{path}: id2label={labels!r}: expected an object of labels, or null")
+    if labels:
+        given["num_labels"] = len(labels)
     unread = {name: value for name, value in fields.items() if name not in known}
     try:
         return LanguageConfig(**given, unread=json.dumps(unread, sort_keys=True)), fields
@@ -163,5 +167,5 @@ def _check_bool(name, value):
 
 
 def _check_positive(name, value):
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ValueError(f"{name}={value!r}: expected a number above 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r}: expected a finite number above 0")

@@ -27,7 +27,10 @@ def read_arrays(folder: Path, torch_file: str | None = None) -> dict[str, np.nda
     if (folder / INDEX).is_file():
         arrays: dict[str, np.ndarray] = {}
         for name in _parts(folder / INDEX):
-            arrays |= _read_safetensors(folder / name)
+            part = _read_safetensors(folder / name)
+            if twice := arrays.keys() & part.keys():
+                raise ValueError(f"{folder / name} holds {min(twice)}, as does another part")
+            arrays |= part
         return arrays
     hint = ""
     if (folder / PICKLE).is_file():
@@ -93,9 +96,14 @@ def _read_torch(path):
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path} can't be read by torch's weights-only loader: {reason}") from None
     state = state.get("model_state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
-        raise ValueError(f"{path} holds no dictionary of tensors")
-    return {name: _from_torch(tensor, torch) for name, tensor in state.items()}
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()
+    ):
+        raise ValueError(f"{path} holds no dictionary of named tensors")
+    try:
+        return {name: _from_torch(tensor.detach(), torch) for name, tensor in state.items()}
+    except TypeError as error:  # sparse ones, or of eight bits
+        raise ValueError(f"{path} holds tensors of a kind that NumPy lacks: {error}") from None
 
 
 def _from_torch(tensor, torch):

@@ -70,7 +70,7 @@ class MaskedLM(Head):
         config = self.config
         self.transform = dense(config.hidden_size, config.hidden_size)
         self.norm = layer_norm(config, dtype, rngs)
-        self.bias = nnx.Param(jnp.zeros(config.vocab_size))
+        self.bias = nnx.Param(jnp.zeros(config.vocab_size, jnp.float32))
         self.decoder = nnx.data(None)
         if not config.tie_word_embeddings:
             init = nnx.initializers.normal(config.initializer_range)

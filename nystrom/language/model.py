@@ -66,7 +66,7 @@ class Block(nnx.Module):
         if config.conv_kernel_size is not None:
             shape = (config.num_attention_heads, config.conv_kernel_size)
             init = nnx.initializers.normal(config.initializer_range)
-            self.filters = nnx.Param(init(rngs.params(), shape))
+            self.filters = nnx.Param(init(rngs.params(), shape, jnp.float32))
 
     def __call__(
         self,

@@ -58,20 +58,28 @@ def place(kind: type[Head] | type[NystromformerModel], path: tuple) -> Place:
     return Place(".".join(parts), leaf)
 
 
-def plain_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def plain_names(arrays: dict[str, np.ndarray], problems: list[str]) -> dict[str, np.ndarray]:
     """A file's arrays by the released names without the prefix; buffers are left out.
 
     The authors' own names are converted where the file has them; their sentence-order head and
-    biases of the convolution, which the released model has not, are left out.
+    biases of the convolution, which the released model has not, are left out. Two names of
+    one parameter are a problem.
     """
+    pairs = list(arrays.items())
     if any(re.search(r"\btransformer_\d+\.", name) for name in arrays):
-        arrays = {
-            _from_authors(name): array
-            for name, array in arrays.items()
+        pairs = [
+            (_from_authors(name), array)
+            for name, array in pairs
             if not re.search(r"pooler|sen_class|conv\.bias", name)
-        }
-    arrays = {name.removeprefix(PREFIX): array for name, array in arrays.items()}
-    return {name: array for name, array in arrays.items() if name not in BUFFERS}
+        ]
+    plain: dict[str, np.ndarray] = {}
+    for name, array in pairs:
+        name = name.removeprefix(PREFIX)
+        if name in plain:
+            problems.append(f"{name}: there twice, by two names")
+        if name not in BUFFERS:
+            plain[name] = array
+    return plain
 
 
 AUTHORS = (

@@ -83,7 +83,8 @@ def from_pretrained(
         raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True) first")
     config, fields = read_config(folder / "config.json")
     config = _with_options(config, attention, num_landmarks, padding)
-    arrays = plain_names(read_arrays(folder, torch_file))
+    problems: list[str] = []
+    arrays = plain_names(read_arrays(folder, torch_file), problems)
     if head != "none":
         try:
             file_head = head_of(fields.get("architectures"), arrays)
@@ -103,7 +104,6 @@ def from_pretrained(
             )
     if num_labels is not None:
         config = dataclasses.replace(config, num_labels=num_labels)
-    problems: list[str] = []
     if head == "masked_lm" and not is_new:
         tie_decoder(arrays, config.tie_word_embeddings, problems)
     if max_length is not None:
@@ -181,17 +181,18 @@ def _with_length(config, arrays, max_length):
 
 def _fill(kind, config, dtype, arrays, rngs, problems):
     """A model of that kind with the arrays in it; adds to `problems` what does not fit."""
+    if config.num_hidden_layers > len(arrays):
+        problems.append(f"num_hidden_layers={config.num_hidden_layers}: of {len(arrays)} arrays")
+        return None
     # Shapes alone: what the file has is never drawn.
     graph, abstract = nnx.split(nnx.eval_shape(lambda: kind(config, dtype=dtype, rngs=nnx.Rngs(0))))
-    drawn = {} if rngs is None else _drawn_head(kind, config, dtype, rngs)
     param_dtype = jnp.float64 if dtype == jnp.float64 else jnp.float32
     left, filled = dict(arrays), []
     for steps, leaf in nnx.to_flat_state(abstract):
         spot = place(kind, steps)
         expected = spot.file_shape(leaf.shape)
-        if steps in drawn:
-            filled.append((steps, drawn[steps]))
-            continue
+        if rngs is not None and steps[0] != "body":
+            continue  # drawn below
         array = left.pop(spot.name, None)
         if array is None:
             problems.append(f"{spot.name}: missing, expected {expected}")
@@ -203,16 +204,21 @@ def _fill(kind, config, dtype, arrays, rngs, problems):
             value = jnp.asarray(spot.from_file(array).astype(param_dtype))
             filled.append((steps, leaf.replace(value)))
     problems += [f"{name}: unknown, of shape {array.shape}" for name, array in left.items()]
-    return None if problems else nnx.merge(graph, nnx.from_flat_state(filled))
+    if problems:
+        return None
+    if rngs is not None:
+        filled += _drawn_head(kind, config, dtype, rngs, param_dtype)
+    return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
-def _drawn_head(kind, config, dtype, rngs):
+def _drawn_head(kind, config, dtype, rngs, param_dtype):
     """New parameters of the head alone."""
     small = dataclasses.replace(config, num_hidden_layers=1, max_position_embeddings=1)
 
     @nnx.jit  # so that of the body, which is not returned, nothing is drawn
     def draw(rngs):
         state = nnx.to_flat_state(nnx.state(kind(small, dtype=dtype, rngs=rngs)))
-        return {steps: leaf for steps, leaf in state if steps[0] != "body"}
+        head = {steps: leaf for steps, leaf in state if steps[0] != "body"}
+        return jax.tree.map(lambda x: x.astype(param_dtype), head)
 
-    return draw(rngs)
+    return draw(rngs).items()

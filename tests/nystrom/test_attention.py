@@ -64,13 +64,25 @@ def test_causal_softmax_is_exact():
     np.testing.assert_allclose(out[:, mask[0]], alone, atol=1e-5)
 
 
-def test_scale_replaces_the_default():
+@pytest.mark.parametrize("form", ["plain", "tiled"])
+def test_scale_replaces_the_default(form):
     q, k, v = random_inputs(2)
     for attend in (partial(nystrom_attention, num_landmarks=5), softmax_attention):
+        attend = partial(attend, implementation=form)
         out = attend(q, k, v, scale=0.1)
         expected = attend(q * (0.1 * q.shape[-1] ** 0.5), k, v)
         np.testing.assert_allclose(out, expected, atol=1e-5)
         assert np.abs(out - attend(q, k, v)).max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+@pytest.mark.parametrize("attend", [partial(nystrom_attention, num_landmarks=8), softmax_attention])
+def test_tiles_scale_what_they_have_widened(attend, dtype):
+    """With 6 features a head the scale is no power of two: keys times it are not of the dtype."""
+    inputs = [normal(seed, 40, 2, 6).astype(dtype) for seed in range(3)]
+    out = attend(*inputs, implementation="tiled").astype(np.float32)
+    exact = attend(*(x.astype(np.float32) for x in inputs), implementation="tiled")
+    np.testing.assert_allclose(out, exact, rtol=float(jnp.finfo(dtype).eps), atol=2e-5)
 
 
 def test_more_landmarks_than_tokens_cost_nothing():

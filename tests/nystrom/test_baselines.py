@@ -210,6 +210,19 @@ def test_reformer_with_one_chunk_is_full_attention():
         np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
+@pytest.mark.unchecked
+def test_more_places_than_one_sort_can_number_are_refused():
+    tokens = jax.ShapeDtypeStruct((65_536, 1, 4), np.float32)
+    for bucket_size, is_refused in ((4, True), (8, False)):
+        rotations = jax.ShapeDtypeStruct((1, 4, 65_536 // bucket_size), np.float32)
+        run = partial(jax.eval_shape, partial(reformer_attention, bucket_size=bucket_size))
+        if is_refused:
+            with pytest.raises(ValueError, match="65536 tokens in chunks of 4: expected longer"):
+                run(tokens, tokens, tokens, rotations=rotations)
+        else:
+            assert run(tokens, tokens, tokens, rotations=rotations).shape == tokens.shape
+
+
 def test_a_lone_token_attends_to_itself():
     q, _, v = random_inputs(9, length=1)
     out = reformer_attention(q, q, v, rotations=random_rotations(2, 4, 1))

@@ -325,6 +325,10 @@ def test_errors():
         layer(x, x[..., 0])
     with pytest.raises(ValueError, match=r"tokens \(1, 25\): expected \*B N, N at most 24"):
         make_encoder()(random_tokens(12, 1, 25))
+    cut = make_encoder(axis_name="sequence")
+    for options in ({"cls_token": 11}, {"order": True}):
+        with pytest.raises(ValueError, match="cls_token and order can't have sequences cut"):
+            nystrom.TokenPredictor(cut, 11, width=8, **options, rngs=nnx.Rngs(0))
 
 
 SHARDED = """

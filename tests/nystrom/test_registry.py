@@ -104,6 +104,8 @@ def test_every_option_changes_something(name, options):
     assert np.abs(change).max() > 1e-5
 
 
-def test_unknown_name():
+def test_what_is_no_attention_is_refused():
+    with pytest.raises(ValueError, match="num_heads=0: at least 1"):
+        nystrom.self_attention_maker("softmax", 64, 0, max_length=8, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="attention='cosine': expected one of linear, linformer"):
         make_encoder("cosine")

@@ -1,6 +1,7 @@
 """Plain and tiled alike: one function under every transformation, strict mode and platform."""
 
 import contextlib
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -206,6 +207,15 @@ def test_strict_modes(name):
         arrays = map(jnp.asarray, SMALL)
         grads = jax.grad(lambda *a: PUBLIC[name](*a).sum(), (0, 1))(*arrays)
         assert all(np.isfinite(g).all() for g in grads)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_numpys_float64_is_taken_as_float32_in_silence(name):
+    """As JAX takes it; the arrays of `np.random` are float64."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = PUBLIC[name](*(x.astype(np.float64) for x in SMALL))
+    np.testing.assert_allclose(out, PUBLIC[name](*SMALL), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -30,6 +30,8 @@ from nystrom import language
             b'{"architectures": ["BertModel"]}',
             "BertModel.*expected one of NystromformerForMaskedLM",
         ),
+        (b'{"id2label": 3}', "id2label=3: expected an object of labels, or null"),
+        (b'{"layer_norm_eps": Infinity}', "layer_norm_eps=inf: expected a finite number above 0"),
         (b'{"architectures": 3}', r"architectures=\[3\]"),
         (b'{"architectures": [["a"]]}', r"architectures=\[\['a'\]\]"),
     ],
@@ -70,6 +72,9 @@ def test_weights_in_several_files(folder):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {x: p for p, held in parts.items() for x in held}}))
     assert_same_weights(language.from_pretrained(folder), expected)
+    save_file({name: arrays[name] for name in names[8:]}, folder / "two.safetensors")
+    with pytest.raises(ValueError, match=rf"two\.safetensors holds {names[8]}, as does another"):
+        language.from_pretrained(folder)
     save_file(arrays, folder / "model.safetensors")  # as saving anew does: it is the newer
     (folder / "two.safetensors").rename(folder / "away")
     assert_same_weights(language.from_pretrained(folder), expected)
@@ -121,6 +126,18 @@ def test_pickles_are_read_only_when_asked_for_and_run_no_code(folder, tmp_path):
         torch.save(content, folder / "pytorch_model.bin")
         found = language.from_pretrained(folder, torch_file="pytorch_model.bin")
         assert_same_weights(found, expected)
+    words = torch.nn.Parameter(state.pop(WORDS))
+    torch.save(state | {WORDS: words}, folder / "pytorch_model.bin")
+    found = language.from_pretrained(folder, torch_file="pytorch_model.bin")
+    assert_same_weights(found, expected)
+    for content, message in (
+        ({0: words}, "holds no dictionary of named tensors"),
+        ({WORDS: words.detach().to_sparse()}, "of a kind that NumPy lacks"),
+        ({WORDS: words.detach().to(torch.float8_e4m3fn)}, "of a kind that NumPy lacks"),
+    ):
+        torch.save(content, folder / "pytorch_model.bin")
+        with pytest.raises(ValueError, match=message):
+            language.from_pretrained(folder, torch_file="pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="is missing"):
         language.from_pretrained(folder, torch_file="other.bin")
 

@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_refused(arguments, error, message):
         ({"padding": "left"}, "padding='left': expected one of inert, transformers"),
         ({"num_landmarks": 0}, "num_landmarks=0: at least 1"),
         ({"vocab_size": "40"}, "vocab_size='40': expected an integer"),
-        ({"layer_norm_eps": 0}, "layer_norm_eps=0: expected a number above 0"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps=0: expected a finite number above 0"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no': expected true or false"),
         ({"problem_type": "x"}, "problem_type='x'"),
         (

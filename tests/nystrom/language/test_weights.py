@@ -128,6 +128,20 @@ def test_one_error_lists_all_keys_that_do_not_fit(folder):
     assert text.count("\n") == 4
 
 
+def test_two_names_of_one_parameter_are_refused(folder):
+    arrays = arrays_of(folder)
+    rewrite(folder, arrays | {WORDS.removeprefix("nystromformer."): arrays[WORDS] + 1})
+    with pytest.raises(ValueError, match=r"word_embeddings\.weight: there twice, by two names"):
+        language.from_pretrained(folder)
+
+
+def test_layers_without_weights_are_not_made(folder):
+    """A config may ask for any number of them: no time or memory goes into those."""
+    edit_config(folder, num_hidden_layers=10**9)
+    with pytest.raises(ValueError, match=r"num_hidden_layers=1000000000: of \d+ arrays"):
+        language.from_pretrained(folder)
+
+
 def test_an_output_layer_of_its_own_is_not_taken_for_word_embeddings(folder):
     arrays = arrays_of(folder)
     arrays["cls.predictions.decoder.weight"] = arrays.pop(WORDS)
@@ -176,6 +190,11 @@ def test_a_new_head_on_old_weights():
     model = language.from_pretrained(DATA / "masked_lm", rngs=nnx.Rngs(0), **options)
     body = language.from_pretrained(DATA / "masked_lm", head="none")
     assert_same_weights(model.body, body)
+    with jax.enable_x64(True):
+        wide = language.from_pretrained(
+            DATA / "masked_lm", rngs=nnx.Rngs(0), dtype=jnp.float64, **options
+        )
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(wide, nnx.Param))} == {np.dtype(np.float64)}
     kernel = model.out.kernel[...]
     assert kernel.shape == (16, 5) and 0.01 < kernel.std() < 0.03  # initializer_range is 0.02
     with pytest.raises(ValueError, match=r"classifier\.weight: has shape \(3, 16\), expected \(5,"):
