@@ -255,8 +255,7 @@ class Sweep:
         """Takes note of the runs that ended."""
         for job in [job for job in self.jobs if job.process.poll() is not None]:
             self.jobs.remove(job)
-            if is_finished(job.run):
-                result = json.loads((job.run.workdir / "result.json").read_text())
+            if result := read_result(job.run.workdir):
                 time_taken = tqdm.tqdm.format_interval(time.monotonic() - job.start)
                 accuracy = f"test accuracy {result['test_accuracy']:.2%}"
                 self.say(f"{job.run.label}: finished in {time_taken}, {accuracy}")

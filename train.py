@@ -61,6 +61,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; the default is
 PROFILE = flags.DEFINE_string("profile", None, "START:STOP: a trace of the steps between.")
 DISTRIBUTED = flags.DEFINE_boolean("distributed", None, "One of several processes of a run.")
 
+# Said when a signal comes, which is heeded between steps alone.
+SAVING = "the step or evaluation under way is finished, then saved; again: ends at once, unsaved"
+
 
 class Stop(Exception):
     """The run can't go on; the message says why and what to do."""
@@ -170,7 +173,7 @@ def train(
         contextlib.closing(checkpoints),
         contextlib.closing(open_log()) as log,
         contextlib.closing(Profiler(workdir, profile, log.say)) as profiler,
-        StopSignals(signals) as stop_signals,
+        StopSignals(signals, SAVING if processes.is_first() else "") as stop_signals,
     ):
         report_step, report_time = start_step, log.seconds()
         ahead = lra_tasks.prefetch(batches, start_step, config.num_train_steps, config.num_workers)
@@ -263,9 +266,11 @@ def main(_):
     except (WorkdirError, Stop, ValueError, OSError) as error:
         fail(str(error))
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        processes.end_alone(error)
+        if jax.process_count() > 1:
+            processes.end_alone(error)
+        if why := processes.out_of_memory(error):
+            fail(why)
+        raise
 
 
 def run(config, signals: StopSignals | None):
@@ -291,10 +296,9 @@ def run(config, signals: StopSignals | None):
     task = load_data(config, workdir)
     processes.check_same({"fingerprint of the data": task.fingerprint})
     processes.first(lambda: keep_tokenizer(workdir, task.tokenizer))
+    why = provenance.why_not_comparable(config, task, recipe)
     result = train(config, workdir, task, profile, signals)
-    processes.first(
-        lambda: write_result(workdir, result | provenance.describe(config, task, recipe))
-    )
+    processes.first(lambda: write_result(workdir, result | provenance.describe(config, task, why)))
     show_result(result, workdir)
 
 

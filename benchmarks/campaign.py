@@ -28,6 +28,7 @@ from pathlib import Path
 from experiment.config_checks import check_config
 from experiment.grid import GridError, Run, make_runs
 from experiment.signals import StopSignals, exit_status
+from experiment.workdir import read_result
 from sweep import (
     ask_devices,
     is_finished,
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if stop.received:
         return exit_status(stop.received)
-    return 1 if failed else 0
+    return 1 if failed or not runs else 0
 
 
 def _folder(text):
@@ -166,23 +167,26 @@ class Campaign:
         job = start(run)
         self.begun.add(run.workdir.name)
         reported, end, why = speed(run)[0], None, ""
-        while job.process.poll() is None:
-            time.sleep(POLL_SECONDS)
-            step, rate, left = speed(run)
-            now = time.monotonic()
-            if step > reported:  # between reports nothing is known
-                reported, end = step, now + left
-            if now > self.last_line + self.line_seconds:
-                self.last_line = now
-                self.tell(run, rate, end and end - now)
-            late = end is not None and end > self.end
-            late = late and any(self.seconds_left(other) < left for other in others)
-            if self.over() or late:
-                why = self.stop.received or ("makes room for others" if late else "time is up")
+        others = [other for other in others if other is not run]
+        try:
+            while job.process.poll() is None and not why:
+                time.sleep(POLL_SECONDS)
+                step, rate, left = speed(run)
+                now = time.monotonic()
+                if step > reported:  # between reports nothing is known
+                    reported, end = step, now + left
+                if now > self.last_line + self.line_seconds:
+                    self.last_line = now
+                    self.tell(run, rate, end and end - now)
+                late = end is not None and end > self.end
+                late = late and any(self.seconds_left(other) < left for other in others)
+                if self.over() or late:
+                    why = self.stop.received or ("makes room for others" if late else "time is up")
+        finally:  # also where a second signal or a broken pipe ends the campaign
+            if job.process.poll() is None:
                 job.process.send_signal(signal.SIGTERM)
-                job.process.wait()
-        if is_finished(run):
-            result = json.loads((run.workdir / "result.json").read_text())
+            job.process.wait()
+        if result := read_result(run.workdir):
             say(run=run.workdir.name, test_accuracy=result["test_accuracy"])
         elif why:
             say(run=run.workdir.name, stopped=why, step=steps_done(run))
@@ -238,4 +242,7 @@ def collect(runs: list[Run], why: dict[str, dict], failed: dict[str, str], optio
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(exit_status("SIGINT"))

@@ -16,6 +16,7 @@ import re
 import textwrap
 import traceback
 import warnings
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -101,9 +102,14 @@ def find_problems(argv: list[str]) -> list[str]:
             config = load(file)
     except ArgumentError as error:
         return [str(error)]
-    paths = dict.fromkeys(m[1] for a in _flags(argv) if (m := OVERRIDE.fullmatch(a)))
-    found = (field_problem(config, path) for path in paths)
-    return [problem for problem in found if problem]
+    paths = Counter(m[1] for a in _flags(argv) if (m := OVERRIDE.fullmatch(a)))
+    problems = [problem for path in paths if (problem := field_problem(config, path))]
+    known = fields(config)
+    return problems + [
+        f"--config.{path}: given {count} times, which would join the values of a tuple; give one"
+        for path, count in paths.items()
+        if count > 1 and isinstance(known.get(path), tuple)
+    ]
 
 
 def load(file: str) -> ml_collections.ConfigDict:
@@ -130,12 +136,10 @@ def last_config(argv: list[str]) -> ml_collections.ConfigDict | None:
 
 def load_recipe(file: str) -> ml_collections.ConfigDict:
     """The config of a file without its variant, which runs of any variant are compared with."""
-    get_config = _get_config(file)
     try:
-        inspect.signature(get_config).bind()
-    except TypeError:
+        return load(file.partition(":")[0])
+    except ArgumentError:
         return load(file)  # it has none without a variant
-    return _call(file, get_config)
 
 
 def lra_file(task: str) -> str:

@@ -106,9 +106,14 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         "turns pairs of features",
     )
     expect(
-        model.padding == "inert" or (model.pinv == "iterative" and config.mesh.sequence == 1),
+        model.padding == "inert" or (model.pinv == "iterative" and config.accumulate_steps == 1),
         "model.padding",
-        "needs config.model.pinv=iterative and config.mesh.sequence=1",
+        "needs config.model.pinv=iterative and config.accumulate_steps=1, a batch in one part",
+    )
+    expect(
+        model.padding == "inert" or num_devices == config.mesh.sequence == 1,
+        "model.padding",
+        f"needs one device, as examples share eq. 8's scale: there are {num_devices}",
     )
     masked = config.masked
     expect(0 < masked.share <= 1, "masked.share", "expected more than 0 and at most 1")

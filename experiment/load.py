@@ -48,6 +48,8 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
     kept = workdir / lra_tasks.store.VOCABULARY
     if config.task.tokenizer and kept.exists():
         config.task.tokenizer = str(kept)
+    if config.task.data_dir and not Path(config.task.data_dir).expanduser().exists():
+        config.task.data_dir = ""  # what was prepared from it is in the cache, if it is there
     checkpoints = Checkpoints(workdir / "checkpoints")
     step = best_step(checkpoints)
     if config.task.source == "auto":

@@ -234,13 +234,14 @@ def result_line(result: dict) -> str:
     return f"test loss {loss:.4f} nats a hidden token ({known}), {accuracy}"
 
 
-def median_rate(path: Path) -> float:
-    """Training examples per second: the median over the reports of a metrics.jsonl.
+def median_rate(path: Path) -> float | None:
+    """Training examples per second: the median over the reports of a metrics.jsonl; None: of none.
 
     A median, since what else a machine does now and then is no property of the run.
     """
     reports = map(json.loads, path.read_text().splitlines())
-    return statistics.median(r["examples_per_second"] for r in reports if r["split"] == "train")
+    rates = [r["examples_per_second"] for r in reports if r["split"] == "train"]
+    return statistics.median(rates) if rates else None
 
 
 def drop_reports_after(path: Path, step: int) -> None:
@@ -251,7 +252,7 @@ def drop_reports_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
         try:
             report = json.loads(line)
             if line.endswith("\n") and report["step"] <= step and report["split"] != "test":

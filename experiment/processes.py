@@ -169,17 +169,28 @@ def compile_together(step: Callable, *arguments) -> None:
         together(lambda: None)
 
 
+def out_of_memory(error: Exception) -> str:
+    """What to do about an error of JAX's that is for want of memory; "" if it is another."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return ""
+    return (
+        f"out of memory ({_first_line(error)}). A larger config.accumulate_steps, which takes a "
+        "batch in parts, or config.model.remat=True needs less; the last checkpoint is kept."
+    )
+
+
 def end_alone(error: Exception):
     """Ends this process where a collective failed: as a rule, another process is gone."""
-    reason = str(error).strip().splitlines()[0][:200]
-    print(
-        f"process {jax.process_index()}: the others can't be reached, so the run ends here. One "
-        f"of them has ended, or the network has ({reason}). Start all of them again to go on from "
-        "the last checkpoint.",
-        file=sys.stderr,
-        flush=True,
+    why = out_of_memory(error) or (
+        "the others can't be reached, so the run ends here. One of them has ended, or the network "
+        f"has ({_first_line(error)}). Start all of them again to go on from the last checkpoint."
     )
+    print(f"process {jax.process_index()}: {why}", file=sys.stderr, flush=True)
     os._exit(1)  # sys.exit would wait for the others
+
+
+def _first_line(error):
+    return str(error).strip().splitlines()[0][:200]
 
 
 class Votes:

@@ -19,10 +19,11 @@ from experiment.workdir import recorded
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "tensorflow-datasets")
 
 
-def describe(config, task: lra_tasks.Task, recipe=None) -> dict:
-    """What a result needs beside its numbers and `code`: data, recipe and hardware.
+def why_not_comparable(config, task: lra_tasks.Task, recipe=None) -> str:
+    """How data and config depart from LRA's, "" where they don't.
 
     `recipe` is the config of the file that was given, without variant and overrides; None: LRA's.
+    Asked for before training: that file may change while a run lasts.
     """
     reasons = [task.why_not_comparable] if not task.comparable_to_lra else []
     of_lra = config.task.name in lra_tasks.NAMES
@@ -32,12 +33,20 @@ def describe(config, task: lra_tasks.Task, recipe=None) -> dict:
     changes = [] if recipe is None or not of_lra else recipe_changes(recipe)
     if changes:
         reasons.append("the recipe is not LRA's: " + ", ".join(changes))
+    return "; ".join(reasons)
+
+
+def describe(config, task: lra_tasks.Task, why: str) -> dict:
+    """What a result needs beside its numbers and `code`: data, recipe and hardware.
+
+    `why` is that of `why_not_comparable`.
+    """
     return {
         "task": task.name,
         "source": task.source,
         "fingerprint": task.fingerprint,
-        "comparable_to_lra": not reasons,
-        "why_not_comparable": "; ".join(reasons),
+        "comparable_to_lra": not why,
+        "why_not_comparable": why,
         "split_sizes": {name: len(split.examples) for name, split in task.splits.items()},
         "seed": config.seed,
         "hardware": hardware(),

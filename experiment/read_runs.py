@@ -9,7 +9,7 @@ from pathlib import Path
 from configs import base
 from configs.reading import fields
 from experiment.results import TASKS, Found, Run, group_runs, key_of
-from experiment.workdir import read_object, recorded
+from experiment.workdir import read_object, recorded, with_defaults
 
 # The fields of a result.json that are used, and what they must be.
 KINDS = {
@@ -45,7 +45,8 @@ def read_runs(paths: list[Path]) -> Found:
       FileNotFoundError: a path that is not a folder.
     """
     finished, unfinished, skipped = [], [], []
-    for folder in sorted({folder for path in paths for folder in _folders(path)}):
+    seen: set[str] = set()
+    for folder in sorted(folder for path in paths for folder in _folders(path, seen, skipped)):
         shown = os.fsencode(folder).decode(errors="backslashreplace")
         if shown != str(folder):
             skipped.append((Path(shown), "its name is not UTF-8: rename it"))
@@ -65,10 +66,19 @@ class _BadFile(Exception):
         self.path, self.why = path, why
 
 
-def _folders(path):
+def _folders(path, seen, skipped):
+    """The folders of runs; what is linked, once."""
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder; expected one with runs, such as runs/")
-    for folder, subfolders, files in os.walk(path):
+
+    def note(error):
+        skipped.append((Path(error.filename), f"not readable ({error.strerror})"))
+
+    for folder, subfolders, files in os.walk(path, onerror=note, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
         subfolders.sort()
         if "result.json" in files or "config.json" in files:
             yield Path(folder)
@@ -121,31 +131,21 @@ def _read_json(path):
 
 
 def _checked_config(path, config):
-    """The config, with the defaults of fields that are newer than the run: what was before."""
+    """The config, with the defaults of fields that are newer than the run."""
     for name in ("task", "model"):
         _expect(path, isinstance(config.get(name), dict), f"not a run's: no config.{name}")
     known = fields(config)
     for name in ("seed", "num_train_steps", "model.num_landmarks", "task.name", "model.attention"):
         _expect(path, name in known, f"not a run's: no config.{name}")
-    defaults = recorded(base.get_config())
-    config = _with_defaults(config, defaults)
+    config = with_defaults(config)
     known = fields(config)
-    for name, default in fields(defaults).items():
+    for name, default in fields(recorded(base.get_config())).items():
         value, kind = known.get(name), type(default)
         right = type(value) is kind or (kind is float and type(value) is int)
         _expect(path, right, f"not a run's: config.{name}={value!r}, expected {kind.__name__}")
     name = known["task.name"]
     _expect(path, name in TASKS, f"config.task.name={name!r}: expected one of {', '.join(TASKS)}")
     return config
-
-
-def _with_defaults(config, defaults):
-    parts = {
-        name: _with_defaults(value, defaults[name])
-        for name, value in config.items()
-        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
-    }
-    return defaults | config | parts
 
 
 def _expect(path, good, why):

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a request to save and stop."""
 
+import os
 import signal
 import threading
 
@@ -18,11 +19,12 @@ class StopSignals:
 
     A second one ends the process in its usual way, at once. Python handles signals in the main
     thread alone, so in another one nothing is noted. What `before`, entered earlier, has noted or
-    yet notes counts too.
+    yet notes counts too. `notice` is what is said, on the standard error, of the first.
     """
 
-    def __init__(self, before: "StopSignals | None" = None):
-        self._noted, self._before = "", before
+    def __init__(self, before: "StopSignals | None" = None, notice: str = ""):
+        self._noted, self._before, self._notice = "", before, notice
+        self._usual: dict = {}  # what each signal did before any of these was entered
 
     @property
     def received(self) -> str:
@@ -32,6 +34,7 @@ class StopSignals:
     def __enter__(self):
         main = threading.current_thread() is threading.main_thread()
         self._previous = {s: signal.signal(s, self._note) for s in SIGNALS if main}
+        self._usual = (self._before and self._before._usual) or self._previous
         return self
 
     def __exit__(self, *_):
@@ -41,4 +44,6 @@ class StopSignals:
     def _note(self, number, frame):
         self._noted = signal.Signals(number).name
         for s in SIGNALS:
-            signal.signal(s, self._previous[s])
+            signal.signal(s, self._usual[s])
+        if self._notice:  # not by print, which may be what it interrupts
+            os.write(2, f"\n{self._noted}: {self._notice}\n".encode())

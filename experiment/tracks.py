@@ -1,9 +1,10 @@
 """The kinds of results that are never mixed in a table, by how a run departs from the paper's."""
 
 import functools
+from pathlib import Path
 
 import lra_tasks
-from configs import reading
+from configs import base, reading
 from experiment.workdir import differing_fields, recorded
 
 # Name -> (title, what belongs there), in the order of reports.
@@ -106,5 +107,6 @@ def changed_fields(config: dict, recipe: dict | None = None) -> dict[str, tuple]
 
 @functools.cache
 def lra_recipe(task: str) -> dict:
-    """The fields of configs/lra_<task>.py without a variant, as recorded."""
-    return recorded(reading.load_recipe(reading.lra_file(task)))
+    """The fields of configs/lra_<task>.py without a variant, or of base.py, as recorded."""
+    file = reading.lra_file(task)
+    return recorded(reading.load_recipe(file) if Path(file).exists() else base.get_config())

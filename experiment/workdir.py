@@ -10,6 +10,8 @@ from pathlib import Path
 
 import ml_collections
 
+from configs import base
+
 MAX_NAME = 150  # of a folder's name; file systems allow 255 bytes
 
 
@@ -53,6 +55,18 @@ def recorded(config: ml_collections.ConfigDict) -> dict:
     fields = json.loads(json.dumps(config.to_dict()))  # tuples become lists
     del fields["cache_dir"]
     return fields
+
+
+def with_defaults(config: dict, defaults: dict | None = None) -> dict:
+    """A recorded config; what is newer than its run has its default, which is what was before."""
+    if defaults is None:
+        defaults = recorded(base.get_config())
+    parts = {
+        name: with_defaults(value, defaults[name])
+        for name, value in config.items()
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+    }
+    return defaults | config | parts
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict):
@@ -108,14 +122,14 @@ def keep_tokenizer(workdir: Path, tokenizer: Path | None) -> None:
     """Copies the vocabulary of a task, if it has one, into the run's folder."""
     if tokenizer is None or (workdir / tokenizer.name).exists():
         return
-    temporary = workdir / ".tokenizer.tmp"
-    temporary.write_bytes(tokenizer.read_bytes())
-    os.replace(temporary, workdir / tokenizer.name)
+    _write(workdir / tokenizer.name, tokenizer.read_bytes())
 
 
 def check_same_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Raises WorkdirError if the workdir's config.json is of another recipe than `config`."""
-    different = differing_fields(saved_config(workdir), recorded(config))
+    saved = with_defaults(saved_config(workdir))
+    saved.pop("cache_dir", None)  # runs used to record it
+    different = differing_fields(saved, recorded(config))
     different = {name: values for name, values in different.items() if name not in MAY_CHANGE}
     if different:
         raise WorkdirError(
@@ -152,9 +166,16 @@ def _without_nan(value):
 
 def write_result(workdir: Path, result: dict) -> None:
     """Writes result.json, whole or not at all."""
-    temporary = workdir / ".result.tmp"
-    temporary.write_text(strict_json(result, indent=2) + "\n")
-    os.replace(temporary, workdir / "result.json")
+    _write(workdir / "result.json", (strict_json(result, indent=2) + "\n").encode())
+
+
+def _write(path, data):
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise WorkdirError(f"{path}: can't be written ({error})") from error
 
 
 def recorded_accumulate_steps(workdir: Path) -> int:

@@ -244,7 +244,8 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
     directory = Path(builder.data_dir)
     for split in SPLITS:
         if not lengths[split]:
-            raise ValueError(f"{name}: no examples for the {split} split; files read: {files}")
+            read = ", ".join([*map(str, files[:2]), "..."] if files[2:] else map(str, files))
+            raise ValueError(f"{name}: no examples for the {split} split; files read: {read}")
         np.save(directory / f"lengths-{split}.npy", np.array(lengths[split], np.int32))
         np.save(directory / f"sums-{split}.npy", np.array(builder.record_sums[split], np.uint32))
     extra = module.extra_files(notes) if hasattr(module, "extra_files") else {}

@@ -57,6 +57,13 @@ def test_a_wrong_value_is_an_error(tmp_path, monkeypatch, capsys):
     gpu_attention.check_values(bench, gpu.QUICK[1])
     assert len(bench.wrong) == 2 and all(x.startswith("ours, float32") for x in bench.wrong)
 
+    def broken(*_, **__):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(gpu_attention.nystrom, "nystrom_attention", broken)
+    gpu_attention.check_values(bench, gpu.QUICK[1])
+    assert bench.wrong[2:] == ["ours, float32: failed"]
+
 
 def test_time_is_kept_and_failures_are_skipped(tmp_path, capsys):
     bench = gpu.Bench(0, 1, tmp_path / "gpu.csv")
@@ -225,6 +232,19 @@ def test_a_campaign_has_whole_results_first(
     assert machine.clock <= 60 * minutes - campaign.SAVE_SECONDS + 1
 
 
+def test_a_campaign_that_breaks_leaves_no_run_behind(tmp_path, monkeypatch):
+    runs = campaign.make_runs(["--config=configs/lra_listops.py", "--config.seed=0,1"], tmp_path)
+    machine = Machine(monkeypatch, {"seed=0": 9, "seed=1": 9})
+
+    def closed(**_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(campaign, "say", closed)
+    with pytest.raises(BrokenPipeError):
+        campaign.Campaign(runs, 600, 60.0, campaign.StopSignals()).run()
+    assert machine.job.ended
+
+
 def test_a_campaign_says_what_it_goes_without(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(campaign, "ask_devices", lambda: ("cpu", 1))
     monkeypatch.setattr(campaign.Campaign, "run", lambda self: {})
@@ -236,6 +256,8 @@ def test_a_campaign_says_what_it_goes_without(tmp_path, monkeypatch, capsys):
     summary = json.loads((tmp_path / "out/results/campaign.json").read_text())
     assert str(tmp_path) in summary["not_from_data_dir"]["listops"]
     assert "not_from_data_dir" in capsys.readouterr().out
+    assert campaign.main([*arguments, "--config.batch_size=0"]) == 1  # nothing is left to run
+    assert "expected 1 or more" in capsys.readouterr().out
 
 
 def test_a_campaign_without_a_place_or_devices_ends_in_a_line(tmp_path, monkeypatch, capsys):

@@ -142,6 +142,17 @@ def test_a_wrong_value_is_named_with_what_is_allowed(field, value, expected):
     assert expected in mine[0]
 
 
+def test_the_authors_setting_is_of_one_device_and_whole_batches():
+    """Its examples share a scale, so a batch in parts would be another model."""
+    config = load("lra_listops", "authors")
+    assert check_config(config) == []
+    (problem,) = check_config(config, num_devices=4)
+    assert "model.padding='authors': needs one device" in problem and "there are 4" in problem
+    config.accumulate_steps = 4
+    (problem,) = check_config(config)
+    assert "config.accumulate_steps=1, a batch in one part" in problem
+
+
 def test_rotary_positions_need_an_even_number_of_features_a_head():
     config = load("lra_listops")
     config.model.update(position="rotary", width=60, num_heads=4)

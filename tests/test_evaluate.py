@@ -81,6 +81,14 @@ def test_load_run_gives_the_best_model_its_task_and_config(trained):
     assert without.task.splits == {}
 
 
+def test_data_that_have_moved_since_are_taken_from_the_cache(trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["task"]["data_dir"] = str(tmp_path / "gone")
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_run(folder).task.fingerprint == trained[1]["fingerprint"]
+
+
 def test_a_text_gets_the_probabilities_of_the_model(trained, tmp_path, capsys):
     workdir, _ = trained
     assert evaluate.main([f"--workdir={workdir}", f"--text={TEXT}"]) == 0

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict, config_flags
 
 import train
 from configs import base, reading, self_pretraining
-from experiment import provenance
+from experiment import provenance, tracks
 from experiment.config_checks import check_config
+from experiment.workdir import recorded
 from tests.conftest import ROOT
 
 TEXT = "--config=configs/lra_text.py"
@@ -77,6 +78,10 @@ MINE = """
         ((TEXT, "--config.learning_rate=fast"), ("learning_rate=fast: expected a number",)),
         ((TEXT, "--config.model.remat=maybe"), ("model.remat=maybe: expected True or False",)),
         ((TEXT, "--config.seed"), ("Missing value for flag --config.seed",)),
+        (
+            (TEXT, "--config.adam_b1_cycle=(0.9,0.8)", "--config.adam_b1_cycle=(0.8,0.7)"),
+            ("--config.adam_b1_cycle: given 2 times, which would join",),
+        ),
         (("--config.seed=1", TEXT), ("--config.seed=1", "before a value for --config")),
         ((TEXT, "--wrokdir=x"), ("wrokdir", "workdir")),
     ],
@@ -138,6 +143,22 @@ def test_a_config_anywhere_is_compared_with_its_own_recipe_and_with_lras(tmp_pat
         "num_train_steps=9000 (recipe 20000)",
     ]
     assert provenance.recipe_changes(recipe) == ["learning_rate=0.0005 (recipe 0.0001)"]
+
+
+def test_a_config_that_needs_a_variant_is_its_own_recipe(tmp_path):
+    source = """
+        from configs import lra_text
+
+        def get_config(variant=""):
+            config = lra_text.get_config()
+            config.model.width = {"big": 128}[variant]
+            return config
+    """
+    assert reading.load_recipe(f"{write(tmp_path, source)}:big").model.width == 128
+
+
+def test_a_task_without_a_recipe_of_lras_is_compared_with_the_defaults():
+    assert tracks.lra_recipe("mine") == recorded(base.get_config())
 
 
 def test_fields_of_a_config_are_those_of_base():

@@ -305,6 +305,26 @@ def test_a_result_without_speed_and_memory_is_still_a_result(tmp_path):
     assert (row["examples/s"], row["peak memory (MiB)"]) == ("–", "–")
 
 
+def test_linked_runs_are_found_once_and_closed_folders_named(tmp_path, monkeypatch):
+    write_run(tmp_path / "elsewhere", "run", 0.6)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere" / "run")
+    (tmp_path / "runs" / "again").symlink_to(tmp_path / "runs")
+    (group,) = read_runs([tmp_path / "runs"]).groups
+    assert [run.folder.name for run in group.runs] == ["linked"]
+    (tmp_path / "runs" / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # as for users who may not look into it
+    ((path, why),) = read_runs([tmp_path / "runs"]).skipped
+    assert path.name == "closed" and why == "not readable (Permission denied)"
+
+
 def test_unfinished_runs_are_listed_with_their_steps(tmp_path):
     folder = write_run(tmp_path, "begun", reports=[(500, 0.6), (1000, 0.7)])
     (folder / "result.json").unlink()

@@ -18,7 +18,7 @@ from experiment import provenance
 from experiment.checkpoints import Checkpoints
 from experiment.config_checks import choose_accumulate_steps
 from experiment.load import load_data
-from experiment.metrics import Reporter
+from experiment.metrics import Reporter, drop_reports_after, median_rate
 from experiment.profiling import Profiler, parse_steps
 from experiment.training import not_finite
 from experiment.workdir import (
@@ -28,6 +28,7 @@ from experiment.workdir import (
     read_result,
     record_config,
     recorded_accumulate_steps,
+    write_result,
 )
 from train import Stop, train
 
@@ -354,6 +355,17 @@ def test_what_does_not_change_the_recipe_makes_no_other_config(tmp_path):
     assert "accumulate_steps" not in str(caught.value)
 
 
+def test_a_run_from_before_a_field_goes_on(tmp_path):
+    """With what the field's default is, and no other value; it had recorded where its cache was."""
+    record_config(tmp_path, make_config())
+    saved = json.loads((tmp_path / "config.json").read_text()) | {"cache_dir": "/elsewhere"}
+    del saved["adam_b1_cycle"], saved["task"]["augment"], saved["masked"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    check_same_config(tmp_path, make_config())
+    with pytest.raises(WorkdirError, match=r"config\.task\.augment: False there, True now"):
+        check_same_config(tmp_path, make_config(**{"task.augment": True}))
+
+
 def test_train_checks_config_and_workdir_before_the_first_step(whole, task, tmp_path):
     with pytest.raises(ValueError, match=r"config.weight_decay=inf: .*finite"):
         train(make_config(weight_decay=float("inf")), tmp_path / "run", task)
@@ -368,6 +380,21 @@ def test_a_run_that_diverges_before_any_checkpoint_does_not_speak_of_one():
     assert "None was saved" in not_finite(3, totals, None, make_config())
     assert "checkpoint of step 2 is kept" in not_finite(3, totals, 2, make_config())
     assert not_finite(3, {"loss": (1.0, 8.0)}, None, make_config()) == ""
+
+
+def test_a_result_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(WorkdirError, match=r"gone/result\.json: can't be written"):
+        write_result(tmp_path / "gone", {})
+
+
+def test_damaged_reports_do_not_keep_a_run_from_going_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    whole = '{"step": 2, "split": "train", "examples_per_second": 7.0}\n'
+    path.write_bytes(whole.encode() + b"\xff\xfe\x00\n" + whole.replace("2", "4", 1).encode())
+    drop_reports_after(path, 3)
+    assert path.read_text() == whole and median_rate(path) == 7
+    path.write_text("")
+    assert median_rate(path) is None
 
 
 def test_a_full_disk_is_named_by_the_file_and_ends_the_reports_without_tracebacks(tmp_path, capsys):

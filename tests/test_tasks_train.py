@@ -45,7 +45,8 @@ def run(config, tmp_path):
     assert check_config(config) == []
     task = lra_tasks.load(config.task, progress=False)
     result = train(config, tmp_path / "run", task)
-    return task, result | provenance.describe(config, task)
+    why = provenance.why_not_comparable(config, task)
+    return task, result | provenance.describe(config, task, why)
 
 
 @pytest.mark.parametrize("name", lra_tasks.NAMES)

@@ -37,6 +37,9 @@ def examples(config, files: list[Path], notes: dict) -> dict[str, Callable[[], I
     return {split: functools.partial(_select, split, rows[split], config, notes) for split in FILES}
 
 
+MAX_LINES = 10 * 96_000  # of a file; the longest official one has 96,001
+
+
 def parse_row(line: bytes) -> tuple[bytes, int]:
     """(token ids, label) of a row `expression<TAB>value`; round brackets are dropped.
 
@@ -74,6 +77,8 @@ def read_rows(file: BinaryIO, path: str, notes: dict | None = None) -> Iterator[
     if header != HEADER:
         raise ValueError(f"{path}, line 1: {_shown(header)}, expected the header {_shown(HEADER)}")
     for number, line in lines:
+        if number > MAX_LINES:
+            raise ValueError(f"{path}, line {number}: expected at most {MAX_LINES:,} lines")
         try:
             yield parse_row(line)
         except ValueError as error:

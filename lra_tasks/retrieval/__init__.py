@@ -149,7 +149,7 @@ def read_pairs(
             yield example
     notes["malformed_rows"][where] = bad
     notes["empty_texts"][where] = empty
-    if bad == rows or bad > MAX_BAD_SHARE * rows:
+    if not rows or bad > MAX_BAD_SHARE * rows:
         what = summary() if rows else f"{where}: empty"
         raise ValueError(f"{what}\nAt most {MAX_BAD_SHARE:.1%} may be. {LAYOUT}")
     if bad:

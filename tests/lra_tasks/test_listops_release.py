@@ -199,6 +199,14 @@ def test_malformed_rows_are_reported_with_file_and_line(make_config, tmp_path, r
     assert not list((tmp_path / "cache").rglob("set.json"))
 
 
+def test_a_file_without_end_is_refused(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(release, "MAX_LINES", 3)
+    write_folder(tmp_path / "data", TSV)
+    config = make_config(source="release", data_dir=str(tmp_path / "data"))
+    with pytest.raises(ValueError, match=r"basic_train\.tsv, line 4: expected at most 3 lines"):
+        lra_tasks.load(config, tmp_path / "cache", progress=False)
+
+
 @pytest.mark.parametrize("content", [b"", b"\n", b"1\t1\n", TSV["basic_val.tsv"][1:]])
 def test_missing_header(make_config, tmp_path, content):
     write_folder(tmp_path / "data", {**TSV, "basic_val.tsv": content})

@@ -1,0 +1,45 @@
+"""Signals that a run notes, and errors that end it: what is said, and what a second one does."""
+
+import os
+import signal
+
+import jax
+import pytest
+
+from experiment import processes
+from experiment.signals import StopSignals
+
+
+def send(number=signal.SIGINT):
+    os.kill(os.getpid(), number)
+
+
+def test_the_first_is_noted_and_told_and_the_second_is_heeded_at_once(capfd):
+    with StopSignals(notice="stops soon") as stop:
+        send()
+        assert stop.received == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            send()
+    assert capfd.readouterr().err == "\nSIGINT: stops soon\n"
+
+
+def test_of_nested_ones_the_second_signal_is_heeded_at_once_too():
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals() as outer, StopSignals(outer) as inner:
+        send(signal.SIGTERM)
+        assert (inner.received, outer.received) == ("SIGTERM", "")
+        with pytest.raises(KeyboardInterrupt):
+            send()
+    assert signal.getsignal(signal.SIGINT) is before
+    with StopSignals() as outer:
+        send()
+        with StopSignals(outer) as inner:
+            assert inner.received == "SIGINT"
+
+
+def test_want_of_memory_says_what_needs_less():
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\nmore")
+    why = processes.out_of_memory(error)
+    assert why.startswith("out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes).")
+    assert "config.accumulate_steps" in why and "\n" not in why
+    assert processes.out_of_memory(jax.errors.JaxRuntimeError("INTERNAL: gloo")) == ""
