@@ -137,6 +137,16 @@ class TestFormsAreOneFunction:
         assert_close(pushforward(q[0], k, v), expected_tangent)
 
 
+@pytest.mark.parametrize("name", ["nystrom", "softmax"])
+def test_heads_that_share_keys_are_one_function_in_both_forms(name, double):
+    inputs = random_inputs(7, heads=4, dtype=np.float64)[0], *inputs_64()[1:]
+    plain, tiled_ = (
+        jitted(jax.value_and_grad(loss(OPS[name], form), (0, 1, 2)))(*inputs)
+        for form in ("plain", "tiled")
+    )
+    assert_close(tiled_, plain)
+
+
 SMALL = normal(0, 12, 2, 4), normal(1, 2, 3)
 PUBLIC = {
     "nystrom": lambda x, f: nystrom.nystrom_attention(x, x, x, mask=MASK[:12], num_landmarks=4),
