@@ -62,7 +62,7 @@ PROFILE = flags.DEFINE_string("profile", None, "START:STOP: a trace of the steps
 DISTRIBUTED = flags.DEFINE_boolean("distributed", None, "One of several processes of a run.")
 
 # Said when a signal comes, which is heeded between steps alone.
-SAVING = "the step or evaluation under way is finished, then saved; again: ends at once, unsaved"
+SAVING = "saves after this step or evaluation; again: ends at once, unsaved"
 
 
 class Stop(Exception):

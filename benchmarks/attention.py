@@ -81,6 +81,8 @@ def grid(arguments):
     """Measures all cases that the CSV lacks, writes it after each, and draws the plots."""
     path = Path(arguments.output_dir) / "attention.csv"
     rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    from experiment.provenance import same_commit
+
     about, setting = made_by(), setting_of(arguments)
     for length in arguments.lengths:
         for num_landmarks in arguments.landmarks:
@@ -115,12 +117,6 @@ def made_by() -> dict[str, str]:
 def is_of(row, case) -> bool:
     """Whether a row, of the CSV or new, has these values."""
     return all(str(row[name]) == str(value) for name, value in case.items())
-
-
-def same_commit(row, about) -> bool:
-    """Whether a row is of this commit; the CSV that is being written is a change of its own."""
-    found = row.get("commit") or ""
-    return found.removesuffix("+changes") == about["commit"].removesuffix("+changes")
 
 
 def measure_pair(length, num_landmarks, names, arguments) -> list[dict]:

@@ -99,6 +99,14 @@ def _jax_function(name, num_landmarks):
     }[name]
 
 
+def forward_and_backward(attention, query, key, value, d_out):
+    """Output of an attention in JAX, and the three gradients."""
+    import jax
+
+    out, pull_back = jax.vjp(attention, query, key, value)
+    return [out, *pull_back(d_out)]
+
+
 def jax_call(attention, inputs, backward):
     """What `make` returns, for any attention (query, key, value) in JAX."""
     import jax
@@ -106,11 +114,7 @@ def jax_call(attention, inputs, backward):
     def forward(query, key, value):
         return [attention(query, key, value)]
 
-    def forward_and_backward(query, key, value, d_out):
-        out, pull_back = jax.vjp(attention, query, key, value)
-        return [out, *pull_back(d_out)]
-
-    function = forward_and_backward if backward else forward
+    function = partial(forward_and_backward, attention) if backward else forward
     arrays = jax.block_until_ready([jax.device_put(x) for x in inputs[: 4 if backward else 3]])
     compiled = jax.jit(function).lower(*arrays).compile()
     return lambda: jax.block_until_ready(compiled(*arrays))

@@ -14,13 +14,13 @@ def print_table(rows):
         ours = next(row for row in case if row["contender"] == OURS)
         print(f"\nN = {ours['length']:,}, {ours['num_landmarks']} landmarks, {mode}")
         print(
-            f"{'':<20}{'ms':>10}{'(min':>10}{'max)':>10}{'x ours':>8}{'extra MB':>10}{'x ours':>8}"
+            f"{'':<20}{'ms':>10}{'(min':>10}{'max)':>10}{'x ours':>8}{'extra MiB':>11}{'x ours':>8}"
         )
         for row in case:
             print(
                 f"{row['contender']:<20}{row['milliseconds']:10.2f}{row['min']:10.2f}"
                 f"{row['max']:10.2f}{row['milliseconds'] / ours['milliseconds']:8.2f}"
-                f"{row['extra_megabytes']:10.1f}"
+                f"{row['extra_megabytes']:11.1f}"
                 f"{row['extra_megabytes'] / max(ours['extra_megabytes'], 0.1):8.2f}",
                 flush=True,
             )
@@ -54,7 +54,7 @@ def print_summary(rows):
     case = memory.get((16384, 64, MODES[1]))
     if case:
         print(
-            f"\nextra memory, N = 16,384, 64 landmarks, {MODES[1]}: ours {case[OURS]:.0f} MB, "
+            f"\nextra memory, N = 16,384, 64 landmarks, {MODES[1]}: ours {case[OURS]:.0f} MiB, "
             f"{case[OURS] / case[PLAIN]:.2f} of eq. 9's"
         )
 
@@ -63,7 +63,7 @@ def draw(rows, directory):
     """attention_time.png and attention_memory.png: forward and backward against N, log-log."""
     for what, column, label in (
         ("time", "milliseconds", "milliseconds"),
-        ("memory", "extra_megabytes", "MB beyond the inputs"),
+        ("memory", "extra_megabytes", "MiB beyond the inputs"),
     ):
         make_figure(rows, column, label).savefig(directory / f"attention_{what}.png", dpi=120)
 

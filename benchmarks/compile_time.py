@@ -6,7 +6,8 @@
 The checkouts take turns, each in a process of its own that keeps no compiled program: 30 steps and
 an evaluation, in which every length of a batch is met. A row is a function that was compiled: for
 how many lengths, the seconds of one and of all (medians over the rounds), and of both the ratio of
-this checkout's to the other's.
+this checkout's to the other's. A config that the other has not is this checkout's: with
+`benchmarks/quick_0_1.py` both compile one model. Rows of other configs stay in the CSV.
 """
 
 import argparse
@@ -20,12 +21,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.attention import made_by
+
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 30
 COMPILED = re.compile(r"Finished XLA compilation of jit\((train_step|eval_step)\) in ([\d.]+) sec")
 FIELDS = (
     "config", "function", "programs_before", "programs_now", "one_before_s", "one_now_s",
-    "one_ratio", "all_before_s", "all_now_s", "all_ratio", "rounds",
+    "one_ratio", "all_before_s", "all_now_s", "all_ratio", "rounds", "commit", "processor",
 )  # fmt: skip
 
 
@@ -47,16 +50,24 @@ def main():
             found[name].append(compilations(checkout, arguments))
             print(f"round {number + 1}, {name}: {found[name][-1]}", flush=True)
     rows = [row(arguments, function, found) for function in ("train_step", "eval_step")]
+    if arguments.output.exists():
+        old = csv.DictReader(arguments.output.read_text().splitlines())
+        rows = [each for each in old if each["config"] != arguments.config] + rows
     with arguments.output.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([FIELDS, *rows])
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     print(arguments.output.read_text(), end="")
 
 
 def compilations(checkout: Path, arguments) -> dict[str, list[float]]:
     """The seconds of each compilation of a function, in a run of a checkout's train.py."""
+    config = arguments.config
+    if not (checkout / config.partition(":")[0]).is_file():
+        config = str(ROOT / config)
     with tempfile.TemporaryDirectory() as workdir:
         command = [
-            sys.executable, "train.py", f"--config={arguments.config}", f"--workdir={workdir}/run",
+            sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}/run",
             f"--config.num_train_steps={STEPS}", f"--config.eval_every={STEPS}",
             "--config.warmup_steps=10", f"--config.cache_dir={arguments.cache_dir}",
         ]  # fmt: skip
@@ -77,7 +88,8 @@ def row(arguments, function, found):
     one = [statistics.median(itertools.chain(*x)) for x in rounds.values()]
     whole = [statistics.median(map(sum, x)) for x in rounds.values()]
     figures = (f"{x:.2f}" for before, now in (one, whole) for x in (before, now, now / before))
-    return (arguments.config, function, *counts, *figures, arguments.rounds)
+    values = arguments.config, function, *counts, *figures, arguments.rounds, *made_by().values()
+    return dict(zip(FIELDS, values, strict=True))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ kernels read and write, how many kernels there are, and the CPU time that compil
 compiler gives no count of bytes here, so they are those of every kernel's arguments and results in
 the program's text: loop bodies once, of branches the largest, libraries' kernels like all others.
 Nothing is run or tuned, so this says nothing of time: `benchmarks/gpu.py` does, on a GPU. What the
-CSV has is not compiled again without --fresh.
+CSV has of this commit is not compiled again without --fresh.
 """
 
 import re

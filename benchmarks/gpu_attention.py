@@ -12,6 +12,7 @@ import numpy as np
 
 import nystrom
 from benchmarks import attention_contenders as contenders
+from benchmarks.attention_contenders import forward_and_backward
 
 CUDNN = "exact, cuDNN"
 OURS, PLAIN = contenders.OURS, contenders.PLAIN
@@ -61,12 +62,6 @@ def jax_attention(name: str, landmarks: int):
         PLAIN: partial(contenders.plain, num_landmarks=landmarks),
         CUDNN: partial(jax.nn.dot_product_attention, implementation="cudnn"),
     }[name]
-
-
-def forward_and_backward(attention, query, key, value, d_out):
-    """Output and the three gradients."""
-    out, pull_back = jax.vjp(attention, query, key, value)
-    return [out, *pull_back(d_out)]
 
 
 def check_values(bench, size: Sizes) -> None:

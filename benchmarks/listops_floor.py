@@ -1,6 +1,6 @@
 """What ListOps gives away: accuracy and loss of knowing only some of an expression's tokens.
 
-    python -m benchmarks.listops_floor [--cache_dir=DIR]
+    python -m benchmarks.listops_floor [--cache_dir=DIR]  # results/benchmarks/listops_floor.csv
 
 For each row, the labels' frequencies given what the row knows, counted over the training split
 with half a count added to each label, predict validation and test. A model whose scores match a
@@ -11,8 +11,10 @@ greatest for MAX, the mean, rounded down, and how many (up to 4) for MED, nothin
 """
 
 import argparse
+import csv
 import itertools
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 
@@ -92,12 +94,14 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cache_dir", default="")
+    parser.add_argument("--output", type=Path, default="results/benchmarks/listops_floor.csv")
     arguments = parser.parse_args()
     config = lra_listops.get_config()
     config.task.source = "generated"
     task = lra_tasks.load(config.task, arguments.cache_dir or None)
     splits = {name: read(split.examples) for name, split in task.splits.items()}
     print(f"{task.name}, source {task.source}, fingerprint {task.fingerprint}")
+    rows = []
     for name, known in KNOWN.items():
         counts = defaultdict(lambda: np.full(task.num_classes, 0.5))
         for tokens, label in splits["train"]:
@@ -105,6 +109,12 @@ def main():
         scores = {split: score(counts, known, splits[split]) for split in ("validation", "test")}
         columns = (f"{split}: {100 * a:5.2f} %, {b:.4f} nats" for split, (a, b) in scores.items())
         print(f"{name:28}" + "  ".join(columns), flush=True)
+        for split, (accuracy, loss) in scores.items():
+            figures = (f"{accuracy:.4f}", f"{loss:.4f}", task.source, task.fingerprint)
+            rows.append((name, split, *figures))
+    with arguments.output.open("w", newline="") as file:
+        header = "known", "split", "accuracy", "loss_nats", "source", "fingerprint"
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
 def read(examples) -> list[tuple[list[int], int]]:

@@ -8,8 +8,8 @@ estimate of the time (bytes over bandwidth, or FLOPs over speed if that is more)
 counts them, and the CPU time that compiling took. Loop bodies are counted once. Ours stands beside
 eq. 9 as one would write it (`plain` of benchmarks/attention_contenders.py, with products of
 tokens in the inputs' dtype, A and its inverse in float32) and exact attention. Float32 is compiled
-at the highest matmul precision throughout. What the CSV has is not compiled again without --fresh;
-a program without figures does not fit the device's memory.
+at the highest matmul precision throughout. What the CSV has of this commit is not compiled again
+without --fresh; a program without figures does not fit the device's memory.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 import nystrom
-from benchmarks.attention_contenders import plain
-from experiment.provenance import code_version
+from benchmarks.attention_contenders import forward_and_backward, plain
+from experiment.provenance import code_version, same_commit
 
 HEADS, DEPTH, LANDMARKS = 8, 64, 64
 EXACT_UP_TO = 16_384  # exact attention's N x N logits take 16 GB at 65,536
@@ -66,17 +66,17 @@ def first_device(**topology):
 
 
 def fill_table(arguments, columns, plan):
-    """Compiles the programs that the CSV lacks, a row each; `plan(function, arrays)` is a row."""
+    """Compiles what the CSV lacks of this commit; `plan(function, arrays)` is a row."""
     path = arguments.output
     rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
     about = {"jax": jax.__version__, "commit": code_version()}
     path.parent.mkdir(parents=True, exist_ok=True)
     for names, make in programs(arguments):
         names = dict(zip(NAMES, map(str, (*names, arguments.topology)), strict=True))
-        others = [row for row in rows if not names.items() <= row.items()]
-        if len(others) < len(rows) and not arguments.fresh:
+        old = [row for row in rows if names.items() <= row.items()]
+        if not arguments.fresh and any(same_commit(row, about) for row in old):
             continue
-        rows = [*others, names | plan(*make()) | about]
+        rows = [*(row for row in rows if row not in old), names | plan(*make()) | about]
         print("  ".join(f"{name} {rows[-1].get(name, '-')}" for name in columns), flush=True)
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -115,12 +115,7 @@ def program(attention, length, dtype, backward):
     token = jax.ShapeDtypeStruct((1, length, HEADS, DEPTH), dtype)
     if not backward:
         return attention, [token] * 3
-
-    def gradient(query, key, value, d_out):
-        out, pull_back = jax.vjp(attention, query, key, value)
-        return out, *pull_back(d_out)
-
-    return gradient, [token] * 4
+    return partial(forward_and_backward, attention), [token] * 4
 
 
 def task_config(name):

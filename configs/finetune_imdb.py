@@ -5,8 +5,9 @@
 
 The reviews of LRA's Text, from the same sources, as pieces of the vocabulary of the run in
 runs/mlm-imdb, whose encoder this begins with. From scratch: --config.init_from= (empty). For
-another run give both --config.init_from and --config.task.tokenizer. Accuracy does not compare with
-LRA's, whose Text is of bytes.
+another run give both --config.init_from and --config.task.tokenizer. 78.0 % on test, 77.3 % from
+scratch (one seed each, the package's reviews), 3 minutes on two cores. Accuracy does not compare
+with LRA's, whose Text is of bytes.
 
 Variants:
   :paper  after a run of `mlm.py`, the paper's base model: 32 reviews of 512 tokens, AdamW at 3e-5,

@@ -21,9 +21,9 @@ def iterative_pinv(a: Float[Array, "*B L L"], num_iterations: int = 6) -> Float[
     A A^T is multiplied by at most (13/4)^6.
 
     So is rounding outside of A's range, without end. Past six steps a matrix therefore stops, in
-    values and gradients, once its residual |A Z A - A| is at rounding or has begun to rise (in
-    exact arithmetic it only falls): more iterations never give a worse inverse. Attention with
-    it may still be worse than with six, which regularise.
+    values and gradients, where its residual |A Z A - A| is at rounding or least (in exact
+    arithmetic it only falls): more iterations never give a worse inverse. Attention with it may
+    still be worse than with six, which regularise.
 
     Runs in float32 at the highest matmul precision (float64 for float64); returns a's dtype.
 
@@ -45,24 +45,27 @@ def iterate(
     a: Float[Array, "*B L L"], scale: Float[Array, "*B 1 1"], num_iterations: int
 ) -> Float[Array, "*B L L"]:
     """Eq. 7 from Z_0 = scale A^T."""
-    identity = identity_like(a)
     z = scale * a.mT
-    going, least = jnp.asarray(True), jnp.asarray(jnp.inf, a.dtype)
-    for step in range(num_iterations):
+    for _ in range(min(num_iterations, NEVER_STOPPED)):
+        z = _step(z, matmul(a, z))
+    best, going, least = z, jnp.asarray(True), jnp.asarray(jnp.inf, a.dtype)
+    for step in range(NEVER_STOPPED, num_iterations + (num_iterations > NEVER_STOPPED)):
         az = matmul(a, z)
-        inner = 7 * identity - az
-        inner = 15 * identity - matmul(az, inner)
-        inner = 13 * identity - matmul(az, inner)
-        new = matmul(z, inner) / 4
-        if step < NEVER_STOPPED:
-            z = new
-            continue
         residual = _residual(a, az)
-        at_rounding = residual <= a.shape[-1] * jnp.finfo(a.dtype).eps
-        going = going & ~at_rounding & (residual <= 1.05 * least)
-        least = jnp.minimum(least, residual)
-        z = jnp.where(going, new, z)
-    return z
+        going = going & (residual < least)
+        best, least = jnp.where(going, z, best), jnp.where(going, residual, least)
+        going = going & (residual > a.shape[-1] * jnp.finfo(a.dtype).eps)
+        if step < num_iterations:  # else there is nothing to do but to look at the last
+            z = jnp.where(going, _step(z, az), z)
+    return best
+
+
+def _step(z, az):
+    """Z/4 (13 I - A Z (15 I - A Z (7 I - A Z))) (eq. 7)."""
+    identity = identity_like(z)
+    inner = 7 * identity - az
+    inner = 15 * identity - matmul(az, inner)
+    return matmul(z, 13 * identity - matmul(az, inner)) / 4
 
 
 def _residual(a, az):

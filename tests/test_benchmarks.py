@@ -122,11 +122,17 @@ def test_plans_are_made_again_one_by_one(tmp_path, monkeypatch):
         monkeypatch.setattr(tpu_aot, "programs", lambda _: each)
         tpu_aot.fill_table(flags, tpu_aot.COLUMNS, lambda _: made)
         rows = csv.DictReader(path.read_text().splitlines())
-        return [(int(row["length"]), row["memory_mb"], bool(row["commit"])) for row in rows]
+        return [(int(row["length"]), row["memory_mb"], row["commit"]) for row in rows]
 
-    assert fill(64, 256) == [(64, "1", False), (128, "1", False), (256, "9", True)]
-    flags.fresh = True
-    assert fill(64) == [(128, "1", False), (256, "9", True), (64, "9", True)]
+    monkeypatch.setattr(tpu_aot, "code_version", lambda: "a")
+    assert fill(64, 256) == [(128, "1", ""), (64, "9", "a"), (256, "9", "a")]
+    made["memory_mb"] = 8
+    monkeypatch.setattr(tpu_aot, "code_version", lambda: "a+changes")
+    assert fill(64) == [(128, "1", ""), (64, "9", "a"), (256, "9", "a")]
+    monkeypatch.setattr(tpu_aot, "code_version", lambda: "b")
+    assert fill(64) == [(128, "1", ""), (256, "9", "a"), (64, "8", "b")]
+    flags.fresh, made["memory_mb"] = True, 7
+    assert fill(64) == [(128, "1", ""), (256, "9", "a"), (64, "7", "b")]
 
 
 def test_without_a_gpu_it_says_so(capsys):

@@ -108,10 +108,16 @@ def _from_authors(name: str) -> str:
 
 
 def tie_decoder(arrays: dict[str, np.ndarray], tied: bool, problems: list[str]) -> None:
-    """Of the masked-language head's names for one parameter keeps one; says where two differ."""
-    pairs = [("cls.predictions.decoder.bias", "cls.predictions.bias")]
-    if tied:
-        pairs.append(("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"))
+    """Of the masked-language head's names for one parameter keeps one; says where two differ.
+
+    Untied, `transformers` 5 takes the decoder's own bias, and has the other for nothing.
+    """
+    bias, own = "cls.predictions.bias", "cls.predictions.decoder.bias"
+    pairs = [(own, bias), ("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight")]
+    if not tied:
+        pairs = []
+        if own in arrays:
+            arrays[bias] = arrays.pop(own)
     for other, name in pairs:
         if other not in arrays:
             continue

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from nystrom.checks import check_choice, check_count
 from nystrom.language.config import LanguageConfig, read_config
 from nystrom.language.files import read_arrays, write_arrays
-from nystrom.language.heads import HEADS, Head
+from nystrom.language.heads import HEADS, Head, MaskedLM
 from nystrom.language.model import FIRST_POSITION, NystromformerModel
 from nystrom.language.names import (
     PREFIX,
@@ -141,6 +141,8 @@ def save_pretrained(model: Head | NystromformerModel, path: str | os.PathLike) -
     for steps, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         name, in_body = place(kind, steps), kind is NystromformerModel or steps[0] == "body"
         arrays[(prefix if in_body else "") + name.name] = name.to_file(np.asarray(leaf[...]))
+    if kind is MaskedLM and not model.config.tie_word_embeddings:
+        arrays["cls.predictions.decoder.bias"] = arrays["cls.predictions.bias"]  # which is read
     stored = {"dtype": str(next(iter(arrays.values())).dtype)}
     architecture = getattr(kind, "ARCHITECTURE", kind.__name__)
     fields = model.config.to_dict() | stored | {"architectures": [architecture]}

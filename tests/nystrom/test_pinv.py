@@ -142,6 +142,20 @@ def test_more_iterations_are_never_worse(iterations):
     assert error < 1e-3 * (1 if iterations <= 20 else 2)
 
 
+@pytest.mark.parametrize("spread", [0.05, 0.1, 0.3])  # of the logits: near rank one and less so
+def test_the_residual_never_rises_with_more_iterations(spread):
+    logits = spread * np.random.default_rng(2).normal(size=(8, 16, 16))
+    a = np.asarray(jax.nn.softmax(logits), np.float32)
+    wide = a.astype(np.float64)
+    residuals = [
+        np.linalg.norm(wide @ pinv(a, n).astype(np.float64) @ wide - wide, axis=(1, 2))
+        for n in (6, 8, 10, 12, 14, 16, 20, 30)
+    ]
+    least = np.minimum.accumulate(residuals)
+    assert (residuals <= 1.1 * least + 1e-7).all(), residuals / least
+    assert (residuals[-1] < residuals[0]).all()
+
+
 def test_each_matrix_stops_for_itself():
     """One that goes on beside one that stops is what it would be alone."""
     rng = np.random.default_rng(1)

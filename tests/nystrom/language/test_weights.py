@@ -128,6 +128,21 @@ def test_one_error_lists_all_keys_that_do_not_fit(folder):
     assert text.count("\n") == 4
 
 
+def test_an_untied_decoder_has_a_bias_of_its_own(folder, tmp_path):
+    """`transformers` 5 reads that one alone, and 4 knows one parameter by both names."""
+    arrays, old, own = arrays_of(folder), "cls.predictions.bias", "cls.predictions.decoder.bias"
+    arrays |= {own: arrays[old] + 1, "cls.predictions.decoder.weight": arrays[WORDS] + 1}
+    rewrite(folder, arrays)
+    edit_config(folder, tie_word_embeddings=False)
+    model = language.from_pretrained(folder)
+    np.testing.assert_array_equal(model.bias[...], arrays[own])
+    language.save_pretrained(model, tmp_path / "saved")
+    saved = arrays_of(tmp_path / "saved")
+    np.testing.assert_array_equal(saved[own], arrays[own])
+    np.testing.assert_array_equal(saved[old], arrays[own])
+    assert_same_weights(language.from_pretrained(tmp_path / "saved"), model)
+
+
 def test_two_names_of_one_parameter_are_refused(folder):
     arrays = arrays_of(folder)
     rewrite(folder, arrays | {WORDS.removeprefix("nystromformer."): arrays[WORDS] + 1})
