@@ -7,7 +7,8 @@ whether the halves of a text were swapped (--config.task.sop=False leaves that o
 of 256 by AdamW at 1e-4 with decay 0.01 and 10,000 steps of warm-up. For accelerators: untried here.
 The vocabulary is learnt from the documents, 30,000 pieces, unless one is given as
 --config.task.tokenizer, and stays with the run. Where theirs tells the halves by types of tokens,
-ours has [SEP] between them alone.
+ours has [SEP] between them alone. Nor has ours a dense layer and a norm before the logits of hidden
+tokens, or dropout before those of order, and an example's order weighs as its hidden tokens do.
 
 Variants:
   :small  their small model: 4 layers, 100,000 steps.

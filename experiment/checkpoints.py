@@ -167,8 +167,9 @@ class Checkpoints:
         except Damaged as error:
             raise CheckpointError(
                 f"{self._folder(step)}: the checkpoint is damaged ({error}), and the run needs it "
-                "for its result: it is the best on validation. Put an intact copy back, or delete "
-                f"{self.directory} to train again from the start."
+                "for its result: it is the best on validation. If the run is still going on, ask "
+                f"again. Else put an intact copy back, or delete {self.directory} to train again "
+                "from the start."
             ) from error
 
     def close(self) -> None:

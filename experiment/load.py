@@ -51,11 +51,12 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
     if config.task.data_dir and not Path(config.task.data_dir).expanduser().exists():
         config.task.data_dir = ""  # what was prepared from it is in the cache, if it is there
     checkpoints = Checkpoints(workdir / "checkpoints")
-    step = best_step(checkpoints)
+    best_step(checkpoints)  # says if there is none
     if config.task.source == "auto":
         config.task.source = source_so_far(checkpoints)
     if with_data:
         task = lra_tasks.load(config.task, cache_dir or None)
+        checkpoints = Checkpoints(workdir / "checkpoints")  # a run that is under way has gone on
         # Of the latest, whose record is there: `restore` says so if the best is damaged.
         latest = checkpoints.latest_step()
         trained_on = checkpoints.records[latest]["progress"].get("fingerprint")
@@ -67,7 +68,7 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
     else:
         task = lra_tasks.without_data(config.task)
         task = dataclasses.replace(task, tokenizer=kept if kept.exists() else None)
-    return Loaded(best_model(config, task, checkpoints, step), task, config)
+    return Loaded(best_model(config, task, checkpoints, best_step(checkpoints)), task, config)
 
 
 def load_data(config: ml_collections.ConfigDict, workdir: Path) -> lra_tasks.Task:

@@ -24,7 +24,10 @@ def make_schedule(config) -> optax.Schedule:
 
 
 def up_and_down(config, start: float, peak: float, end: float) -> optax.Schedule:
-    """Linear from `start` to `peak` after the warm-up, and to `end` at the last step."""
+    """Linear from `start` to `peak` after the warm-up, and to `end` at the last step.
+
+    PyTorch's OneCycleLR, of the authors, has its peak one step earlier.
+    """
     warmup = config.warmup_steps
     decay = max(config.num_train_steps - 1 - warmup, 1)
     up, down = optax.linear_schedule(start, peak, warmup), optax.linear_schedule(peak, end, decay)

@@ -128,10 +128,11 @@ def _without_release(config: TaskConfig, module, root: Path, show: bool) -> tupl
     """Downloads the official files, or falls back to another source with a warning."""
     why = f"config.task.data_dir is empty and no prepared {config.name} release was found"
     if hasattr(module, "download"):
-        folder = root.parent / "downloads" / config.name
+        owner = module.download.__module__.rpartition(".")[2]  # tasks may share one
+        folder = root.parent / "downloads" / owner
         here = dataclasses.replace(config, data_dir=str(folder))
         try:
-            with store.lock(folder.with_name(f"{config.name}.lock"), show):
+            with store.lock(folder.with_name(f"{owner}.lock"), show):
                 with contextlib.suppress(ValueError, OSError):
                     module.find_files(here, "release")
                     return here, "release"

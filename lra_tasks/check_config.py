@@ -1,6 +1,5 @@
 """Problems of `config.task`, found before any data is touched."""
 
-import contextlib
 import dataclasses
 import importlib
 import itertools
@@ -86,7 +85,7 @@ def task_module(name: str) -> ModuleType:
 def prepared_releases(config: TaskConfig, module: ModuleType, root: Path) -> list[Path]:
     """Prepared sets of source 'release' that fit the config, whatever files they came from.
 
-    Where a vocabulary is asked for, and is there, a set must be of the same.
+    Where a vocabulary is asked for, a set must be of the same.
     """
     pattern = store.directory_name(config.name, module, config, "release", None)
     found = store.find_prepared(root, pattern, module.VERSION)
@@ -94,11 +93,12 @@ def prepared_releases(config: TaskConfig, module: ModuleType, root: Path) -> lis
         return found
     from lra_tasks.documents import tokenizer
 
-    with contextlib.suppress(ValueError):
+    try:
         wanted = tokenizer.find(config.tokenizer).read_bytes()
-        files = ((folder, folder / store.VOCABULARY) for folder in found)
-        found = [folder for folder, file in files if file.exists() and file.read_bytes() == wanted]
-    return found
+    except ValueError:
+        return []
+    files = ((folder, folder / store.VOCABULARY) for folder in found)
+    return [folder for folder, file in files if file.exists() and file.read_bytes() == wanted]
 
 
 def _check_types(task_config) -> list[str]:
@@ -167,13 +167,29 @@ def _check_source(config: TaskConfig, module: ModuleType, root: Path) -> list[st
         if any(not _check_files(config, module, source) for source in fallbacks):
             return []
     if config.source in ("auto", "release"):
-        if hasattr(module, "download") or prepared_releases(config, module, root):
+        if prepared_releases(config, module, root):
             return []
+        if hasattr(module, "download"):
+            return _check_vocabulary(config)
         return _check_files(config, module, "release")
     return _check_files(config, module, config.source)
 
 
+def _check_vocabulary(config: TaskConfig) -> list[str]:
+    if not config.tokenizer:
+        return []
+    from lra_tasks.documents import tokenizer
+
+    try:
+        tokenizer.find(config.tokenizer)
+    except ValueError as error:
+        return [_problem(config, "tokenizer", str(error))]
+    return []
+
+
 def _check_files(config: TaskConfig, module: ModuleType, source: str) -> list[str]:
+    if problems := _check_vocabulary(config):
+        return problems
     try:
         for path in module.find_files(config, source):
             if not os.access(path, os.R_OK):

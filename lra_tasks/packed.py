@@ -113,7 +113,11 @@ def _allocate(num_items: int, folder: Path | None, dtype: type = np.uint8) -> np
     place = folder if is_writable(folder) else tempfile.gettempdir()
     with tempfile.TemporaryFile(dir=place) as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would kill the process
+            # A disk that is full later would kill the process. (macOS can't be asked.)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                os.ftruncate(file.fileno(), size)
         except OSError as error:
             raise type(error)(
                 f"{place}: no room for a file of {size:,} bytes with the tokens of a split "

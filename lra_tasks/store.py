@@ -66,7 +66,7 @@ On disk, below `<cache_dir>/datasets`:
         lengths-<split>.npy            int32 [num_examples, num_documents]
         sums-<split>.npy               uint32 [num_examples], crc32 of each record, compared when
                                        the record is read: opening must not read gigabytes
-        set.json                       sizes, fingerprint, notes, sha256 of all the other files
+        set.json                       sizes, fingerprint, notes, sha256 of files without examples
     preparing/<set>/                   being written; renamed into place when whole
     preparing/<set>.lock               held (flock) by the process that writes it
 """
@@ -318,9 +318,15 @@ def as_stored(value):
 
 
 def _files_key(files: list[Path]) -> str:
-    """Eight hex digits from the names, sizes and times of the official files."""
+    """Eight hex digits from the names, sizes and times of the official files.
+
+    Of a vocabulary, which every run keeps a copy of, its contents.
+    """
     digest = hashlib.sha256()
     for path in files:
+        if path.name == VOCABULARY:
+            digest.update(sha256_of_file(path).encode())
+            continue
         for name, status in _statuses(str(path), path.name):
             facts = f"\0{status.st_size}\0{status.st_mtime_ns}\n"
             digest.update(os.fsencode(name) + facts.encode())

@@ -109,7 +109,7 @@ class Batches:
     `batches[step]` -> dict of NumPy arrays: inputs int32 [B, L] (two documents: [B, 2, L]) token
     ids, padding 0; mask bool, same shape, True = real token; label int32 [B]; weight float32 [B],
     1 = real example, 0 = padding. `len(batches)` is the batches of an epoch: every example is in
-    one exactly once, and the last is filled up with padding.
+    one exactly once, and one that is not full is filled up with padding.
 
     With a seed, any step >= 0 is valid and epochs follow one another, each in an order of its
     own; with buckets, examples of similar length (the longest document decides) share a batch.
@@ -229,13 +229,15 @@ class Batches:
 
 
 def prefetch(
-    batches, start: int, stop: int, num_workers: int = 1, lookahead: int = 4
+    batches, start: int, stop: int, num_workers: int = 1, lookahead: int | None = None
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Yields (step, batches[step]) for start <= step < stop, built ahead in threads.
 
-    At most `lookahead` batches are waiting. An exception in building a batch is raised when its
-    turn comes. Closing the iterator, or dropping it, stops the threads.
+    At most `lookahead` batches are waiting, by default two a thread but at least 4. An exception in
+    building a batch is raised when its turn comes. Closing the iterator, or dropping it, stops the
+    threads.
     """
+    lookahead = max(4, 2 * num_workers) if lookahead is None else lookahead
     if num_workers < 1 or lookahead < 1:
         raise ValueError(f"num_workers={num_workers}, lookahead={lookahead}: expected at least 1")
     return _prefetch(batches, start, stop, num_workers, lookahead)

@@ -50,12 +50,17 @@ def check(config) -> list[str]:
         tokenizer.library()
     except ImportError as error:
         return [*problems, f"config.task.name={config.name!r}: {error}"]
-    with contextlib.suppress(ValueError):  # find_files says so
-        pieces = len(tokenizer.load(tokenizer.find(config.tokenizer))) if config.tokenizer else 0
-        if pieces > config.vocab_size:
-            problems.append(
-                f"config.task.vocab_size={config.vocab_size}: the vocabulary has {pieces:,}"
-            )
+    file = None
+    with contextlib.suppress(ValueError):  # that there is none is said where it is needed
+        file = tokenizer.find(config.tokenizer) if config.tokenizer else None
+    try:
+        pieces = len(tokenizer.load(file)) if file else 0
+    except ValueError as error:
+        return [*problems, f"config.task.tokenizer={config.tokenizer!r}: {error}"]
+    if pieces > config.vocab_size:
+        problems.append(
+            f"config.task.vocab_size={config.vocab_size}: the vocabulary has {pieces:,}"
+        )
     return problems
 
 

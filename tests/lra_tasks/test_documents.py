@@ -1,5 +1,6 @@
 """Documents: their vocabulary, their rows, and what is refused."""
 
+import os
 import random
 import sys
 
@@ -194,6 +195,34 @@ def test_without_files_the_set_of_the_vocabulary_asked_for_is_taken(make_documen
     for folder in folders:
         config = make_documents(data_dir="", tokenizer=str(folder))
         assert lra_tasks.prepare_set(config, tmp_path) == folder
+    config = make_documents(data_dir="", tokenizer=str(tmp_path / "gone"))
+    (problem,) = lra_tasks.check(config, tmp_path)
+    assert problem.startswith(f"config.task.tokenizer='{tmp_path}/gone': no vocabulary")
+
+
+@pytest.mark.parametrize("source", ["auto", "package"])
+def test_reviews_without_their_vocabulary_ask_for_it_and_for_nothing_else(
+    source, make_config, tmp_path
+):
+    config = make_config("reviews", vocab_size=SIZE, source=source, tokenizer=str(tmp_path))
+    (problem,) = lra_tasks.check(config, tmp_path / "cache")
+    assert problem.startswith(f"config.task.tokenizer='{tmp_path}': no vocabulary")
+    (tmp_path / VOCABULARY).write_bytes(b"none")
+    (problem,) = lra_tasks.check(config, tmp_path / "cache")
+    assert problem.startswith(f"config.task.tokenizer='{tmp_path}': ")
+    assert "not a SentencePiece model" in problem
+
+
+def test_copies_of_a_vocabulary_make_one_set(make_documents, tmp_path):
+    first = lra_tasks.load(make_documents(), tmp_path, progress=False)
+    names = []
+    for number in range(2):
+        copy = tmp_path / f"run{number}" / VOCABULARY
+        copy.parent.mkdir()
+        copy.write_bytes(first.tokenizer.read_bytes())
+        os.utime(copy, (number, number))
+        names.append(lra_tasks.prepare_set(make_documents(tokenizer=str(copy.parent)), tmp_path))
+    assert names[0] == names[1]
 
 
 def test_a_review_is_encoded_as_it_is_stored(vocabulary, make_config, tmp_path, monkeypatch):

@@ -51,6 +51,19 @@ def test_prefetch_builds_ahead_but_not_further():
     assert not worker_threads()
 
 
+def test_as_many_threads_as_are_asked_for_have_work():
+    """Each has a batch in its hands at once: none could go on if there were fewer."""
+    together = threading.Barrier(8, timeout=10)
+
+    class Slow:
+        def __getitem__(self, step):
+            together.wait()
+            return step
+
+    iterator = prefetch(Slow(), 0, 16, num_workers=8)
+    assert [step for step, _ in iterator] == list(range(16))
+
+
 def test_prefetch_raises_in_turn():
     iterator = prefetch(Counting(fail_at=3), 0, 10)
     assert [next(iterator)[0] for _ in range(3)] == [0, 1, 2]
