@@ -9,7 +9,6 @@ of those the medians over the rounds. `ratio` is this checkout's time over the o
 """
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -40,6 +39,8 @@ def main():
         parser.error("expected the folder of another checkout")
     if not (arguments.before / "nystrom" / "__init__.py").is_file():
         parser.error(f"{arguments.before}: no package nystrom there, expected a checkout of this")
+    from benchmarks.attention import made_by, write_csv  # here: measuring has another checkout's
+
     rows = []
     for case in arguments.cases.split(","):
         found = {"before": [], "now": []}
@@ -50,10 +51,10 @@ def main():
             before, now = (statistics.median(x[what] for x in each) for each in found.values())
             length, landmarks = case.split("/")
             values = (length, landmarks, what, f"{before:.1f}", f"{now:.1f}", f"{now / before:.2f}")
-            rows.append((*values, arguments.rounds))
-            print(*rows[-1], flush=True)
-    with arguments.output.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([FIELDS, *rows])
+            print(*values, arguments.rounds, flush=True)
+            row = dict(zip(FIELDS, (*values, arguments.rounds), strict=True))
+            rows.append(row | made_by())
+    write_csv(arguments.output, rows)
 
 
 def measured(checkout: Path, case: str) -> dict[str, float]:

@@ -23,8 +23,9 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.attention import made_by, write_csv
+
 CONTENDERS = ("ours, Nyström", "transformers, exact", "transformers, Nyström")
-FIELDS = ("contender", "length", "rounds", "seconds", "least", "most", "share", "peak_gb", "note")
 
 
 def main():
@@ -62,17 +63,13 @@ def main():
             out = subprocess.run(command, capture_output=True, text=True)
             results.append(parse(out, limit))
             print(name, length, results[-1], flush=True)
-    rows = [row for name in names for row in rows_of(name, lengths, found)]
+    rows = [row | made_by() for name in names for row in rows_of(name, lengths, found)]
     path = Path(arguments.output)
     if path.exists():
         with path.open(newline="") as file:
             rows += [row for row in csv.DictReader(file) if row["contender"] not in names]
     rows.sort(key=lambda row: (CONTENDERS.index(row["contender"]), int(row["length"])))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, rows)
 
 
 def measure(contender, length, limit, threads) -> dict:

@@ -12,22 +12,13 @@ results/benchmarks/sharding.csv and docs/sharding.png.
 """
 
 import argparse
-import csv
 import os
 import platform
 from functools import partial
 from pathlib import Path
 
-COLUMNS = (
-    "tokens",
-    "dtype",
-    "mode",
-    "devices",
-    "temporary_bytes",
-    "collective_bytes",
-    "apart",
-    "largest",
-)
+from benchmarks.attention import made_by, write_csv
+
 LENGTHS = (65_536, 1_048_576)
 DEVICES = (1, 2, 4, 8)
 
@@ -50,11 +41,7 @@ def main():
             with jax.enable_x64(dtype == "float64"):
                 rows += measure(length, dtype)
     path = Path(arguments.output_dir) / "sharding.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, [row | made_by() for row in rows])
     draw(rows, Path(arguments.plots_dir) / "sharding.png")
     print(f"{path}, with jax {jax.__version__} on {platform.machine()}")
 

@@ -13,13 +13,14 @@ too, as `train.py` has it; beside that, on all cores as one device. Steps per ro
 """
 
 import argparse
-import csv
 import dataclasses
 import importlib
 import os
 import statistics
 import time
 from pathlib import Path
+
+from benchmarks.attention import made_by, write_csv
 
 STEPS_PER_ROUND = {
     "PyTorch, padded": 1,
@@ -49,12 +50,7 @@ def main():
     rows = []
     for name in arguments.tasks.split(","):
         rows += benchmark(name, arguments)
-    path = Path(arguments.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(Path(arguments.output), [row | made_by() for row in rows])
 
 
 def benchmark(task_name, arguments) -> list[dict]:
