@@ -12,6 +12,7 @@ from lra_tasks import listops, release
 FOLDER = "listops-1000"
 FILES = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
 HEADER = b"Source\tTarget"
+MAX_LINES = 10 * 96_000  # of a file; the longest official one has 96,001
 IDS = {token.encode(): i for token, i in listops.IDS.items()}
 LABELS = {str(digit).encode(): digit for digit in range(10)}
 
@@ -35,9 +36,6 @@ def examples(config, files: list[Path], notes: dict) -> dict[str, Callable[[], I
             for split, path in zip(FILES, files, strict=True)
         }
     return {split: functools.partial(_select, split, rows[split], config, notes) for split in FILES}
-
-
-MAX_LINES = 10 * 96_000  # of a file; the longest official one has 96,001
 
 
 def parse_row(line: bytes) -> tuple[bytes, int]:
