@@ -10,6 +10,14 @@ from experiment import processes
 from experiment.signals import StopSignals
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """In the background a shell has processes ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def send(number=signal.SIGINT):
     os.kill(os.getpid(), number)
 
