@@ -265,6 +265,21 @@ def test_bfloat16_has_float32_parameters_and_logits():
     np.testing.assert_allclose(logits, expected, atol=5e-2)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_predictors_of_tokens_stay_float32_under_x64(tied):
+    with jax.enable_x64(True):
+        rngs = nnx.Rngs(0)
+        model = nystrom.TokenPredictor(
+            make_encoder(), 11, width=8, tied=tied, order=True, rngs=rngs
+        )
+        leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+        assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
+        hidden = model.hidden(random_tokens(12, 2, LENGTH).astype(np.int32))
+        places = np.zeros((2, 3), np.int32)
+        for logits in (model.token_logits(hidden, places), model.order_logits(hidden)):
+            assert logits.dtype == jnp.float32
+
+
 def test_one_document_never_changes_another():
     graph, state = nnx.split(make_model())
     tokens = random_tokens(8, 2, LENGTH)

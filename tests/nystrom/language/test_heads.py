@@ -89,6 +89,13 @@ def test_dropout_acts_when_given_a_key_and_one_an_example_is_its_own(head, tmp_p
     np.testing.assert_allclose(call(x[1:], keys[1:]), dropped[1:], atol=1e-5)
 
 
+def test_parameters_are_float32_under_x64():
+    with jax.enable_x64(True):
+        model = language.MaskedLM(language.LanguageConfig(**SMALL), rngs=nnx.Rngs(0))
+        leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
+
+
 def test_types_change_something():
     model = language.from_pretrained(DATA / "masked_lm", head="none", attention="softmax")
     tokens = jnp.arange(12)[None]
