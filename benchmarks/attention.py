@@ -33,6 +33,7 @@ import numpy as np
 from benchmarks import attention_contenders as contenders
 from benchmarks.attention_contenders import EXACT, LUCIDRAINS, NYSTROM, OURS, TORCH_NYSTROM
 from benchmarks.attention_report import MODES, draw, print_summary, print_table
+from benchmarks.tables import made_by, same_commit, signed, write_csv
 
 LENGTHS = (1024, 2048, 4096, 16384, 65536)
 LANDMARKS = (64, 256)
@@ -81,8 +82,6 @@ def grid(arguments):
     """Measures all cases that the CSV lacks, writes it after each, and draws the plots."""
     path = Path(arguments.output_dir) / "attention.csv"
     rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    from experiment.provenance import same_commit
-
     about, setting = made_by(), setting_of(arguments)
     for length in arguments.lengths:
         for num_landmarks in arguments.landmarks:
@@ -105,13 +104,6 @@ def grid(arguments):
 def setting_of(arguments) -> dict:
     """What figures of one table have in common."""
     return {"threads": arguments.threads, "huge_pages": "GLIBC_TUNABLES" in os.environ}
-
-
-def made_by() -> dict[str, str]:
-    """The commit and the processor that figures are of."""
-    from experiment.provenance import code_version, hardware
-
-    return {"commit": code_version(), "processor": hardware()["processor"]}
 
 
 def is_of(row, case) -> bool:
@@ -276,23 +268,13 @@ def long_sequences(arguments):
             }
         )
         print("  ".join(f"{name} {value:,.5g}" for name, value in rows[-1].items()), flush=True)
-    about = made_by()
-    write_csv(Path(arguments.output_dir) / "attention_long.csv", [row | about for row in rows])
+    write_csv(Path(arguments.output_dir) / "attention_long.csv", signed(rows))
     fitted = [row for row in rows if row["length"] <= 262144]
     for name in ("seconds", "extra_megabytes"):
         logs = np.log([[row["length"], row[name]] for row in fitted])
         print(f"{name} grow as N^{np.polyfit(*logs.T, 1)[0]:.3f} from 4,096 to 262,144")
     each = [row["nanoseconds_per_token"] for row in rows if row["length"] >= 16384]
     print(f"time per token from 16,384 on: largest / smallest {max(each) / min(each):.2f}")
-
-
-def write_csv(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        names = dict.fromkeys(name for row in rows for name in row)
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _status(field):

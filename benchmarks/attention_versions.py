@@ -39,7 +39,7 @@ def main():
         parser.error("expected the folder of another checkout")
     if not (arguments.before / "nystrom" / "__init__.py").is_file():
         parser.error(f"{arguments.before}: no package nystrom there, expected a checkout of this")
-    from benchmarks.attention import made_by, write_csv  # here: measuring has another checkout's
+    from benchmarks.tables import signed, write_csv  # here: measuring has another checkout's
 
     rows = []
     for case in arguments.cases.split(","):
@@ -51,10 +51,9 @@ def main():
             before, now = (statistics.median(x[what] for x in each) for each in found.values())
             length, landmarks = case.split("/")
             values = (length, landmarks, what, f"{before:.1f}", f"{now:.1f}", f"{now / before:.2f}")
-            print(*values, arguments.rounds, flush=True)
-            row = dict(zip(FIELDS, (*values, arguments.rounds), strict=True))
-            rows.append(row | made_by())
-    write_csv(arguments.output, rows)
+            rows.append(dict(zip(FIELDS, (*values, arguments.rounds), strict=True)))
+            print(*rows[-1].values(), flush=True)
+    write_csv(arguments.output, signed(rows))
 
 
 def measured(checkout: Path, case: str) -> dict[str, float]:

@@ -21,14 +21,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.attention import made_by
+from benchmarks.tables import signed, write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 30
 COMPILED = re.compile(r"Finished XLA compilation of jit\((train_step|eval_step)\) in ([\d.]+) sec")
 FIELDS = (
     "config", "function", "programs_before", "programs_now", "one_before_s", "one_now_s",
-    "one_ratio", "all_before_s", "all_now_s", "all_ratio", "rounds", "commit", "processor",
+    "one_ratio", "all_before_s", "all_now_s", "all_ratio", "rounds",
 )  # fmt: skip
 
 
@@ -49,14 +49,11 @@ def main():
         for name, checkout in (("before", arguments.before.resolve()), ("now", ROOT)):
             found[name].append(compilations(checkout, arguments))
             print(f"round {number + 1}, {name}: {found[name][-1]}", flush=True)
-    rows = [row(arguments, function, found) for function in ("train_step", "eval_step")]
+    rows = signed([row(arguments, function, found) for function in ("train_step", "eval_step")])
     if arguments.output.exists():
         old = csv.DictReader(arguments.output.read_text().splitlines())
         rows = [each for each in old if each["config"] != arguments.config] + rows
-    with arguments.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(arguments.output, rows)
     print(arguments.output.read_text(), end="")
 
 
@@ -88,7 +85,7 @@ def row(arguments, function, found):
     one = [statistics.median(itertools.chain(*x)) for x in rounds.values()]
     whole = [statistics.median(map(sum, x)) for x in rounds.values()]
     figures = (f"{x:.2f}" for before, now in (one, whole) for x in (before, now, now / before))
-    values = arguments.config, function, *counts, *figures, arguments.rounds, *made_by().values()
+    values = arguments.config, function, *counts, *figures, arguments.rounds
     return dict(zip(FIELDS, values, strict=True))
 
 

@@ -23,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.attention import made_by, write_csv
+from benchmarks.tables import signed, write_csv
 
 CONTENDERS = ("ours, Nyström", "transformers, exact", "transformers, Nyström")
 
@@ -63,7 +63,7 @@ def main():
             out = subprocess.run(command, capture_output=True, text=True)
             results.append(parse(out, limit))
             print(name, length, results[-1], flush=True)
-    rows = [row | made_by() for name in names for row in rows_of(name, lengths, found)]
+    rows = signed([row for name in names for row in rows_of(name, lengths, found)])
     path = Path(arguments.output)
     if path.exists():
         with path.open(newline="") as file:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import language_peer as peer
-from benchmarks.attention import made_by, write_csv
+from benchmarks.tables import signed, write_csv
 from nystrom.language import HEADS
 
 BASE = {
@@ -54,7 +54,7 @@ def main():
             peer.save_peer("masked_lm", folder, spread=None, **BASE)
             rows += compare("base", "masked_lm", folder, 448, 384, vocab_size=30000)
     path = Path(arguments.output)
-    write_csv(path, [row | made_by() for row in rows])
+    write_csv(path, signed(rows))
     beyond = [row for row in rows if row["largest"] > BOUND[row["dtype"]]]
     print(f"{len(rows)} rows in {path}; {len(beyond)} beyond 1e-5 in float64, 1e-4 in float32")
     raise SystemExit(bool(beyond))

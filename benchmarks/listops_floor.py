@@ -11,7 +11,6 @@ greatest for MAX, the mean, rounded down, and how many (up to 4) for MED, nothin
 """
 
 import argparse
-import csv
 import itertools
 from collections import defaultdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import lra_tasks
+from benchmarks.tables import write_csv
 from configs import lra_listops
 from lra_tasks.listops import CLOSE, FIRST_DIGIT, FIRST_OPERATOR
 
@@ -110,11 +110,10 @@ def main():
         columns = (f"{split}: {100 * a:5.2f} %, {b:.4f} nats" for split, (a, b) in scores.items())
         print(f"{name:28}" + "  ".join(columns), flush=True)
         for split, (accuracy, loss) in scores.items():
-            figures = (f"{accuracy:.4f}", f"{loss:.4f}", task.source, task.fingerprint)
-            rows.append((name, split, *figures))
-    with arguments.output.open("w", newline="") as file:
-        header = "known", "split", "accuracy", "loss_nats", "source", "fingerprint"
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+            row = {"known": name, "split": split}
+            row |= {"accuracy": f"{accuracy:.4f}", "loss_nats": f"{loss:.4f}"}
+            rows.append(row | {"source": task.source, "fingerprint": task.fingerprint})
+    write_csv(arguments.output, rows)
 
 
 def read(examples) -> list[tuple[list[int], int]]:

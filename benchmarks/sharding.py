@@ -17,7 +17,7 @@ import platform
 from functools import partial
 from pathlib import Path
 
-from benchmarks.attention import made_by, write_csv
+from benchmarks.tables import signed, write_csv
 
 LENGTHS = (65_536, 1_048_576)
 DEVICES = (1, 2, 4, 8)
@@ -41,7 +41,7 @@ def main():
             with jax.enable_x64(dtype == "float64"):
                 rows += measure(length, dtype)
     path = Path(arguments.output_dir) / "sharding.csv"
-    write_csv(path, [row | made_by() for row in rows])
+    write_csv(path, signed(rows))
     draw(rows, Path(arguments.plots_dir) / "sharding.png")
     print(f"{path}, with jax {jax.__version__} on {platform.machine()}")
 

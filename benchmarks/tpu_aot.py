@@ -29,7 +29,8 @@ from jax.sharding import SingleDeviceSharding
 
 import nystrom
 from benchmarks.attention_contenders import forward_and_backward, plain
-from experiment.provenance import code_version, same_commit
+from benchmarks.tables import same_commit
+from experiment.provenance import code_version
 
 HEADS, DEPTH, LANDMARKS = 8, 64, 64
 EXACT_UP_TO = 16_384  # exact attention's N x N logits take 16 GB at 65,536

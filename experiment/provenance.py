@@ -95,12 +95,6 @@ def code_version() -> str:
     return commit + ("+changes" if changed else "")
 
 
-def same_commit(row: dict, about: dict) -> bool:
-    """Whether a benchmark's row is of the commit that `about` has, changes aside."""
-    commits = ((each.get("commit") or "").removesuffix("+changes") for each in (row, about))
-    return next(commits) == next(commits)
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that bear on a result."""
     found = {"python": platform.python_version()}

@@ -48,8 +48,10 @@ def iterate(
     z = scale * a.mT
     for _ in range(min(num_iterations, NEVER_STOPPED)):
         z = _step(z, matmul(a, z))
+    if num_iterations <= NEVER_STOPPED:
+        return z
     best, going, least = z, jnp.asarray(True), jnp.asarray(jnp.inf, a.dtype)
-    for step in range(NEVER_STOPPED, num_iterations + (num_iterations > NEVER_STOPPED)):
+    for step in range(NEVER_STOPPED, num_iterations + 1):
         az = matmul(a, z)
         residual = _residual(a, az)
         going = going & (residual < least)

@@ -178,10 +178,8 @@ def test_a_signal_saves_and_the_command_it_prints_goes_on(number, whole_run, tmp
         assert process.returncode == 0
     else:
         assert process.returncode == 128 + number, err
-        assert (
-            "stopped at step" in err
-            and "saves after this step or evaluation; again: ends at once, unsaved" in err
-        )
+        assert "stopped at step" in err
+        assert "saves after this step or evaluation; again: ends at once, unsaved" in err
         (advice,) = [line for line in err.splitlines() if line.startswith("to go on: ")]
         command = advice.removeprefix("to go on: ")  # for a shell, wherever its words need quotes
         assert "'--config.task.bucket_boundaries=(32,64)'" in command

@@ -113,12 +113,12 @@ def tie_decoder(arrays: dict[str, np.ndarray], tied: bool, problems: list[str]) 
     Untied, `transformers` 5 takes the decoder's own bias, and has the other for nothing.
     """
     bias, own = "cls.predictions.bias", "cls.predictions.decoder.bias"
-    pairs = [(own, bias), ("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight")]
     if not tied:
-        pairs = []
         if own in arrays:
             arrays[bias] = arrays.pop(own)
-    for other, name in pairs:
+        return
+    weight = "cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"
+    for other, name in ((own, bias), weight):
         if other not in arrays:
             continue
         array = arrays.pop(other)

@@ -1,0 +1,33 @@
+"""Rows of measurements: what they are of, and their CSV files."""
+
+import csv
+from pathlib import Path
+
+
+def made_by() -> dict[str, str]:
+    """The commit and the processor that figures are of."""
+    from experiment.provenance import code_version, hardware  # here: JAX is set up before it starts
+
+    return {"commit": code_version(), "processor": hardware()["processor"]}
+
+
+def signed(rows: list[dict]) -> list[dict]:
+    """Rows with the commit and the processor that they are of."""
+    about = made_by()
+    return [row | about for row in rows]
+
+
+def same_commit(row: dict, about: dict) -> bool:
+    """Whether a row is of the commit that `about` has; the CSV being written is a change of it."""
+    found = row.get("commit") or ""
+    return found.removesuffix("+changes") == about["commit"].removesuffix("+changes")
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Writes rows under all the columns that any of them has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        names = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
