@@ -8,9 +8,6 @@ from nystrom.kernels.gradients import with_gradient
 from nystrom.kernels.symmetric_pinv import apply_pinv
 from nystrom.kernels.tiles import from_short, from_short_gradient, to_short, to_short_gradient
 from nystrom.numerics import heads_first, zero_padded
-from nystrom.pinv import iterative_pinv, matmul
-
-SYMMETRIC_FROM = 128  # landmarks: of fewer, eq. 7 as written is as fast, and compiles faster
 
 
 def nystrom(query, key, value, query_mask, key_mask, options: Options):
@@ -22,8 +19,6 @@ def nystrom(query, key, value, query_mask, key_mask, options: Options):
     g_value = g_value.reshape(*g_value.shape[:-3], heads, -1, g_value.shape[-1])
     if options.pinv == "chebyshev":
         solved = apply_chebyshev_pinv(a, g_value)
-    elif options.num_landmarks < SYMMETRIC_FROM:
-        solved = matmul(iterative_pinv(a, options.pinv_iterations), g_value)
     else:
         solved = apply_pinv(a, g_value, options.pinv_iterations)
     return _to_landmarks(query, heads_first(k), solved, query_mask, k_valid, scale)

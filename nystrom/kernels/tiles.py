@@ -223,10 +223,11 @@ def _put(x, piece, *places):
 def _each_head(tile, short, carry, tokens, mask):
     """`tile` of each head, one after another, of the examples as a batch.
 
-    Heads as a batch too would be tokens by heads, copied: of 8 heads that takes up to 1.5 times as
-    long. Examples one after another take longer to compile, and are no faster.
+    Heads as a batch too would need copies of the tokens, and are slower. Examples one after another
+    take longer to compile, and are no faster.
     """
-    dtype, examples = tokens[0].dtype, jax.vmap(tile)
+    dtype = tokens[0].dtype
+    examples = jax.vmap(tile) if len(tokens[0]) > 1 else _of_one(tile)
     tokens = _wide(*(zero_padded(x, mask) for x in tokens))
 
     def of_head(i, tree, axis):
@@ -242,6 +243,16 @@ def _each_head(tile, short, carry, tokens, mask):
     carries, outputs = zip(*results, strict=True)
     outputs = tuple(zero_padded(x, mask).astype(dtype) for x in joined(outputs, 2))
     return joined(carries, 1), outputs
+
+
+def _of_one(function):
+    """`jax.vmap` of it for a batch of one, of which XLA would keep more."""
+
+    def mapped(*args):
+        out = function(*jax.tree.map(lambda x: jnp.squeeze(x, 0), args))
+        return jax.tree.map(lambda x: x[None], out)
+
+    return mapped
 
 
 def _weights(tokens, scaled_keys, bias):

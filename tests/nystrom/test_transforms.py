@@ -185,10 +185,8 @@ MODES = {
 @pytest.mark.parametrize(
     ("tile_bytes", "heads"), [(2**20, 8), (2**20, 4), (2**20, 2), (2**20, 1), (256, 8), (192, 2)]
 )
-@pytest.mark.parametrize("symmetric_from", [4, 5])
-def test_however_tokens_are_cut_into_tiles(tile_bytes, heads, symmetric_from, monkeypatch, double):
+def test_however_tokens_are_cut_into_tiles(tile_bytes, heads, monkeypatch, double):
     """Several examples at once or some heads of one, whole or in pieces that don't fit evenly."""
-    monkeypatch.setattr(tiled, "SYMMETRIC_FROM", symmetric_from)
     monkeypatch.setattr(tiles, "TILE_BYTES", tile_bytes)
     monkeypatch.setattr(tiles, "HEADS_PER_TURN", heads)
     mask = np.stack([mask_with(count, 13, "holes") for count in (13, 7, 0, 9)])
