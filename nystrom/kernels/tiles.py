@@ -15,7 +15,7 @@ from nystrom.array_typing import Array, Bool, Float
 from nystrom.numerics import MASKED, accumulator, exact_einsum, zero_padded
 
 TILE_BYTES = 2**20  # of a tile's logits and weights: larger ones leave the cache
-HEADS_PER_TURN = 8  # of one example or several: more take longer to compile, and are no faster
+HEADS_PER_TURN = 8  # of one example, written out, or of several: more are no faster
 
 
 def to_short(
