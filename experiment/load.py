@@ -52,14 +52,12 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
         config.task.data_dir = ""  # what was prepared from it is in the cache, if it is there
     checkpoints = Checkpoints(workdir / "checkpoints")
     best_step(checkpoints)  # says if there is none
+    source, trained_on = data_so_far(checkpoints)
     if config.task.source == "auto":
-        config.task.source = source_so_far(checkpoints)
+        config.task.source = source
     if with_data:
-        task = lra_tasks.load(config.task, cache_dir or None)
+        task = lra_tasks.load(config.task, cache_dir or None, fingerprint=trained_on)
         checkpoints = Checkpoints(workdir / "checkpoints")  # a run that is under way has gone on
-        # Of the latest, whose record is there: `restore` says so if the best is damaged.
-        latest = checkpoints.latest_step()
-        trained_on = checkpoints.records[latest]["progress"].get("fingerprint")
         if task.fingerprint != trained_on:
             raise WorkdirError(
                 f"--workdir={workdir}: the run was trained on other data (fingerprint "
@@ -74,20 +72,23 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
 def load_data(config: ml_collections.ConfigDict, workdir: Path) -> lra_tasks.Task:
     """The data of a run, from the source that it began with; of several processes each in turn."""
     first, fields = processes.is_first(), config.task.copy_and_resolve_references()
+    source, began_with = processes.first(lambda: data_so_far(Checkpoints(workdir / "checkpoints")))
     if fields.source == "auto":
-        fields.source = processes.first(lambda: source_so_far(Checkpoints(workdir / "checkpoints")))
+        fields.source = source
     with plain_warnings(first):
         return processes.in_turn(
-            lambda: lra_tasks.load(fields, config.cache_dir or None, progress=first)
+            lambda: lra_tasks.load(fields, config.cache_dir or None, first, began_with)
         )
 
 
-def source_so_far(checkpoints: Checkpoints) -> str:
-    """The source that "auto" was when a run began, and may not be by now; "auto" if it has not."""
+def data_so_far(checkpoints: Checkpoints) -> tuple[str, str]:
+    """Source and fingerprint of what a run began with, or ("auto", "") if it has not.
+
+    What "auto" was then it may not be by now.
+    """
     latest = checkpoints.latest_step()
-    if latest is None:
-        return "auto"
-    return checkpoints.records[latest]["progress"].get("source", "auto")
+    progress = {} if latest is None else checkpoints.records[latest]["progress"]
+    return progress.get("source", "auto"), progress.get("fingerprint", "")
 
 
 def best_model(

@@ -40,19 +40,21 @@ __all__ = [
 ]
 
 
-def load(task_config, cache_dir=None, progress: bool = True) -> Task:
+def load(task_config, cache_dir=None, progress: bool = True, fingerprint: str = "") -> Task:
     """Opens a task's data, preparing it first where that has not been done.
 
     Args:
       task_config: `config.task`; its fields are described in configs/base.py.
       cache_dir: where prepared sets are kept; None or "": ~/.cache/nystrom.
       progress: show the progress of a preparation on stderr.
+      fingerprint: of several prepared releases that fit, the one to open, if it is among them;
+        else the newest.
 
     Raises:
       ValueError: the config is wrong (all problems in one message), the official files are
         malformed (file and line in the message), or a prepared set is damaged.
     """
-    return open_set(task_config, prepare_set(task_config, cache_dir, progress))
+    return open_set(task_config, prepare_set(task_config, cache_dir, progress, fingerprint))
 
 
 def open_set(task_config, directory: Path) -> Task:
@@ -97,8 +99,8 @@ def _task(config: TaskConfig, splits, source: str, fingerprint: str, why_not: st
     )
 
 
-def prepare_set(task_config, cache_dir=None, progress: bool = True) -> Path:
-    """Prepares a task's data unless that has been done; returns the directory of the set."""
+def prepare_set(task_config, cache_dir=None, progress: bool = True, fingerprint: str = "") -> Path:
+    """Prepares a task's data unless that has been done; returns the directory: see `load`."""
     problems = check(task_config, cache_dir)
     if problems:
         raise ValueError("\n".join(problems))
@@ -108,6 +110,8 @@ def prepare_set(task_config, cache_dir=None, progress: bool = True) -> Path:
     source = config.source
     if source in ("auto", "release") and not config.data_dir:
         found = prepared_releases(config, module, root) if "release" in module.SOURCES else []
+        wanted = [path for path in found if store.fingerprint(path) == fingerprint]
+        found = wanted or found
         if len(found) > 1:
             warnings.warn(
                 f"{len(found)} prepared {config.name} sets of source 'release' fit; using the "

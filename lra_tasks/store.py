@@ -116,6 +116,13 @@ def find_prepared(root: Path, name: str, version: str) -> list[Path]:
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
+def fingerprint(directory: Path) -> str | None:
+    """What set.json says a prepared set's data are, or None; unread, `open_splits` checks it."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return json.loads((directory / "set.json").read_text())["fingerprint"]
+    return None
+
+
 def prepare(root: Path, name: str, module: ModuleType, config, source: str, files, show: bool):
     """Prepares a set unless it is there, safely against other processes; returns its directory.
 

@@ -284,12 +284,15 @@ def test_a_workdir_in_use_is_refused(tmp_path):
     claim(tmp_path, make_config()).close()
 
 
-def test_a_run_goes_on_with_the_source_that_it_began_with(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(lra_tasks, "load", lambda fields, *_, **__: fields.source)
+def test_a_run_goes_on_with_the_data_that_it_began_with(whole, task, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        lra_tasks, "load", lambda fields, cache, progress, wanted: (fields.source, wanted)
+    )
     auto = make_config(**{"task.source": "auto"})
-    assert load_data(auto, whole[0]) == "synthetic"
-    assert load_data(auto, tmp_path / "new") == "auto"
-    assert load_data(make_config(**{"task.source": "release"}), whole[0]) == "release"
+    assert load_data(auto, whole[0]) == ("synthetic", task.fingerprint)
+    assert load_data(auto, tmp_path / "new") == ("auto", "")
+    release = make_config(**{"task.source": "release"})
+    assert load_data(release, whole[0]) == ("release", task.fingerprint)
 
 
 def test_a_run_that_goes_on_with_other_code_names_both(whole, task, tmp_path, monkeypatch):

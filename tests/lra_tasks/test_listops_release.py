@@ -136,6 +136,12 @@ def test_changed_files_are_read_again(make_config, tmp_path):
     with pytest.warns(UserWarning, match="2 prepared listops sets"):
         newest = lra_tasks.load(make_config(source="release"), tmp_path, progress=False)
     assert newest.fingerprint == second.fingerprint
+    config = make_config(source="release")
+    asked = lra_tasks.load(config, tmp_path, progress=False, fingerprint=first.fingerprint)
+    assert asked.fingerprint == first.fingerprint
+    with pytest.warns(UserWarning, match="2 prepared listops sets"):
+        other = lra_tasks.load(config, tmp_path, progress=False, fingerprint="of none")
+    assert other.fingerprint == second.fingerprint
 
 
 def test_auto_without_release_generates_with_one_warning(make_config, tmp_path):
