@@ -1,5 +1,6 @@
 """What made a result: code, versions, hardware, and how the run departs from LRA's recipe."""
 
+import contextlib
 import os
 import platform
 import resource
@@ -16,6 +17,7 @@ import lra_tasks
 from experiment.tracks import changed_fields
 from experiment.workdir import recorded
 
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # by the flags of /proc/cpuinfo, widest first
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "tensorflow-datasets")
 
 
@@ -113,7 +115,7 @@ def hardware() -> dict[str, object]:
         "device": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(),
         "num_processes": jax.process_count(),
-        "processor": _processor(),
+        "processor": processor(),
         "num_cores": os.cpu_count(),
     }
 
@@ -129,14 +131,19 @@ def peak_memory() -> dict[str, object]:
     return {"peak_memory_bytes": peak, "peak_memory_of": "process"}
 
 
-def _processor():
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Its name and, where Linux tells, family, model and vectors: hosts cut the name short."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for line in cpuinfo.read_text().partition("\n\n")[0].splitlines():
+            name, _, value = line.partition(":")
+            found[name.strip()] = value.strip()
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    facts = [f"{name} {found[name]}" for name in ("cpu family", "model") if name in found]
+    flags = found.get("flags", "").split()
+    vectors = [name for flag, name in VECTORS.items() if flag in flags][:1]
+    return ", ".join([found["model name"], *facts, *vectors])
 
 
 def _git(root, *arguments):

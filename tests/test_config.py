@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import platform
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,27 @@ def test_what_departs_from_the_recipe_is_told_and_what_may_vary_is_not():
 )
 def test_accumulate_steps_that_suit_a_device(arguments, expected):
     assert suitable_accumulate_steps(*arguments) == expected
+
+
+CPUINFO = """processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: 26
+model\t\t: 2
+model name\t: AMD EPYC
+flags\t\t: fpu avx avx2 avx512f
+
+processor\t: 1
+model name\t: AMD EPYC
+"""
+
+
+def test_a_processor_is_told_from_others_of_its_name(tmp_path):
+    for content, expected in (
+        (CPUINFO, "AMD EPYC, cpu family 26, model 2, AVX-512"),
+        (CPUINFO.replace(" avx512f", ""), "AMD EPYC, cpu family 26, model 2, AVX2"),
+        ("processor : 0\nmodel name : Neoverse", "Neoverse"),
+        ("Hardware : a board", platform.processor() or platform.machine()),
+    ):
+        (tmp_path / "cpuinfo").write_text(content)
+        assert provenance.processor(tmp_path / "cpuinfo") == expected
+    assert provenance.processor(tmp_path / "none") == (platform.processor() or platform.machine())
