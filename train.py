@@ -121,11 +121,7 @@ def train(
         start_step, state, saved = resumed
         progress |= saved
         if progress["fingerprint"] != task.fingerprint:
-            raise Stop(
-                f"--workdir={workdir}: the run began with other data (fingerprint "
-                f"{progress['fingerprint']}, now {task.fingerprint}); bring that data back, or "
-                "choose another --workdir"
-            )
+            raise Stop(other_data(workdir, progress["fingerprint"], task))
     elif config.init_from:
         state["params"], progress["init_from"] = processes.arrays_of_first(
             lambda: start_from(config, task, params), mesh, params
@@ -288,6 +284,11 @@ def run(config, signals: StopSignals | None):
     locks = []  # held while the run lasts
     processes.first(lambda: locks.append(claim(workdir, config)))
     if finished := processes.first(lambda: read_result(workdir)):
+        named = finished["config"]["task"]
+        if any(config.task[field] != named.get(field) for field in ("source", "data_dir")):
+            task = load_data(config, workdir)
+            if task.fingerprint != finished["fingerprint"]:
+                raise Stop(other_data(workdir, finished["fingerprint"], task))
         show_result(finished, workdir)
         if processes.is_first():
             said = f"{workdir} is finished; choose another --workdir to run again"
@@ -314,6 +315,14 @@ def check_command(config, workdir: Path) -> tuple[int, int]:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise ValueError(f"The config can't be run:\n{listed}")
     return profile
+
+
+def other_data(workdir: Path, began_with: str, task: lra_tasks.Task) -> str:
+    """Why a run in `workdir` is not one on these data."""
+    return (
+        f"--workdir={workdir}: the run began with other data (fingerprint {began_with}, now "
+        f"{task.fingerprint}); bring that data back, or choose another --workdir"
+    )
 
 
 def show_result(result: dict, workdir: Path) -> None:

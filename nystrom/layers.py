@@ -114,8 +114,12 @@ def dropout(
     check_rate("dropout rate", rate)
     if key is None or rate == 0:
         return x
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * x.shape[-2]
-    keep = hash_bits(key, x.shape, first) >= np.uint32(round(rate * 2**32))
+    first: int | Array = 0
+    length = None
+    if axis_name is not None:
+        first = jax.lax.axis_index(axis_name) * x.shape[-2]
+        length = jax.lax.axis_size(axis_name) * x.shape[-2]
+    keep = hash_bits(key, x.shape, first, length) >= np.uint32(round(rate * 2**32))
     return jnp.where(keep, x * (1 / (1 - rate)), jnp.zeros((), x.dtype))
 
 
@@ -127,11 +131,13 @@ def split_keys(key: Array | None, num: int) -> list[Array | None]:
     return list(keys.reshape(num, *key.shape))
 
 
-def hash_bits(key: Array, shape: tuple[Any, ...], first: int | Array = 0) -> Array:
+def hash_bits(
+    key: Array, shape: tuple[Any, ...], first: int | Array = 0, length: int | None = None
+) -> Array:
     """Random-looking uint32 of the given shape: index and key through two rounds of a mixer.
 
-    `first` is the position at which the last axis but one begins; leading axes that keys have are
-    no part of an index.
+    The last axis but one is a piece of an axis of `length`, which begins at `first`; by default it
+    is whole. Leading axes that keys have are no part of an index.
     """
     words = jnp.moveaxis(jax.vmap(_words)(key.ravel()), -1, 0)
     words = words.reshape(2, *key.shape, *(1,) * (len(shape) - key.ndim))
@@ -144,7 +150,7 @@ def hash_bits(key: Array, shape: tuple[Any, ...], first: int | Array = 0) -> Arr
         if axis == len(shape) - 2:
             place += jnp.asarray(first, jnp.uint32)
         index = index + place * np.uint32(stride % 2**32)
-        stride *= shape[axis]
+        stride *= length if length is not None and axis == len(shape) - 2 else shape[axis]
     return _mix(_mix(index + words[0]) ^ words[1])
 
 

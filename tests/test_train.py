@@ -200,6 +200,16 @@ def test_a_finished_run_is_not_repeated(whole_run, tmp_path, run_train):
     assert reports(workdir) == before
 
 
+def test_a_finished_run_does_not_answer_for_other_data(whole_run, tmp_path, run_train):
+    workdir, _, _ = whole_run
+    cache = f"--config.cache_dir={tmp_path}"
+    other = [*SMALL, cache, "--config.task.source=generated", f"--workdir={workdir}"]
+    refused = run_train(*other, check=False)
+    assert refused.returncode == 1 and not refused.stdout
+    assert f"--workdir={workdir}: the run began with other data" in refused.stderr
+    assert "choose another --workdir" in refused.stderr and "Traceback" not in refused.stderr
+
+
 def test_a_workdir_of_another_config_is_refused_with_the_fields(whole_run, run_train):
     workdir, _, _ = whole_run
     before = sorted(path.name for path in workdir.rglob("*"))

@@ -36,12 +36,21 @@ def find(tokenizer: str) -> Path:
 def train(texts: Iterable[str], vocab_size: int) -> bytes:
     """Learns a vocabulary of at most `vocab_size` pieces; returns the model's file.
 
-    Raises ValueError where the texts don't have so many.
+    Raises ValueError where the texts don't have so many, or what reading them raises.
     """
     model = io.BytesIO()
+    unread = []  # the library tells of these as its own
+
+    def read():
+        try:
+            yield from texts
+        except ValueError as error:
+            unread.append(error)
+            raise
+
     try:
         library().SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
+            sentence_iterator=read(),
             model_writer=model,
             vocab_size=vocab_size,
             model_type="bpe",
@@ -59,10 +68,13 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
             control_symbols=[PIECES[MASK]],
         )
     except RuntimeError as error:
+        if unread:
+            raise unread[0] from None
         said = " ".join(str(error).split())
+        other = "larger" if "required_chars" in said else "smaller"
         raise ValueError(
             f"config.task.vocab_size={vocab_size}: no vocabulary can be learnt from the documents "
-            f"({said}); try a smaller one"
+            f"({said}); try a {other} one"
         ) from error
     return model.getvalue()
 

@@ -7,6 +7,7 @@ positive reviews alternate, so the first n of a split are balanced.
 """
 
 import csv
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,7 +105,8 @@ def read_release(files: list[Path], notes: dict | None = None) -> dict[str, list
         reviews[folder][number] = _checked(data, where)
     for folder, found in reviews.items():
         if not found:
-            raise ValueError(f"{files[0]}: has no reviews aclImdb/{folder}/<number>_<rating>.txt")
+            where = os.path.commonpath(files)
+            raise ValueError(f"{where}: has no reviews aclImdb/{folder}/<number>_<rating>.txt")
     return {folder: [found[i] for i in sorted(found)] for folder, found in reviews.items()}
 
 

@@ -25,8 +25,10 @@ class LanguageConfig:
 
     `padding` is "inert", so that it changes no real token, or "transformers": to the digit what
     that library computes, where the convolution reaches into padding, positions count it, and
-    landmarks average it. `inv_coeff_init_option` starts each matrix's inverse from its own scale
-    (eq. 8, as `nystrom_attention` does) instead of one for all heads of an example.
+    landmarks average it; in its Nyström mode, of a batch of one, as it starts the inverses of a
+    batch from one scale, and an example's result depends on the others there.
+    `inv_coeff_init_option` starts each matrix's inverse from its own scale (eq. 8, as
+    `nystrom_attention` does) instead of one for all heads of an example.
 
     Raises:
       ValueError: fields that can't be, all in one message, or the first count that can't.

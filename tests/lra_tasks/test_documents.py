@@ -243,3 +243,18 @@ def test_a_review_is_encoded_as_it_is_stored(vocabulary, make_config, tmp_path, 
     np.testing.assert_array_equal(reviews.encode(written["train"][0], path), first)
     assert documents.decode(first, path) == "[CLS] the film was dull [SEP]"
     assert blank.tolist() == [tokenizer.CLS, tokenizer.SEP]
+
+
+def test_a_vocabulary_that_cannot_be_learnt_names_what_helps():
+    many = [chr(0x4E00 + i) for i in range(400)]
+    with pytest.raises(ValueError, match=r"vocab_size=300: no vocabulary .* try a larger one"):
+        tokenizer.train(iter(many), 300)
+    with pytest.raises(ValueError, match=r"vocab_size=900: no vocabulary .* try a smaller one"):
+        tokenizer.train(iter(["a few words"]), 900)
+
+
+def test_a_file_that_is_no_text_is_named_when_a_vocabulary_is_learnt(tmp_path):
+    (tmp_path / "picture.txt").write_bytes(b"\x89PNG")
+    texts = (documents._read(path) for path in [tmp_path / "picture.txt"])
+    with pytest.raises(ValueError, match=r"^\S*picture.txt: not UTF-8 at byte 0$"):
+        tokenizer.train(texts, 300)

@@ -232,6 +232,9 @@ def test_missing_folders_are_named(make_text, tmp_path):
     (tmp_path / "x.tar").write_bytes(tar_bytes(files))
     with pytest.raises(ValueError, match=r"has no reviews aclImdb/test/pos"):
         load(make_text(data_dir=str(tmp_path / "x.tar")), tmp_path / "cache")
+    (tmp_path / "aclImdb" / "test" / "pos").mkdir()
+    with pytest.raises(ValueError, match=r"/aclImdb: has no reviews aclImdb/test/pos"):
+        load(make_text(data_dir=str(tmp_path / "aclImdb")), tmp_path / "cache")
     (tmp_path / "empty").mkdir()
     (problem,) = lra_tasks.check(make_text(data_dir=str(tmp_path / "empty"), source="auto"))
     for expected in (imdb.ARCHIVE, "train/neg", "aclImdb/train/neg", text.URL):

@@ -102,6 +102,15 @@ def test_dropout_is_a_function_of_the_key_alone_and_its_gradient_has_the_same_ma
     assert (np.asarray(dropout(x, 0.3, jax.random.key(4))) != out).any()
 
 
+def test_dropout_of_pieces_of_sequences_is_that_of_the_whole_with_one_key_for_all():
+    whole = jnp.ones((3, 8, 5))
+    pieces = jnp.moveaxis(whole.reshape(3, 4, 2, 5), 1, 0)
+    key = jax.random.key(3)
+    cut = jax.vmap(lambda x: dropout(x, 0.5, key, "sequence"), axis_name="sequence")(pieces)
+    expected = dropout(whole, 0.5, key)
+    np.testing.assert_array_equal(jnp.moveaxis(cut, 0, 1).reshape(whole.shape), expected)
+
+
 def test_dropout_keeps_the_dtype_and_zeroes_even_infinities():
     x = jnp.full((100,), jnp.inf, jnp.bfloat16)
     out = dropout(x, 0.5, jax.random.key(0))
