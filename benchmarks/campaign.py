@@ -12,7 +12,8 @@ least first; each saves when it stops. The same command goes on.
 
 A line of JSON a minute says how far it is. DIR/results gets config.json, metrics.jsonl and
 result.json of each run, and campaign.json: ready to be put under results/. --scale=0.001 takes that
-share of steps and examples, to try it out. Other arguments, --config.field=value, go to every run.
+share of steps, and of Pathfinder's numbers of examples for every task, to try it out. Other
+arguments, --config.field=value, go to every run.
 """
 
 import argparse
@@ -177,7 +178,7 @@ class Campaign:
                     reported, end = step, now + left
                 if now > self.last_line + self.line_seconds:
                     self.last_line = now
-                    self.tell(run, rate, end and end - now)
+                    self.tell(run, rate, end and max(end - now, 0.0))
                 late = end is not None and end > self.end
                 late = late and any(self.seconds_left(other) < left for other in others)
                 if self.over() or late:

@@ -89,6 +89,16 @@ def test_data_that_have_moved_since_are_taken_from_the_cache(trained, tmp_path):
     assert load_run(folder).task.fingerprint == trained[1]["fingerprint"]
 
 
+@pytest.mark.parametrize("part, field", [("model", "attention"), ("task", "name")])
+def test_a_run_of_another_version_is_refused_with_the_field(trained, tmp_path, part, field):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config[part][field] = "of_mine"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"config.{part}.{field}='of_mine': expected one of "):
+        load_run(folder)
+
+
 def test_a_text_gets_the_probabilities_of_the_model(trained, tmp_path, capsys):
     workdir, _ = trained
     assert evaluate.main([f"--workdir={workdir}", f"--text={TEXT}"]) == 0

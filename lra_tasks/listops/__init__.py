@@ -267,13 +267,19 @@ def augment(ids: np.ndarray, keys: np.ndarray) -> np.ndarray:
 def encode(text: str) -> np.ndarray:
     """Token ids, uint8, of an expression with tokens separated by spaces.
 
-    Raises ValueError for an unknown token.
+    Round brackets, which the official files have, are dropped.
+
+    Raises ValueError for an unknown token, or if it is not one whole expression.
     """
+    tokens = text.replace("(", " ").replace(")", " ").split()
     try:
-        return np.array([IDS[token] for token in text.split()], np.uint8)
+        ids = np.array([IDS[token] for token in tokens], np.uint8)
     except KeyError as error:
         expected = " ".join(TOKENS[1:])
         raise ValueError(f"unknown token {error.args[0]!r}: expected one of {expected}") from None
+    if len(ids):
+        evaluate(ids)
+    return ids
 
 
 def decode(ids: Iterable[int]) -> str:

@@ -200,8 +200,15 @@ def test_ids_are_the_same_in_every_process():
 def test_ids_are_fixed():
     # Checkpoints hold embeddings by id: changing this order breaks every one of them.
     assert " ".join(listops.TOKENS) == "<pad> 0 1 2 3 4 5 6 7 8 9 [MIN [MAX [MED [SM ]"
-    assert listops.encode("9 [MIN ]").tolist() == [10, 11, 15]
+    assert listops.encode("[MIN 9 ]").tolist() == [11, 10, 15]
+    assert listops.encode("( ( [MIN 9 ) ] )").tolist() == [11, 10, 15]
     assert listops.decode([11, 1, 2, 15, 0, 0]) == "[MIN 0 1 ]"
+
+
+@pytest.mark.parametrize("text", ["[MAX 1 2", "] ] [MAX", "1 2"])
+def test_encode_refuses_what_is_not_one_expression(text):
+    with pytest.raises(ValueError, match=r"closed|closes|expected"):
+        listops.encode(text)
 
 
 def test_encode_refuses_unknown_tokens():
