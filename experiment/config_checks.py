@@ -81,8 +81,7 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         expect(_get(config, field) < MAX_FLOAT, field, "expected a finite number, in float32")
     for field, most in AT_MOST.items():
         expect(_get(config, field) <= most, field, f"expected {AT_LEAST[field]} to {most}")
-    for field, choices in CHOICES.items():
-        expect(_get(config, field) in choices, field, f"expected one of {', '.join(choices)}")
+    problems += check_choices(config, CHOICES)
     if problems:  # what follows divides by these numbers
         return problems + lra_tasks.check(config.task, config.cache_dir or None)
 
@@ -191,6 +190,16 @@ def check_fields(config: ml_collections.ConfigDict) -> list[str]:
         if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
             problems.append(f"config.{field}={value!r}: expected {kind.__name__}")
     return problems
+
+
+def check_choices(config: ml_collections.ConfigDict, choices: dict[str, tuple]) -> list[str]:
+    """Fields whose values are none of `choices`, field -> values."""
+    given = {field: _get(config, field) for field in choices}
+    return [
+        f"config.{field}={value!r}: expected one of {', '.join(choices[field])}"
+        for field, value in given.items()
+        if value not in choices[field]
+    ]
 
 
 def suitable_accumulate_steps(batch_size: int, num_devices: int, platform: str) -> int:

@@ -8,10 +8,10 @@ import ml_collections
 from flax import nnx
 
 import lra_tasks
-from configs import base, reading
+from configs import base
 from experiment import processes
 from experiment.checkpoints import Checkpoints
-from experiment.config_checks import CHOICES, check_fields
+from experiment.config_checks import CHOICES, check_choices, check_fields
 from experiment.model import head_of, make_model
 from experiment.training import initial_state, make_optimizer
 from experiment.workdir import WorkdirError, saved_config
@@ -111,13 +111,8 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         config.update(saved_config(workdir))
     problems = check_fields(config)
     if not problems:
-        choices = {**CHOICES, "task.name": lra_tasks.NAMES + lra_tasks.LANGUAGE_NAMES}
-        values = reading.fields(config)
-        problems = [
-            f"config.{field}={values[field]!r}: expected one of {', '.join(allowed)}"
-            for field, allowed in choices.items()
-            if values[field] not in allowed
-        ]
+        names = {"task.name": lra_tasks.NAMES + lra_tasks.LANGUAGE_NAMES}
+        problems = check_choices(config, CHOICES | names)
     if problems:
         raise WorkdirError(
             f"{workdir / 'config.json'}: not of this version of the code: {'; '.join(problems)}"
