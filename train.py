@@ -211,10 +211,12 @@ def train(
                 progress["validation"] = metrics.without_speed(values)
                 save(step, checkpoint_score(config.objective, values))
                 report_time = log.seconds()
+                if jax.process_count() == 1:
+                    stop = stop_signals.received  # one may have come while it evaluated
             elif stop or step % (config.checkpoint_every or math.inf) == 0:
                 collect()
                 save(step)
-            if stop and step < config.num_train_steps:
+            if stop:
                 checkpoints.wait()
                 log.say(f"{stop}: stopped at step {step}, which is saved")
                 raise Stopped(stop)

@@ -19,8 +19,8 @@ def cpu_devices(config) -> int | None:
 
     One device hardly uses a second core: the arrays of a step are too small for XLA to cut. There
     are as many as config.mesh asks for, or fewer than cores for a batch to be cut evenly. Nothing
-    changes where the user has counted the devices, where config.mesh wants more than there are
-    cores, where one example bears on another, or where JAX has an accelerator.
+    changes where the user has counted the devices, where one example bears on another, or where
+    JAX has an accelerator.
     """
     if check_fields(config):
         return None  # train.py says what is wrong with them
@@ -32,4 +32,4 @@ def cpu_devices(config) -> int | None:
     most = available_cores() // sequence  # pieces of a batch
     even = [n for n in range(1, most + 1) if config.batch_size % (n * parts) == 0]
     data = config.mesh.data or max(even, default=1)
-    return data * sequence if 0 < data <= most else None
+    return data * sequence if 0 < data <= most else available_cores()  # refused, by its number

@@ -1,5 +1,6 @@
 """Nyström attention and exact softmax attention: pure functions with one signature."""
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from nystrom.numerics import (
     einsum,
     exact_einsum,
     heads_first,
+    repeat_heads,
     zero_padded,
 )
 from nystrom.pinv import iterative_pinv
@@ -63,7 +65,7 @@ def landmarks(query, key, query_mask, key_mask, options):
     """Q~ and K~ of eq. 5, *B L H D in float32, and which have a token (None: all)."""
     q, q_valid = landmark_means(query, options.num_landmarks, query_mask, options.axis_name)
     k, k_valid = landmark_means(key, options.num_landmarks, key_mask, options.axis_name)
-    return q, jnp.repeat(k, query.shape[-2] // key.shape[-2], axis=-2), q_valid, k_valid
+    return q, repeat_heads(k, query.shape[-2]), q_valid, k_valid
 
 
 def landmark_matrix(q_landmarks, k_landmarks, q_valid, k_valid, scale):
@@ -330,7 +332,11 @@ def make_options(
 
 def check_scale(scale, query) -> float:
     """The scale of the logits, 1 / sqrt D for None."""
-    return query.shape[-1] ** -0.5 if scale is None else float(known("scale", scale))
+    if scale is None:
+        return query.shape[-1] ** -0.5
+    if isinstance(known("scale", scale), str) or not math.isfinite(scale):
+        raise ValueError(f"scale={scale!r}: expected a finite number")
+    return float(scale)
 
 
 def check_implementation(implementation, axis_name) -> None:

@@ -41,8 +41,8 @@ def depthwise_convolution(
     """
     check_tokens("value", value)
     check_mask("mask", mask, value.shape[:-2])
-    num_heads, taps = value.shape[-2], filters.shape[-1]
-    if filters.shape != (num_heads, taps) or taps % 2 == 0:
+    num_heads = value.shape[-2]
+    if filters.ndim != 2 or filters.shape[0] != num_heads or filters.shape[1] % 2 == 0:
         raise ValueError(f"filters {filters.shape}: expected ({num_heads}, K) with K odd")
     if implementation is not None:
         check_choice("implementation", implementation, IMPLEMENTATIONS)

@@ -1,8 +1,8 @@
 """Nyström attention as the `attention_fn` of Flax's multi-head attention, NNX and Linen."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def attention_fn(
     Raises:
       ValueError, TypeError: options that `nystrom_attention` refuses.
     """
-    return _make(num_landmarks, pinv_iterations, pinv, float_masks, cross=False)
+    return _Adapter(num_landmarks, pinv_iterations, pinv, float_masks, cross=False)
 
 
 def cross_attention_fn(
@@ -52,20 +52,29 @@ def cross_attention_fn(
 
     Flax has none for the queries, which all count as real.
     """
-    return _make(num_landmarks, pinv_iterations, pinv, float_masks, cross=True)
+    return _Adapter(num_landmarks, pinv_iterations, pinv, float_masks, cross=True)
 
 
-def _make(num_landmarks, pinv_iterations, pinv, float_masks, cross):
-    check_count("num_landmarks", num_landmarks)
-    check_count("pinv_iterations", pinv_iterations)
-    check_choice("pinv", pinv, PINVS)
-    attend = partial(
-        nystrom_attention, num_landmarks=num_landmarks, pinv=pinv, pinv_iterations=pinv_iterations
-    )
+@dataclasses.dataclass(frozen=True)
+class _Adapter:
+    """A function, but equal to others with the same options and fit to be pickled: so are models
+    that hold it, which then share compiled programs."""
+
+    num_landmarks: int
+    pinv_iterations: int
+    pinv: str
+    float_masks: bool
+    cross: bool
+
+    def __post_init__(self):
+        check_count("num_landmarks", self.num_landmarks)
+        check_count("pinv_iterations", self.pinv_iterations)
+        check_choice("pinv", self.pinv, PINVS)
 
     # Every name that Flax is known to send. Without effect: `broadcast_dropout`, for nothing is
     # dropped; `dtype`, which queries have already; `force_fp32_for_softmax`, which is always so.
-    def nystrom(
+    def __call__(
+        self,
         query,
         key,
         value,
@@ -90,18 +99,24 @@ def _make(num_landmarks, pinv_iterations, pinv, float_masks, cross):
                 "set dropout_rate=0 in the attention module and drop its output instead"
             )
         if mask is not None:
-            mask = _padding_mask(mask, key, float_masks)
-            if not cross and query.shape[-3] != key.shape[-3]:
+            mask = _padding_mask(mask, key, self.float_masks)
+            if not self.cross and query.shape[-3] != key.shape[-3]:
                 raise ValueError(
                     f"query {query.shape} and key {key.shape} with a mask: attention_fn is "
                     "self-attention, whose mask is the queries' too (and can't decode step by "
                     "step); use nystrom.cross_attention_fn"
                 )
-        masks = {"key_mask": mask} if cross else {"mask": mask}
         with _at(precision):
-            return attend(query, key, value, **masks, is_causal=is_causal)
-
-    return nystrom
+            return nystrom_attention(
+                query,
+                key,
+                value,
+                **{"key_mask" if self.cross else "mask": mask},
+                num_landmarks=self.num_landmarks,
+                pinv=self.pinv,
+                pinv_iterations=self.pinv_iterations,
+                is_causal=is_causal,
+            )
 
 
 def _refuse_what_cannot_be(bias, module, *einsums):

@@ -1,5 +1,6 @@
 """The encoder's layers: dense, GELU, LayerNorm, positions and dropout."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -93,7 +94,7 @@ def rotate(x: Float[Array, "*B N H D"], rank: Int[Array, "... N"]) -> Float[Arra
 
 def check_rate(name: str, rate: float) -> None:
     """Raises unless `rate` is a share that dropout can have."""
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+    if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate < 1:
         raise ValueError(f"{name}={rate!r}: expected a number of at least 0 and below 1")
 
 

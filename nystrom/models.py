@@ -86,6 +86,8 @@ class PairClassifier(Classifier):
         dropout_key: Array | None = None,
     ) -> Float[Array, "*B num_classes"]:
         """Logits in float32; dropout acts only when given a key."""
+        if tokens.ndim < 2 or tokens.shape[-2] != 2:
+            raise ValueError(f"tokens {tokens.shape}: expected *B 2 N, pairs of documents")
         documents = self._pool(tokens, mask, document_keys(dropout_key, tokens.shape[:-1]))
         a, b = documents[..., 0, :], documents[..., 1, :]
         return self._head(jnp.concatenate([a, b, a * b, a - b], axis=-1))
@@ -195,7 +197,9 @@ def pool(
         lowest = jnp.asarray(jnp.finfo(x.dtype).min, x.dtype)
         largest = _largest(jnp.where(mask[..., None], x, lowest))
         if axis_name is not None:
-            largest = _largest(jax.lax.all_gather(largest, axis_name, axis=largest.ndim - 1))
+            of_all = jax.lax.all_gather(jax.lax.stop_gradient(largest), axis_name)
+            is_here = jnp.argmax(of_all, axis=0) == jax.lax.axis_index(axis_name)
+            largest = total(jnp.where(is_here, largest, jnp.zeros_like(largest)))
         return jnp.where(total(mask.sum(axis=-1))[..., None] > 0, largest, jnp.zeros_like(largest))
     if pooling == "cls":
         return x[..., 0, :]
@@ -229,4 +233,4 @@ def _with_cls(tokens, mask, cls_token):
 def _put_first(x, first):
     if jnp.issubdtype(x.dtype, jnp.integer) and jnp.iinfo(x.dtype).bits < 32:
         x = x.astype(jnp.int32)  # a narrow type may not have the token
-    return jnp.concatenate([jnp.full_like(x[..., :1], first), x], axis=-1)
+    return jnp.concatenate([jnp.full_like(x, first, shape=(*x.shape[:-1], 1)), x], axis=-1)

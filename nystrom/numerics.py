@@ -49,6 +49,12 @@ def heads_first(x: Array) -> Array:
     return jnp.swapaxes(x, -2, -3)
 
 
+def repeat_heads(x: Array, num_heads: int) -> Array:
+    """*B N G D as *B N num_heads D: those of queries in a row get the head that they share."""
+    repeats = num_heads // max(x.shape[-2], 1)
+    return x if repeats == 1 else jnp.repeat(x, repeats, axis=-2)
+
+
 def zero_padded(x: Array, mask: Array | None) -> Array:
     """Tokens *B N H D, or *B N C, with zeros, whatever was there, for padding.
 

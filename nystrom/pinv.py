@@ -25,7 +25,8 @@ def iterative_pinv(a: Float[Array, "*B L L"], num_iterations: int = 6) -> Float[
     arithmetic it only falls): more iterations never give a worse inverse. Attention with it may
     still be worse than with six, which regularise.
 
-    Runs in float32 at the highest matmul precision (float64 for float64); returns a's dtype.
+    Runs in float32 at the highest matmul precision (float64 for float64); returns a's dtype. It
+    must have eq. 8's product of norms as a number: float32 has those from 1e-38 to 3e38.
 
     Raises:
       ValueError: a is not *B L L, or num_iterations < 1.
@@ -82,8 +83,8 @@ def _residual(a, az):
 def initial_scale(a: Float[Array, "*B L L"]) -> Float[Array, "*B 1 1"]:
     """Eq. 8's 1 / (|A|_1 |A|_inf) of each matrix, 1 for a zero matrix."""
     magnitude = jnp.abs(a)
-    norm_1 = magnitude.sum(axis=-2, keepdims=True).max(axis=-1, keepdims=True)
-    norm_inf = magnitude.sum(axis=-1, keepdims=True).max(axis=-2, keepdims=True)
+    norm_1 = magnitude.sum(axis=-2, keepdims=True).max(axis=-1, keepdims=True, initial=0)
+    norm_inf = magnitude.sum(axis=-1, keepdims=True).max(axis=-2, keepdims=True, initial=0)
     bound = norm_1 * norm_inf
     return 1 / jnp.where(bound > 0, bound, jnp.ones_like(bound))
 

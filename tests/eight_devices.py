@@ -58,6 +58,37 @@ def sharded_attention_is_attention():
                 assert_close(found, results(whole, given), 1e-10)
 
 
+def arrays_on_a_mesh_of_explicit_axes_are_attended_to():
+    """Examples cut over them, and heads where that can be; a CPU's tiles could not take them."""
+    mesh = jax.make_mesh((4, 2), ("data", "heads"), axis_types=(AxisType.Explicit,) * 2)
+    x, mask = RNG.normal(size=(4, 640, 2, 8)).astype(np.float32), RNG.random((4, 640)) < 0.7
+    examples, heads = PartitionSpec("data"), PartitionSpec("data", None, "heads")
+    taps = np.ones((2, 5), np.float32)
+    for attend, places in (
+        (partial(nystrom.nystrom_attention, num_landmarks=64), (examples, heads)),
+        (nystrom.softmax_attention, (examples, heads)),
+        (nystrom.linear_attention, (examples,)),
+        (lambda q, k, v, mask: nystrom.depthwise_convolution(v, taps, mask), (examples,)),
+    ):
+
+        def results(x, mask, attend=attend):
+            def loss(x):
+                return (attend(x, x, x, mask=mask) ** 2).sum()
+
+            return jax.jit(jax.value_and_grad(loss))(x)
+
+        for place in places:
+            for given in (None, mask):
+                with jax.set_mesh(mesh):
+                    there = jax.device_put((x, given), (NamedSharding(mesh, place),
+                                                        NamedSharding(mesh, examples)))  # fmt: skip
+                    found = results(*there)
+                assert found[1].sharding.is_equivalent_to(NamedSharding(mesh, place), x.ndim)
+                whole = results(x, given)
+                np.testing.assert_allclose(found[0], whole[0], rtol=1e-5)
+                np.testing.assert_allclose(found[1], whole[1], atol=1e-4)
+
+
 def no_more_landmarks_than_tokens_are_made():
     mesh = jax.make_mesh((8,), ("sequence",), axis_types=(AxisType.Auto,))
     attend = nystrom.sharded_attention(mesh, num_landmarks=100_000)
@@ -123,16 +154,16 @@ def ties_of_the_maximum_go_to_the_first_as_on_one_device():
     weights = jnp.arange(1.0, 11).reshape(2, 5)
 
     def pooled(x):
-        return pool(x, None, "max", "sequence")[None]
+        return pool(x, None, "max", "sequence")
 
-    cut, each = PartitionSpec(None, "sequence"), PartitionSpec("sequence")
-    on_devices = jax.shard_map(pooled, mesh=mesh, in_specs=cut, out_specs=each)
+    cut = PartitionSpec(None, "sequence")
+    on_devices = jax.shard_map(pooled, mesh=mesh, in_specs=cut, out_specs=PartitionSpec())
 
     def gradient(function):
         return jax.jit(jax.grad(lambda x: (function(x) * weights).sum()))(x)
 
     whole = gradient(lambda x: pool(x, None, "max"))
-    np.testing.assert_array_equal(gradient(lambda x: on_devices(x)[0]), whole)
+    np.testing.assert_array_equal(gradient(on_devices), whole)
     assert (np.asarray(whole) != 0).sum() == 10
 
 

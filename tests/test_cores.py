@@ -60,11 +60,11 @@ def test_a_sweep_counts_devices_as_its_runs_do(monkeypatch, tmp_path):
         (8, {"batch_size": 0}, 8),  # refused later
         (2, {"mesh.data": 1}, 1),
         (4, {"mesh.data": 2}, 2),
-        (2, {"mesh.data": 3}, None),  # refused later
-        (2, {"mesh.data": -1}, None),
+        (2, {"mesh.data": 3}, 2),  # refused later
+        (2, {"mesh.data": -1}, 2),
         (4, {"mesh.sequence": 4}, 4),
         (6, {"mesh.sequence": 2}, 4),  # 32 examples can't be cut into 3
-        (2, {"mesh.sequence": 4}, None),
+        (2, {"mesh.sequence": 4}, 2),
         (2, {"mesh.sequence": 0}, 2),
         (2, {"model.padding": "authors"}, None),
     ],

@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 CHECKS = {
     "attention": (
         "sharded_attention_is_attention",
+        "arrays_on_a_mesh_of_explicit_axes_are_attended_to",
         "no_more_landmarks_than_tokens_are_made",
         "axes_and_batches_that_are_not_there_are_refused",
     ),

@@ -5,6 +5,7 @@ import importlib
 import json
 import resource
 import shutil
+import signal
 import threading
 
 import jax
@@ -211,6 +212,24 @@ def test_a_run_cut_between_two_reports_ends_as_the_intact_one(whole, task, tmp_p
     assert (workdir / "checkpoints" / "5").is_dir()  # which the report of step 6 counts
     assert without_clock(train(config, workdir, task)) == whole[1]
     assert reports(workdir) == reports(whole[0])
+
+
+def test_a_signal_in_the_last_validation_stops_before_the_test(whole, task, tmp_path, monkeypatch):
+    evaluate = program.evaluate
+
+    def interrupted(graph, params, batches, *more):
+        assert batches.split is task.splits["validation"]
+        seen.append(evaluate(graph, params, batches, *more))
+        if len(seen) == 3:  # of six steps
+            signal.raise_signal(signal.SIGTERM)
+        return seen[-1]
+
+    seen = []
+    with monkeypatch.context() as patch, pytest.raises(program.Stopped, match="SIGTERM"):
+        patch.setattr(program, "evaluate", interrupted)
+        train(make_config(), tmp_path, task)
+    assert without_clock(train(make_config(), tmp_path, task)) == whole[1]
+    assert reports(tmp_path) == reports(whole[0])
 
 
 def test_a_run_that_began_with_other_data_stops(task, tmp_path):

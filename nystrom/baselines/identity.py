@@ -1,11 +1,10 @@
 """No attention at all: every token keeps its own value."""
 
 import jax
-import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.checks import check_inputs
-from nystrom.numerics import zero_padded
+from nystrom.numerics import repeat_heads, zero_padded
 
 
 def identity_attention(
@@ -29,5 +28,5 @@ def identity_attention(
 
 @jax.jit
 def _identity(query, value, query_mask, key_mask):
-    value = jnp.repeat(value, query.shape[-2] // max(value.shape[-2], 1), axis=-2)
+    value = repeat_heads(value, query.shape[-2])
     return zero_padded(zero_padded(value.astype(query.dtype), key_mask), query_mask)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from nystrom.array_typing import Array, Float
 from nystrom.checks import is_empty
 from nystrom.kernels import choose
-from nystrom.numerics import accumulator, common_dtype, zero_padded
+from nystrom.numerics import accumulator, common_dtype, repeat_heads, zero_padded
 from nystrom.pinv import matmul
 
 
@@ -36,12 +36,12 @@ def map_heads(
     if is_empty(*out_shape, key.shape[-3]):
         return jnp.zeros(out_shape, query.dtype)
     wide = accumulator(common_dtype(query, key, value))
-    key, value = (jnp.repeat(x, num_heads // x.shape[-2], axis=-2) for x in (key, value))
+    key, value = (repeat_heads(x, num_heads) for x in (key, value))
     heads = [
         _heads_first(x.astype(wide), mask)
         for x, mask in ((query, query_mask), (key, key_mask), (value, key_mask))
     ]
-    masks = _repeat_heads(query_mask, num_heads), _repeat_heads(key_mask, num_heads)
+    masks = _of_heads(query_mask, num_heads), _of_heads(key_mask, num_heads)
     attend = jax.checkpoint(attend, prevent_cse=False)
 
     def one(q, k, v, q_mask, k_mask):
@@ -66,11 +66,12 @@ def _heads_first(x, mask):
     return x.reshape(-1, *x.shape[-2:])
 
 
-def _repeat_heads(mask, num_heads):
+def _of_heads(mask, num_heads):
     """*B N -> (B H) N."""
     if mask is None:
         return None
-    return jnp.repeat(mask.reshape(-1, mask.shape[-1]), num_heads, axis=0)
+    mask = jnp.broadcast_to(mask[..., None, :], (*mask.shape[:-1], num_heads, mask.shape[-1]))
+    return mask.reshape(-1, mask.shape[-1])
 
 
 def kernel_average(

@@ -54,9 +54,10 @@ def reformer_attention(
             f"query {query.shape} and key {key.shape}: LSH attention needs equal lengths"
         )
     half_buckets = max(1, query.shape[-3] // bucket_size)
-    if rotations.ndim != 3 or rotations.shape[1] != query.shape[-1]:
+    if rotations.ndim != 3 or not rotations.shape[0] or rotations.shape[1] != query.shape[-1]:
         raise ValueError(
-            f"rotations have shape {rotations.shape}: expected R D P with D = {query.shape[-1]}"
+            f"rotations have shape {rotations.shape}: expected R D P with R at least 1 and "
+            f"D = {query.shape[-1]}"
         )
     if rotations.shape[2] < half_buckets:
         raise ValueError(

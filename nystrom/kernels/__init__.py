@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import AxisType
 
 from nystrom.checks import all_known
 
@@ -30,8 +31,11 @@ def choose(
     The choice is made when a program is lowered for its platform, not when it is traced. Attentions
     say what they count as `logits`, as a shape. Tiles of those need to know the sizes, so
     arrays of symbolic shapes get the plain form; and so do few logits, for which tiles are no
-    faster, and take longer to compile.
+    faster, and take longer to compile. Arrays on a mesh with Explicit axes, whose types say how
+    they are cut, get it too, for a tile's types would not.
     """
+    if implementation is None and any(map(_is_cut_by_type, jax.tree.leaves(arrays))):
+        implementation = "plain"
     if implementation is None and logits:
         sizes = (size for x in jax.tree.leaves(arrays) for size in x.shape)
         if not all_known(*sizes) or math.prod(logits) < TILED_FROM:
@@ -41,3 +45,7 @@ def choose(
     if implementation == "tiled":
         return tiled(*arrays)
     return jax.lax.platform_dependent(*arrays, cpu=tiled, cuda=cuda or plain, default=plain)
+
+
+def _is_cut_by_type(x):
+    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types

@@ -102,7 +102,7 @@ def _read_torch(path):
         raise ValueError(f"{path} holds no dictionary of named tensors")
     try:
         return {name: _from_torch(tensor.detach(), torch) for name, tensor in state.items()}
-    except TypeError as error:  # sparse ones, or of eight bits
+    except (TypeError, RuntimeError) as error:  # sparse ones, of eight bits, or views of others
         raise ValueError(f"{path} holds tensors of a kind that NumPy lacks: {error}") from None
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float, Int
-from nystrom.checks import check_ids
+from nystrom.checks import check_ids, is_empty
 from nystrom.convolution import depthwise_convolution
 from nystrom.language.activations import ACTIVATIONS
 from nystrom.language.attention import language_attention
@@ -190,7 +190,12 @@ class NystromformerModel(nnx.Module):
 def first_real(
     x: Float[Array, "*B N C"], mask: Bool[Array, "*B N"] | None, config: LanguageConfig
 ) -> Float[Array, "*B C"]:
-    """The first real token's hidden state; the first token's with padding "transformers"."""
+    """The first real token's hidden state, zeros where there is none.
+
+    With padding "transformers" the first token's.
+    """
+    if is_empty(x.shape[-2]):
+        return jnp.zeros_like(x, shape=(*x.shape[:-2], x.shape[-1]))
     if mask is None or config.padding == "transformers":
         return x[..., 0, :]
     first = jnp.argmax(mask, axis=-1)

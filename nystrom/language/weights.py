@@ -79,6 +79,10 @@ def from_pretrained(
     if head is not None:
         check_choice("head", head, ("none", *HEADS))
     dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype={dtype.name}: expected one of floating-point numbers")
+    if num_labels is not None:
+        check_count("num_labels", num_labels)
     if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True) first")
     config, fields = read_config(folder / "config.json")

@@ -169,12 +169,16 @@ def test_causal_use_is_refused():
         nystrom_attention(*random_inputs(5), is_causal=True)
 
 
+@pytest.mark.unchecked
 def test_options_out_of_range_are_refused():
     inputs = random_inputs(6)
     with pytest.raises(ValueError, match="num_landmarks=0: at least 1"):
         nystrom_attention(*inputs, num_landmarks=0)
     with pytest.raises(ValueError, match=r"iterations=0: at least 1"):
         nystrom_attention(*inputs, pinv_iterations=0)
+    for scale in (float("nan"), float("inf"), "a"):
+        with pytest.raises(ValueError, match=f"scale={scale!r}: expected a finite number"):
+            nystrom_attention(*inputs, scale=scale)
 
 
 factors_of = jitted(partial(nystrom_factors, num_landmarks=8))

@@ -285,6 +285,8 @@ def test_errors():
         reformer_attention(q, q, v, rotations=random_rotations(2, 4, 2), bucket_size=4)
     with pytest.raises(ValueError, match=r"rotations have shape \(2, 5, 3\)"):
         reformer_attention(q, q, v, rotations=random_rotations(2, 5, 3), bucket_size=4)
+    with pytest.raises(ValueError, match=r"rotations have shape \(0, 4, 9\).*R at least 1"):
+        reformer_attention(q, q, v, rotations=random_rotations(0, 4, 9), bucket_size=4)
 
 
 @pytest.mark.parametrize("x", [0.5, -2.0, -16.0, -20.0, -60.0, -500.0])

@@ -93,3 +93,5 @@ def test_errors():
         depthwise_convolution(value, normal(8, 2, 4))
     with pytest.raises(ValueError, match=r"filters \(3, 5\): expected \(2, K\)"):
         depthwise_convolution(value, normal(9, 3, 5))
+    with pytest.raises(ValueError, match=r"filters \(\): expected \(2, K\)"):
+        depthwise_convolution(value, np.float32(1))

@@ -211,9 +211,10 @@ def test_document_without_tokens_has_finite_logits(cls_token):
 
 
 @pytest.mark.parametrize("shape", [(0, LENGTH), (2, 0), (0, 2, LENGTH)])
-@pytest.mark.parametrize("pooling", ["mean", "max"])
+@pytest.mark.parametrize("pooling", nystrom.POOLINGS)
 def test_batches_without_documents_and_documents_without_places(shape, pooling):
-    model = nystrom.Classifier(make_encoder(), 3, width=8, pooling=pooling, rngs=nnx.Rngs(1))
+    options = {"width": 8, "pooling": pooling, "cls_token": 11 if pooling == "cls" else None}
+    model = nystrom.Classifier(make_encoder(), 3, **options, rngs=nnx.Rngs(1))
     graph, state = nnx.split(model)
     logits, grads = apply_and_grads(graph, state, np.zeros(shape, np.int32), np.ones(shape, bool))
     assert logits.shape == (*shape[:-1], 3)
@@ -340,6 +341,9 @@ def test_errors():
         layer(x, x[..., 0])
     with pytest.raises(ValueError, match=r"tokens \(1, 25\): expected \*B N, N at most 24"):
         make_encoder()(random_tokens(12, 1, 25))
+    for tokens in (random_tokens(12, 2, 3, 9), random_tokens(12, 9)):
+        with pytest.raises(ValueError, match=r"tokens \(.*9,?\): expected \*B 2 N, pairs"):
+            make_model(pair=True)(tokens)
     cut = make_encoder(axis_name="sequence")
     for options in ({"cls_token": 11}, {"order": True}):
         with pytest.raises(ValueError, match="cls_token and order can't have sequences cut"):

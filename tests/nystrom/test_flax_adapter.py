@@ -1,5 +1,7 @@
 """`attention_fn` inside Flax's own multi-head attention, NNX and Linen."""
 
+import pickle
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -131,6 +133,19 @@ def test_additive_masks_are_refused(lowest):
     np.testing.assert_allclose(asked_for(q, q, q, mask=mask * 1.0), expected, atol=1e-6)
     with pytest.raises(ValueError, match="mask has dtype int32"):
         attend(q, q, q, mask=mask.astype(np.int32) - 1)
+
+
+@pytest.mark.parametrize("make", [attention_fn, cross_attention_fn])
+def test_modules_that_hold_it_are_alike_and_can_be_pickled(make):
+    """So that equal models share compiled programs."""
+    graph, _ = nnx.split(nnx_module(make(num_landmarks=4)))
+    for alike in (
+        nnx.split(nnx_module(make(num_landmarks=4)))[0],
+        pickle.loads(pickle.dumps(graph)),
+    ):
+        assert alike == graph and hash(alike) == hash(graph)
+    assert nnx.split(nnx_module(make(num_landmarks=5)))[0] != graph
+    assert attention_fn() != cross_attention_fn()
 
 
 def test_only_what_flax_sends_is_taken():

@@ -85,6 +85,12 @@ def test_dropout_without_key_or_rate_is_the_identity():
     assert dropout(x, 0.0, jax.random.key(0)) is x
 
 
+@pytest.mark.unchecked
+def test_a_rate_may_be_a_number_of_numpys():
+    x, key = jnp.ones(64), jax.random.key(0)
+    np.testing.assert_array_equal(dropout(x, np.float32(0.5), key), dropout(x, 0.5, key))
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
 def test_dropout_refuses_an_impossible_rate(rate):
     with pytest.raises(ValueError, match="rate"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from inputs import jitted, normal
 
-from nystrom import iterative_pinv, nystrom_attention
+from nystrom import chebyshev_pinv, iterative_pinv, nystrom_attention
 from nystrom.kernels.symmetric_pinv import apply_pinv
 
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "eq9_float64.npz", allow_pickle=False)
@@ -102,6 +102,11 @@ def test_computes_in_float32():
     assert z.dtype == jnp.bfloat16
     expected = pinv(a.astype(jnp.bfloat16).astype(jnp.float32), 6)
     np.testing.assert_allclose(z.astype(jnp.float32), expected, rtol=8e-3)
+
+
+def test_matrices_without_rows_stay_so():
+    for form in (iterative_pinv, chebyshev_pinv):
+        assert form(jnp.ones((3, 0, 0))).shape == (3, 0, 0)
 
 
 @pytest.mark.unchecked

@@ -134,6 +134,7 @@ def test_pickles_are_read_only_when_asked_for_and_run_no_code(folder, tmp_path):
         ({0: words}, "holds no dictionary of named tensors"),
         ({WORDS: words.detach().to_sparse()}, "of a kind that NumPy lacks"),
         ({WORDS: words.detach().to(torch.float8_e4m3fn)}, "of a kind that NumPy lacks"),
+        ({WORDS: torch._neg_view(words.detach())}, "of a kind that NumPy lacks"),
     ):
         torch.save(content, folder / "pytorch_model.bin")
         with pytest.raises(ValueError, match=message):

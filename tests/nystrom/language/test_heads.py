@@ -89,6 +89,12 @@ def test_dropout_acts_when_given_a_key_and_one_an_example_is_its_own(head, tmp_p
     np.testing.assert_allclose(call(x[1:], keys[1:]), dropped[1:], atol=1e-5)
 
 
+def test_no_tokens_give_logits_too():
+    model = language.from_pretrained(DATA / "sequence_classification", attention="softmax")
+    assert np.isfinite(model(np.zeros((2, 0), int))).all()
+    assert np.isfinite(model(np.zeros((2, 0), int), np.zeros((2, 0), bool))).all()
+
+
 def test_parameters_are_float32_under_x64():
     with jax.enable_x64(True):
         model = language.MaskedLM(language.LanguageConfig(**SMALL), rngs=nnx.Rngs(0))

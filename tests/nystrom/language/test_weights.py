@@ -259,6 +259,14 @@ def test_float64_without_x64_is_refused():
         language.from_pretrained(DATA / "masked_lm", dtype=jnp.float64)
 
 
+@pytest.mark.unchecked
+def test_options_of_another_kind_are_refused():
+    with pytest.raises(ValueError, match="dtype=complex64: expected one of floating-point numbers"):
+        language.from_pretrained(DATA / "masked_lm", dtype="complex64")
+    with pytest.raises(TypeError, match=r"num_labels=2\.5: expected an integer"):
+        language.from_pretrained(DATA / "token_classification", num_labels=2.5)
+
+
 def test_importing_nystrom_imports_no_language_model():
     code = (
         "import sys, nystrom; assert 'nystrom.language' not in sys.modules; "
