@@ -106,10 +106,16 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     Raises:
       WorkdirError: no config.json that can be read, or fields that this version doesn't have.
     """
-    config = base.get_config()
-    with config.unlocked(), config.ignore_type():
-        config.update(saved_config(workdir))
-    problems = check_fields(config)
+    config, saved = base.get_config(), saved_config(workdir)
+    problems = [
+        f"config.{name}={saved[name]!r}: expected fields"
+        for name, part in config.items()
+        if isinstance(part, ml_collections.ConfigDict) and not isinstance(saved.get(name, {}), dict)
+    ]
+    if not problems:
+        with config.unlocked(), config.ignore_type():
+            config.update(saved)
+        problems = check_fields(config)
     if not problems:
         names = {"task.name": lra_tasks.NAMES + lra_tasks.LANGUAGE_NAMES}
         problems = check_choices(config, CHOICES | names)

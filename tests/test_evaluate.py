@@ -99,6 +99,14 @@ def test_a_run_of_another_version_is_refused_with_the_field(trained, tmp_path, p
         load_run(folder)
 
 
+def test_a_config_with_a_value_for_fields_is_refused(trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"task": 3}))
+    with pytest.raises(ValueError, match=r"config\.json: .*config\.task=3: expected fields"):
+        load_run(folder)
+
+
 def test_a_text_gets_the_probabilities_of_the_model(trained, tmp_path, capsys):
     workdir, _ = trained
     assert evaluate.main([f"--workdir={workdir}", f"--text={TEXT}"]) == 0
