@@ -33,7 +33,7 @@ import numpy as np
 from benchmarks import attention_contenders as contenders
 from benchmarks.attention_contenders import EXACT, LUCIDRAINS, NYSTROM, OURS, TORCH_NYSTROM
 from benchmarks.attention_report import MODES, draw, print_summary, print_table
-from benchmarks.tables import made_by, same_commit, signed, write_csv
+from benchmarks.tables import made_by, same_commit, write_csv, write_signed
 
 LENGTHS = (1024, 2048, 4096, 16384, 65536)
 LANDMARKS = (64, 256)
@@ -82,7 +82,8 @@ def grid(arguments):
     """Measures all cases that the CSV lacks, writes it after each, and draws the plots."""
     path = Path(arguments.output_dir) / "attention.csv"
     rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    about, setting = made_by(), setting_of(arguments)
+    about = made_by()
+    setting = setting_of(arguments) | {"processor": about["processor"]}
     for length in arguments.lengths:
         for num_landmarks in arguments.landmarks:
             case = {"length": length, "num_landmarks": num_landmarks, **setting}
@@ -108,7 +109,7 @@ def setting_of(arguments) -> dict:
 
 def is_of(row, case) -> bool:
     """Whether a row, of the CSV or new, has these values."""
-    return all(str(row[name]) == str(value) for name, value in case.items())
+    return all(str(row.get(name, "")) == str(value) for name, value in case.items())
 
 
 def measure_pair(length, num_landmarks, names, arguments) -> list[dict]:
@@ -268,7 +269,7 @@ def long_sequences(arguments):
             }
         )
         print("  ".join(f"{name} {value:,.5g}" for name, value in rows[-1].items()), flush=True)
-    write_csv(Path(arguments.output_dir) / "attention_long.csv", signed(rows))
+    write_signed(Path(arguments.output_dir) / "attention_long.csv", rows)
     fitted = [row for row in rows if row["length"] <= 262144]
     for name in ("seconds", "extra_megabytes"):
         logs = np.log([[row["length"], row[name]] for row in fitted])

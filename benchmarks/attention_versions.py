@@ -39,7 +39,7 @@ def main():
         parser.error("expected the folder of another checkout")
     if not (arguments.before / "nystrom" / "__init__.py").is_file():
         parser.error(f"{arguments.before}: no package nystrom there, expected a checkout of this")
-    from benchmarks.tables import signed, write_csv  # here: measuring has another checkout's
+    from benchmarks.tables import write_signed  # here: measuring has another checkout's
 
     rows = []
     for case in arguments.cases.split(","):
@@ -53,7 +53,7 @@ def main():
             values = (length, landmarks, what, f"{before:.1f}", f"{now:.1f}", f"{now / before:.2f}")
             rows.append(dict(zip(FIELDS, (*values, arguments.rounds), strict=True)))
             print(*rows[-1].values(), flush=True)
-    write_csv(arguments.output, signed(rows))
+    write_signed(arguments.output, rows)
 
 
 def measured(checkout: Path, case: str) -> dict[str, float]:

@@ -17,6 +17,13 @@ def signed(rows: list[dict]) -> list[dict]:
     return [row | about for row in rows]
 
 
+def write_signed(path: Path, rows: list[dict]) -> None:
+    """Writes rows, signed; those of other processors that the file has stay before them."""
+    rows = signed(rows)
+    there = csv.DictReader(path.read_text().splitlines()) if path.exists() else ()
+    write_csv(path, [x for x in there if x["processor"] != rows[0]["processor"]] + rows)
+
+
 def same_commit(row: dict, about: dict) -> bool:
     """Whether a row is of the commit that `about` has; the CSV being written is a change of it."""
     found = row.get("commit") or ""

@@ -20,7 +20,7 @@ import statistics
 import time
 from pathlib import Path
 
-from benchmarks.tables import signed, write_csv
+from benchmarks.tables import write_signed
 
 STEPS_PER_ROUND = {
     "PyTorch, padded": 1,
@@ -50,7 +50,7 @@ def main():
     rows = []
     for name in arguments.tasks.split(","):
         rows += benchmark(name, arguments)
-    write_csv(Path(arguments.output), signed(rows))
+    write_signed(Path(arguments.output), rows)
 
 
 def benchmark(task_name, arguments) -> list[dict]:

@@ -17,6 +17,7 @@ from benchmarks import (
     gpu_aot,
     gpu_attention,
     self_pretraining,
+    tables,
     tpu_aot,
 )
 from experiment.traffic import collective_bytes
@@ -290,8 +291,8 @@ def test_attention_is_measured_again_at_other_threads_and_commits(tmp_path, monk
         row |= {"milliseconds": 1.0, "extra_megabytes": 1.0, **attention.setting_of(arguments)}
         return [row | {"mode": mode} for mode in attention.MODES]
 
-    def grid(threads, commit, lengths=(64, 128)):
-        about = {"commit": commit, "processor": "EPYC"}
+    def grid(threads, commit, lengths=(64, 128), processor="EPYC"):
+        about = {"commit": commit, "processor": processor}
         monkeypatch.setattr(attention, "made_by", lambda: about)
         measured.clear()
         folders = {"output_dir": tmp_path, "plots_dir": tmp_path}
@@ -303,6 +304,7 @@ def test_attention_is_measured_again_at_other_threads_and_commits(tmp_path, monk
     for name in ("print_table", "print_summary", "draw"):
         monkeypatch.setattr(attention, name, lambda *_: None)
     old = measure_pair(64, 8, (), argparse.Namespace(threads=2))  # of a time without commits
+    old = [row | {"processor": "EPYC"} for row in old]
     attention.write_csv(tmp_path / "attention.csv", old)
     assert grid(2, "a") == [(2, 64), (2, 128)]
     assert grid(2, "a+changes") == []
@@ -311,6 +313,18 @@ def test_attention_is_measured_again_at_other_threads_and_commits(tmp_path, monk
     rows = list(csv.DictReader((tmp_path / "attention.csv").read_text().splitlines()))
     found = {(row["threads"], row["length"], row["commit"]) for row in rows}
     assert found == {("1", "64", "a"), ("2", "64", "b"), ("2", "128", "a")} and len(rows) == 6
+    assert grid(2, "b", (64,), "Xeon") == [(2, 64)]  # beside the other's, not in its place
+    kept = list(csv.DictReader((tmp_path / "attention.csv").read_text().splitlines()))
+    assert kept[:6] == rows and {row["processor"] for row in kept[6:]} == {"Xeon"}
+
+
+def test_figures_of_another_processor_stay(tmp_path, monkeypatch):
+    path = tmp_path / "figures.csv"
+    for processor, value in (("EPYC", 1), ("Xeon", 2), ("EPYC", 3)):
+        about = {"commit": "a", "processor": processor}
+        monkeypatch.setattr(tables, "made_by", lambda about=about: about)
+        tables.write_signed(path, [{"value": value}])
+    assert path.read_text() == "value,commit,processor\n2,a,Xeon\n3,a,EPYC\n"
 
 
 def test_self_pretraining_asks_train_whether_finished_runs_are_those_asked_for(
