@@ -9,6 +9,7 @@ import numpy as np
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.baselines.per_head import map_heads
 from nystrom.checks import check_count, check_inputs
+from nystrom.kernels.gradients import with_gradient
 from nystrom.numerics import MASKED, exact_einsum
 
 SELF = -1e5  # the logit of a token with itself: only where it has no other
@@ -177,13 +178,19 @@ def _rounds_in_reach(q_order, q_place, k_order, k_place, chunks, windows):
     return jnp.asarray(count, jnp.float32)
 
 
-@jax.custom_vjp
 def _permute(x, order, place):
     """x[order]; `place` is the inverse of `order`, so that the gradient is a lookup as well."""
-    return x[order]
 
+    def look_up(primals, constants):
+        return primals[0][constants[0]]
 
-_permute.defvjp(lambda x, order, place: (x[order], place), lambda place, d: (d[place], None, None))
+    def forward(primals, constants):
+        return look_up(primals, constants), ()
+
+    def backward(_, constants, d_out):
+        return (d_out[constants[1]],)
+
+    return with_gradient(look_up, forward, backward)((x,), (order, place))
 
 
 def _unit(x):

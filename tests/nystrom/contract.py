@@ -203,6 +203,30 @@ class AttentionContract:
             assert out.shape == x.shape
             assert all(grad.shape == x.shape for grad in grads)
 
+    def test_forward_mode_and_reverse_are_one_derivative(self):
+        """Also of gradients, forward over reverse."""
+        inputs, tangents = (random_inputs(seed, 2, dtype=np.float64) for seed in (31, 32))
+
+        def loss(*inputs):
+            return (self.attend(*inputs) ** 2).sum()
+
+        def along(*inputs):
+            pairs = zip(jax.grad(loss, (0, 1, 2))(*inputs), tangents, strict=True)
+            return sum((grad * tangent).sum() for grad, tangent in pairs)
+
+        def both(inputs):
+            _, ahead = jax.jvp(loss, inputs, tangents)
+            _, ahead_twice = jax.jvp(along, inputs, tangents)
+            return (ahead, ahead_twice), (along(*inputs), jax.grad(along, (0, 1, 2))(*inputs))
+
+        with jax.enable_x64(True):
+            (ahead, ahead_twice), (back, back_twice) = jitted(both)(inputs)
+        np.testing.assert_allclose(ahead, back, rtol=1e-9)
+        twice = sum(
+            (grad * tangent).sum() for grad, tangent in zip(back_twice, tangents, strict=True)
+        )
+        np.testing.assert_allclose(ahead_twice, twice, rtol=1e-7)
+
     def test_no_keys_or_no_queries(self):
         if not self.supports_cross_lengths:
             pytest.skip("one length")
