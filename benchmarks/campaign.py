@@ -12,7 +12,7 @@ least first; each saves when it stops. The same command goes on.
 
 A line of JSON a minute says how far it is. DIR/results gets config.json, metrics.jsonl and
 result.json of each run, and campaign.json: ready to be put under results/. --scale=0.001 takes that
-share of steps, and of Pathfinder's numbers of examples for every task, to try it out. Other
+share of steps, and of 16,000, 2,000 and 2,000 examples, at least 32, to try it out. Other
 arguments, --config.field=value, go to every run.
 """
 
@@ -126,8 +126,8 @@ def scaling(config, scale: float) -> list[str]:
         for name, least in (("num_train_steps", 4), ("warmup_steps", 1), ("eval_every", 2))
     }
     fields["log_every"] = 1
-    for split, full in (("train", 160_000), ("validation", 20_000), ("test", 20_000)):
-        fields[f"task.num_{split}"] = max(32, round(scale * full))
+    for split, full in (("train", 16_000), ("validation", 2_000), ("test", 2_000)):
+        fields[f"task.num_{split}"] = max(32, round(scale * full))  # of what every task has
     return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
