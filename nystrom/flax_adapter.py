@@ -11,6 +11,7 @@ import numpy as np
 from nystrom.array_typing import Array, Bool
 from nystrom.attention import nystrom_attention
 from nystrom.checks import PINVS, check_choice, check_count, known
+from nystrom.self_attention import Bound
 
 
 def attention_fn(
@@ -38,7 +39,7 @@ def attention_fn(
     Raises:
       ValueError, TypeError: options that `nystrom_attention` refuses.
     """
-    return _Adapter(num_landmarks, pinv_iterations, pinv, float_masks, cross=False)
+    return _make(num_landmarks, pinv_iterations, pinv, float_masks, cross=False)
 
 
 def cross_attention_fn(
@@ -52,24 +53,26 @@ def cross_attention_fn(
 
     Flax has none for the queries, which all count as real.
     """
-    return _Adapter(num_landmarks, pinv_iterations, pinv, float_masks, cross=True)
+    return _make(num_landmarks, pinv_iterations, pinv, float_masks, cross=True)
+
+
+def _make(num_landmarks, pinv_iterations, pinv, float_masks, cross):
+    check_count("num_landmarks", num_landmarks)
+    check_count("pinv_iterations", pinv_iterations)
+    check_choice("pinv", pinv, PINVS)
+    attend = Bound.of(
+        nystrom_attention, num_landmarks=num_landmarks, pinv=pinv, pinv_iterations=pinv_iterations
+    )
+    return _Adapter(attend, float_masks, cross)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Adapter:
-    """A function, but equal to others with the same options and fit to be pickled: so are models
-    that hold it, which then share compiled programs."""
+    """`attend` as Flax calls it; equal to others with the same options, as `Bound` is."""
 
-    num_landmarks: int
-    pinv_iterations: int
-    pinv: str
+    attend: Bound
     float_masks: bool
     cross: bool
-
-    def __post_init__(self):
-        check_count("num_landmarks", self.num_landmarks)
-        check_count("pinv_iterations", self.pinv_iterations)
-        check_choice("pinv", self.pinv, PINVS)
 
     # Every name that Flax is known to send. Without effect: `broadcast_dropout`, for nothing is
     # dropped; `dtype`, which queries have already; `force_fp32_for_softmax`, which is always so.
@@ -106,17 +109,9 @@ class _Adapter:
                     "self-attention, whose mask is the queries' too (and can't decode step by "
                     "step); use nystrom.cross_attention_fn"
                 )
+        masks = {"key_mask" if self.cross else "mask": mask}
         with _at(precision):
-            return nystrom_attention(
-                query,
-                key,
-                value,
-                **{"key_mask" if self.cross else "mask": mask},
-                num_landmarks=self.num_landmarks,
-                pinv=self.pinv,
-                pinv_iterations=self.pinv_iterations,
-                is_causal=is_causal,
-            )
+            return self.attend(query, key, value, **masks, is_causal=is_causal)
 
 
 def _refuse_what_cannot_be(bias, module, *einsums):
