@@ -195,6 +195,26 @@ def start(run: Run) -> Job:
     return Job(run, process, log_start, time.monotonic())
 
 
+def stop(jobs: list[Job], notice: str = "") -> None:
+    """Has what runs save and stop; kills it where KeyboardInterrupt comes meanwhile."""
+    try:
+        _signal_groups(jobs, signal.SIGINT)  # as Ctrl-C in a terminal does
+        if notice:
+            tqdm.tqdm.write(notice, file=sys.stderr)
+        for job in jobs:
+            job.process.wait()
+    except KeyboardInterrupt:
+        _signal_groups(jobs, signal.SIGKILL)
+        for job in jobs:
+            job.process.wait()
+
+
+def _signal_groups(jobs, number):
+    for job in jobs:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.process.pid, number)
+
+
 class Sweep:
     """Runs the missing runs of a sweep, `num_jobs` at a time, and shows how far all of it is."""
 
@@ -214,17 +234,17 @@ class Sweep:
 
     def run(self) -> int:
         """Runs to the end or the first Ctrl-C; returns the exit status."""
-        with contextlib.closing(self.bar), StopSignals() as stop:
+        with contextlib.closing(self.bar), StopSignals(interrupting=True) as signals:
             try:
-                while (self.waiting or self.jobs) and not stop.received:
+                while (self.waiting or self.jobs) and not signals.received:
                     while self.waiting and len(self.jobs) < self.num_jobs:
                         self.begin(self.waiting.pop(0))
                     self.reap()
                     self.show()
                     time.sleep(POLL_SECONDS)
             finally:
-                self.stop_jobs(stop.received)
-        return self.end(stop.received)
+                self.stop_jobs(signals.received)
+        return self.end(signals.received)
 
     def end(self, received: str) -> int:
         """Says how the sweep ended, by a signal if `received` names one; the exit status."""
@@ -268,25 +288,12 @@ class Sweep:
                 self.say(f"{job.run.label}: FAILED, {words}")
 
     def stop_jobs(self, received: str) -> None:
-        """Has what runs save and stop, once by the first signal, at once by a second."""
+        """Stops what runs, and says so."""
         if not self.jobs:
             return
-        try:
-            self.signal_jobs()
-            self.say(f"{received or 'error'}: {len(self.jobs)} to save and stop; again to kill")
-            for job in self.jobs:
-                job.process.wait()
-        except KeyboardInterrupt:
-            self.signal_jobs()
-            for job in self.jobs:
-                job.process.wait()
+        notice = f"{received or 'error'}: {len(self.jobs)} to save and stop; again to kill"
+        stop(self.jobs, f"[{self.counts()}] {notice}")
         self.jobs.clear()
-
-    def signal_jobs(self) -> None:
-        """What Ctrl-C in a terminal does: SIGINT to the whole group of each run."""
-        for job in self.jobs:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(job.process.pid, signal.SIGINT)
 
     def show(self) -> None:
         """Moves the bar; without a terminal, prints a line now and then."""

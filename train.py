@@ -165,10 +165,13 @@ def train(
             return metrics.Silence()
         return metrics.Reporter(workdir, start_step, config.num_train_steps)
 
+    def open_profiler(log):
+        return Profiler(workdir, profile if processes.is_first() else (0, 0), log.say)
+
     with (
         contextlib.closing(checkpoints),
         contextlib.closing(open_log()) as log,
-        contextlib.closing(Profiler(workdir, profile, log.say)) as profiler,
+        contextlib.closing(open_profiler(log)) as profiler,
         StopSignals(signals, SAVING if processes.is_first() else "") as stop_signals,
     ):
         report_step, report_time = start_step, log.seconds()

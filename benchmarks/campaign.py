@@ -20,7 +20,6 @@ import argparse
 import json
 import math
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -38,6 +37,7 @@ from sweep import (
     num_devices,
     start,
     steps_done,
+    stop,
 )
 
 TASKS = ("listops", "text", "image", "retrieval", "pathfinder")  # by the work of their recipes
@@ -67,16 +67,16 @@ def main(argv: list[str] | None = None) -> int:
     deadline = time.monotonic() + 60 * options.minutes
     try:
         runs, why = plan(options, more)
-        with StopSignals() as stop:
-            failed = Campaign(runs, deadline, options.line_seconds, stop).run()
+        with StopSignals(interrupting=True) as signals:
+            failed = Campaign(runs, deadline, options.line_seconds, signals).run()
         collect(runs, why, failed, options)
     except GridError as error:
         parser.error(str(error))
     except (RuntimeError, OSError) as error:  # no such devices; an --out that can't be written
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if stop.received:
-        return exit_status(stop.received)
+    if signals.received:
+        return exit_status(signals.received)
     return 1 if failed or not runs else 0
 
 
@@ -134,8 +134,8 @@ def scaling(config, scale: float) -> list[str]:
 class Campaign:
     """Runs, one at a time, until all are finished or the time is up."""
 
-    def __init__(self, runs: list[Run], deadline: float, line_seconds: float, stop: StopSignals):
-        self.runs, self.deadline, self.stop = runs, deadline, stop
+    def __init__(self, runs: list[Run], deadline: float, line_seconds: float, signals: StopSignals):
+        self.runs, self.deadline, self.signals = runs, deadline, signals
         self.end = deadline - SAVE_SECONDS
         self.line_seconds, self.last_line = line_seconds, time.monotonic()
         self.begun, self.failed = set(), {}
@@ -150,7 +150,7 @@ class Campaign:
         return self.failed
 
     def over(self) -> bool:
-        return bool(self.stop.received) or time.monotonic() > self.end
+        return bool(self.signals.received) or time.monotonic() > self.end
 
     def can_go_on(self, run: Run) -> bool:
         failed = run.workdir.name in self.failed
@@ -182,11 +182,11 @@ class Campaign:
                 late = end is not None and end > self.end
                 late = late and any(self.seconds_left(other) < left for other in others)
                 if self.over() or late:
-                    why = self.stop.received or ("makes room for others" if late else "time is up")
+                    reason = "makes room for others" if late else "time is up"
+                    why = self.signals.received or reason
         finally:  # also where a second signal or a broken pipe ends the campaign
             if job.process.poll() is None:
-                job.process.send_signal(signal.SIGTERM)
-            job.process.wait()
+                stop([job])
         if result := read_result(run.workdir):
             say(run=run.workdir.name, test_accuracy=result["test_accuracy"])
         elif why:

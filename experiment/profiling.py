@@ -47,8 +47,11 @@ class Profiler:
     def close(self) -> None:
         """Ends the trace; says how many steps it has, none if the run went on beyond its start."""
         if self.tracing:
-            jax.profiler.stop_trace()
-            self.say(f"profile of {self.found} steps: tensorboard --logdir={self.folder}")
+            try:
+                jax.profiler.stop_trace()
+                self.say(f"profile of {self.found} steps: tensorboard --logdir={self.folder}")
+            except (RuntimeError, OSError) as error:  # a trace is not worth a run
+                self.say(f"--profile: {self.folder}: the trace can't be written ({error})")
         elif self.stop and not self.found:
             self.say(f"--profile: step {self.start} was past or not reached, so there is no trace")
         self.tracing, self.stop = False, 0

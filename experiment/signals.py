@@ -19,11 +19,18 @@ class StopSignals:
 
     A second one ends the process in its usual way, at once. Python handles signals in the main
     thread alone, so in another one nothing is noted. What `before`, entered earlier, has noted or
-    yet notes counts too. `notice` is what is said, on the standard error, of the first.
+    yet notes counts too. `notice` is what is said, on the standard error, of the first. With
+    `interrupting` a second one of either kind raises KeyboardInterrupt instead.
     """
 
-    def __init__(self, before: "StopSignals | None" = None, notice: str = ""):
+    def __init__(
+        self,
+        before: "StopSignals | None" = None,
+        notice: str = "",
+        interrupting: bool = False,
+    ):
         self._noted, self._before, self._notice = "", before, notice
+        self._interrupting = interrupting
         self._usual: dict = {}  # what each signal did before any of these was entered
 
     @property
@@ -44,6 +51,7 @@ class StopSignals:
     def _note(self, number, frame):
         self._noted = signal.Signals(number).name
         for s in SIGNALS:
-            signal.signal(s, self._usual[s])
+            usual = signal.default_int_handler if self._interrupting else self._usual[s]
+            signal.signal(s, usual)
         if self._notice:  # not by print, which may be what it interrupts
             os.write(2, f"\n{self._noted}: {self._notice}\n".encode())

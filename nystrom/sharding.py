@@ -33,13 +33,18 @@ def sharded_attention(
       options: those of `nystrom_attention`, but `axis_name`.
 
     Raises:
-      ValueError: a name that is no axis of the mesh. The result raises as `nystrom_attention`
-        does, and where there is a `batch_axis` but no examples.
+      ValueError: a name that is no axis of the mesh, or one axis for both. The result raises as
+        `nystrom_attention` does, and where there is a `batch_axis` but no examples.
+      TypeError: `axis_name` among the options.
     """
     for axis in (sequence_axis, batch_axis):
         if axis is not None and axis not in mesh.axis_names:
             names = ", ".join(mesh.axis_names)
             raise ValueError(f"{axis!r} is no axis of the mesh: it has {names}")
+    if sequence_axis is not None and sequence_axis == batch_axis:
+        raise ValueError(f"{batch_axis!r} is to cut sequences and examples: expected two axes")
+    if "axis_name" in options:
+        raise TypeError("axis_name is given by sequence_axis: leave it out")
     pieces = 1 if sequence_axis is None else mesh.shape[sequence_axis]
     attend = partial(nystrom_attention, axis_name=sequence_axis, **options)
 

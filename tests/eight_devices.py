@@ -100,6 +100,10 @@ def axes_and_batches_that_are_not_there_are_refused():
     mesh = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
     with pytest.raises(ValueError, match="'tokens' is no axis of the mesh: it has data, seq"):
         nystrom.sharded_attention(mesh, sequence_axis="tokens")
+    with pytest.raises(ValueError, match="'data' is to cut sequences and examples"):
+        nystrom.sharded_attention(mesh, sequence_axis="data", batch_axis="data")
+    with pytest.raises(TypeError, match="axis_name is given by sequence_axis"):
+        nystrom.sharded_attention(mesh, axis_name="data")
     attend, q = nystrom.sharded_attention(mesh, batch_axis="data"), RNG.normal(size=(8, 2, 4))
     with pytest.raises(ValueError, match=r"batch_axis='data': query \(8, 2, 4\) has no examples"):
         attend(q, q, q)

@@ -39,7 +39,7 @@ def start(num_processes: int, num_devices: int, *arguments) -> list[subprocess.P
 
 
 def start_run(num_processes, num_devices, *arguments, env) -> list[subprocess.Popen]:
-    """Starts train.py with arguments in so many processes of so many CPU devices each."""
+    """Starts train.py in so many processes of so many CPU devices each; {index} is its number."""
     env = env | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(num_devices),
@@ -47,7 +47,10 @@ def start_run(num_processes, num_devices, *arguments, env) -> list[subprocess.Po
         "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
     }
     return [
-        start_train(*arguments, env=env | {"JAX_PROCESS_ID": str(index)})
+        start_train(
+            *(argument.replace("{index}", str(index)) for argument in arguments),
+            env=env | {"JAX_PROCESS_ID": str(index)},
+        )
         for index in range(num_processes)
     ]
 

@@ -56,10 +56,13 @@ def test_a_run_that_moves_ends_as_one_that_never_did(tmp_path, cache_home, monke
 
 
 def test_sigterm_to_one_of_two_stops_both_at_the_same_step(tmp_path, cache_home):
-    running = hosts.start(2, 2, f"--workdir={tmp_path}")
-    hosts.wait_until(running, lambda: hosts.num_lines(tmp_path) >= 3)
+    running = hosts.start(2, 2, f"--workdir={tmp_path}/{{index}}", "--profile=1:2")
+    hosts.wait_until(running, lambda: hosts.num_lines(tmp_path / "0") >= 3)
     running[1].send_signal(signal.SIGTERM)
-    assert 0 < hosts.stopped_by_a_signal(tmp_path, hosts.finish(running)) < 40
+    assert 0 < hosts.stopped_by_a_signal(tmp_path / "0", hosts.finish(running)) < 40
+    # The first alone writes, the trace too.
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+    assert len(list(tmp_path.glob("0/plugins/profile/*/*.xplane.pb"))) == 1
 
 
 def test_all_fail_alike_of_what_the_first_alone_can_see(tmp_path, cache_home):

@@ -175,6 +175,18 @@ def test_a_profile_that_was_cut_short_or_never_begun_says_so(tmp_path):
     assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1
 
 
+def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path):
+    (tmp_path / "plugins").write_text("in its place")
+    said = []
+    profiler = Profiler(tmp_path, (1, 2), said.append)
+    with profiler.step(1):
+        pass
+    profiler.taken(2, ())
+    assert said[0].startswith(f"--profile: {tmp_path}: the trace can't be written (")
+    (tmp_path / "plugins").unlink()
+    jax.profiler.stop_trace()  # for other tests
+
+
 def test_the_test_line_stands_once_however_often_it_is_scored(whole, task, tmp_path):
     workdir = shutil.copytree(whole[0], tmp_path / "run")
     before = reports(workdir)

@@ -45,6 +45,16 @@ def test_of_nested_ones_the_second_signal_is_heeded_at_once_too():
             assert inner.received == "SIGINT"
 
 
+def test_where_it_is_to_interrupt_a_second_one_of_either_kind_does():
+    usual = signal.getsignal(signal.SIGTERM)
+    with StopSignals(interrupting=True) as stop:
+        send(signal.SIGTERM)
+        assert stop.received == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is usual
+
+
 def test_want_of_memory_says_what_needs_less():
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\nmore")
     why = processes.out_of_memory(error)

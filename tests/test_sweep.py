@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 
 from experiment.grid import GridError, make_runs, split_values
 from experiment.read_runs import read_runs
+from experiment.signals import StopSignals
 from experiment.workdir import default_workdir
-from sweep import Job, Sweep, is_finished, log_path, main
+from sweep import Job, Sweep, is_finished, log_path, main, stop
 from tests.conftest import ROOT, SMALL, SMALL_ONE_LENGTH
 
 LISTOPS = f"--config={ROOT}/configs/lra_listops.py"
@@ -196,6 +198,19 @@ def test_a_runs_dir_that_is_a_file_is_refused_in_a_line(tmp_path, monkeypatch, c
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_sweep_that_is_interrupted_says_so_to_the_shell(name, status, tmp_path):
     assert Sweep(make_runs([LISTOPS], tmp_path), [], 1).end(name) == status
+
+
+def test_a_second_signal_kills_a_run_that_does_not_save(tmp_path):
+    code = "import signal; signal.signal(2, signal.SIG_IGN); print(1); signal.pause()"
+    command = [sys.executable, "-u", "-c", code]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    run.stdout.readline()
+    job = Job(None, run, 0, 0.0)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with StopSignals(interrupting=True), run.stdout:
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop([job], "to save and stop")
+    assert run.returncode == -signal.SIGKILL
 
 
 def test_an_interrupted_sweep_started_again_completes_what_is_missing(tmp_path):

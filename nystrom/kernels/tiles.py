@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float
+from nystrom.checks import all_known
 from nystrom.numerics import MASKED, accumulator, exact_einsum, zero_padded
 
 TILE_BYTES = 2**20  # of a tile's logits and weights: larger ones leave the cache
@@ -145,6 +146,11 @@ class _Tiling(NamedTuple):
     @staticmethod
     def of(tokens, landmarks):
         (num_examples, length, num_heads, _), num_landmarks = tokens.shape, landmarks.shape[-2]
+        if not all_known(length, num_landmarks):
+            raise ValueError(
+                f"implementation='tiled' with a length of {length}: tiles need to know it when "
+                "compiling; leave implementation out, or 'plain'"
+            )
         head_bytes = 2 * length * num_landmarks * accumulator(landmarks.dtype).itemsize
         heads = _largest_divisor(num_heads, HEADS_PER_TURN)
         batch = _largest_divisor(num_examples, HEADS_PER_TURN // num_heads)

@@ -368,6 +368,10 @@ def test_symbolic_length_and_encoder():
         example = normal(8, 2, length, 2, 4)
         expected = attention(example, example, example)
         np.testing.assert_allclose(exported.call(example), expected, atol=1e-5)
+    for function in (attention, nystrom.softmax_attention):
+        tiled = jax.jit(lambda x, f=function: f(x, x, x, implementation="tiled"))
+        with pytest.raises(ValueError, match="implementation='tiled' with a length of n"):
+            jax.export.export(tiled)(x)
     encoder = nystrom.Encoder(12, 12, width=8, num_heads=2, mlp_width=8, rngs=nnx.Rngs(0))
     graph, params = nnx.split(encoder)
     (b,) = jax.export.symbolic_shape("b")
