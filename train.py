@@ -114,6 +114,7 @@ def train(
     checkpoints = open_checkpoints(workdir / "checkpoints")
     # Kept in checkpoints, for reports after a restart to be those of a run that never stopped.
     progress = {"fingerprint": task.fingerprint, "source": task.source}
+    progress |= {"vocabulary": task.tokenizer and lra_tasks.disk.sha256_of_file(task.tokenizer)}
     progress |= {"seconds": 0.0, "since_report": {}}
     progress |= {"step_seconds": 0.0, "wait_seconds": 0.0, "compile_seconds": 0.0}
     start_step = 0

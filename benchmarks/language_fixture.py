@@ -5,9 +5,12 @@
 One folder a head with config.json, model.safetensors in float32, and outputs.npz: inputs, and what
 `transformers` makes of them in float64, in exact and in Nyström mode, with and without padding. The
 hidden states of all layers are stored for the masked-language head alone. Needs what
-requirements-language.txt lists.
+requirements-language.txt lists; the files are replaced once all are made.
 """
 
+import argparse
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +29,18 @@ FOLDER = Path(__file__).resolve().parents[1] / "tests" / "data" / "language"
 
 
 def main():
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        make(Path(made))
+        shutil.copytree(made, FOLDER, dirs_exist_ok=True)
+
+
+def make(output: Path):
+    """Writes the folders of all heads."""
     for head in HEADS:
-        folder = FOLDER / head
+        folder = output / head
         save_peer(head, folder)
         stored = {}
         for mode in ("exact", "nystrom"):

@@ -20,7 +20,7 @@ Variants:
           (`config.init_from`, by default runs/lra_listops-short): 47.3 % (three seeds), half an
           hour.
   :authors  the paper's recipe with what the authors' released code does otherwise: landmarks and
-          the mean over padding too, every document padded to 2,048, one starting scale of eq. 7 for
+          the mean over padding too, every document padded to 2,048, one starting scale of eq. 8 for
           a batch, and Adam's b1 in a cycle 0.95 -> 0.85 -> 0.95. Theirs is in half precision.
           16.5 and 36.2 % (two seeds on a GPU).
   :pretrain, :finetune, :spt_large, :spt_large_finetune

@@ -168,7 +168,14 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
                     f"config.mesh.sequence={sequence}: can't cut sequences padded to {length}; "
                     "config.task.padded_length and bucket_boundaries must be multiples of it"
                 )
-    return problems + lra_tasks.check(config.task, config.cache_dir or None)
+    of_task = lra_tasks.check(config.task, config.cache_dir or None)
+    if not of_task:
+        expect(
+            config.objective != "classify" or lra_tasks.has_labels(config.task),
+            "objective",
+            f"{config.task.name} have no labels but with config.task.sop=True; expected masked",
+        )
+    return problems + of_task
 
 
 def check_fields(config: ml_collections.ConfigDict) -> list[str]:

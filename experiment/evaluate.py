@@ -30,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f"--workdir={flags.workdir}: a run with hidden tokens knows no labels; give "
                     "that of a run begun with it, by config.init_from"
                 )
+            if loaded.config.task.vocab_size and not loaded.task.tokenizer:
+                raise ValueError(
+                    f"--workdir={flags.workdir}: its tokenizer.model is missing, the vocabulary "
+                    "that the run was trained with; put it back"
+                )
             print_label(*loaded[:2], read_documents(flags.documents, loaded.task))
         else:
             print_score(load.load_run(flags.workdir, flags.cache_dir), flags)
@@ -145,6 +150,8 @@ def _read_document(kind, value, task, module):
             raise ValueError(f"--text: {task.name} classifies pictures; give one by --file=PATH")
         return read_picture(Path(value).expanduser(), module.PICTURE_SHAPE).ravel()
     text = value
+    if kind == "text" and any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError("--text: holds bytes that are no text in this locale; give a --file=PATH")
     if kind == "file":
         path = Path(value).expanduser()
         try:

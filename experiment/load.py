@@ -65,8 +65,22 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
             )
     else:
         task = lra_tasks.without_data(config.task)
-        task = dataclasses.replace(task, tokenizer=kept if kept.exists() else None)
+        task = dataclasses.replace(task, tokenizer=own_vocabulary(kept, checkpoints))
     return Loaded(best_model(config, task, checkpoints, best_step(checkpoints)), task, config)
+
+
+def own_vocabulary(kept: Path, checkpoints: Checkpoints) -> Path | None:
+    """The vocabulary in a run's folder, None if there is none.
+
+    Raises:
+      WorkdirError: it is not the one that the run was trained with.
+    """
+    if not kept.exists():
+        return None
+    expected = checkpoints.records[checkpoints.latest_step()]["progress"].get("vocabulary")
+    if expected and lra_tasks.disk.sha256_of_file(kept) != expected:
+        raise WorkdirError(f"{kept}: not the vocabulary that the run was trained with; put it back")
+    return kept
 
 
 def load_data(config: ml_collections.ConfigDict, workdir: Path) -> lra_tasks.Task:

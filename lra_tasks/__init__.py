@@ -99,6 +99,12 @@ def _task(config: TaskConfig, splits, source: str, fingerprint: str, why_not: st
     )
 
 
+def has_labels(task_config) -> bool:
+    """Whether the examples of a task's config, one without problems, have labels to learn."""
+    config = read_config(task_config)
+    return getattr(task_module(config.name), "has_labels", lambda _: True)(config)
+
+
 def prepare_set(task_config, cache_dir=None, progress: bool = True, fingerprint: str = "") -> Path:
     """Prepares a task's data unless that has been done; returns the directory: see `load`."""
     problems = check(task_config, cache_dir)

@@ -48,6 +48,7 @@ Importing it must be cheap: no tensorflow_datasets, no JAX. It defines
     CHANCE                    (optional) accuracy in % of what knows the labels' shares alone, where
                               that is not one in NUM_CLASSES
     MASK_ID                   (optional) the token id that stands for hidden ones
+    has_labels(config) -> bool  (optional) False where the examples are only to have tokens hidden
     extra_files(notes)        (optional) {name: bytes} to keep with the set, taken out of the notes
     augment(ids, keys)        (optional) what config.task.augment does: see task.Task
 

@@ -218,7 +218,8 @@ axis.legend(fontsize=8, loc="lower right")
 plt.show()
 
 # %% [markdown]
-# With every token a landmark the swap changes nothing: Nyström attention is softmax attention then.
+# With every token a landmark the accuracy stays, though six iterations leave the inverse inexact:
+# outputs differ by some percent, and Nyström attention is softmax attention as they converge.
 # With fewer it depends on what a landmark is the mean of. Where neighbours are alike (grouped),
 # about as many landmarks as there are different words do. Where they aren't (shuffled), each
 # landmark is a mixture and much of the accuracy goes; a little training with Nyström attention in

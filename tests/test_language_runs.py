@@ -89,6 +89,18 @@ def test_fine_tuning_begins_with_it_and_classifies_text(pretrained, tmp_path, ca
     (ids,) = evaluate.read_documents([("text", "a superb film " * 99)], task)
     assert len(ids) == task.max_length and ids[-1] == tokenizer.SEP
 
+    def error_of(text="a superb film"):
+        assert evaluate.main([f"--workdir={tmp_path / 'run'}", f"--text={text}"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()[-1:]
+        return line
+
+    assert "no text in this locale" in error_of("caf\udce9")  # as Python has a byte that is none
+    kept = tmp_path / "run" / "tokenizer.model"
+    kept.write_bytes(kept.read_bytes() + b"\n")
+    assert f"{kept}: not the vocabulary that the run was trained with" in error_of()
+    kept.unlink()
+    assert "its tokenizer.model is missing" in error_of()
+
 
 def test_another_vocabulary_than_the_encoders_is_refused(pretrained, tmp_path):
     other = tmp_path / "tokenizer.model"
@@ -97,6 +109,16 @@ def test_another_vocabulary_than_the_encoders_is_refused(pretrained, tmp_path):
     given = {"init_from": str(pretrained[0]), "task.tokenizer": str(other)}
     with pytest.raises(WorkdirError, match=r"task\.tokenizer=.*another vocabulary than that run's"):
         run(small(finetune_imdb, **given), tmp_path)
+
+
+def test_documents_without_labels_are_for_hidden_tokens_alone():
+    fields = {"objective": "classify", "task.sop": False}
+    (problem,) = check_config(small(mlm, "imdb", **fields))
+    assert problem == (
+        "config.objective='classify': documents have no labels but with config.task.sop=True; "
+        "expected masked"
+    )
+    assert check_config(small(mlm, "imdb", **(fields | {"task.sop": True}))) == []
 
 
 @pytest.mark.parametrize("variant", [(mlm, ""), (mlm, "small"), (mlm, "imdb"), (finetune_imdb, "")])

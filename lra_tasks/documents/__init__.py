@@ -64,6 +64,11 @@ def check(config) -> list[str]:
     return problems
 
 
+def has_labels(config) -> bool:
+    """Pairs alone have them."""
+    return config.sop
+
+
 def set_name(config, source: str) -> str:
     """What distinguishes a set: sizes, length, vocabulary, kind of rows, seed."""
     sizes = "-".join(str(getattr(config, f"num_{split}") or "all") for split in SPLITS)

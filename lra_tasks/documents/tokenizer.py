@@ -5,6 +5,7 @@ The library is no requirement of the Long Range Arena: it is imported when one o
 
 import functools
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -71,10 +72,16 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
         if unread:
             raise unread[0] from None
         said = " ".join(str(error).split())
-        other = "larger" if "required_chars" in said else "smaller"
+        most = re.search(r"value <= (\d+)", said)
+        if "sentences_.empty()" in said:
+            advice = "none of them has any text"
+        elif most and int(most[1]) < LEAST_SIZE:
+            advice = f"they have too little text for the least size, {LEAST_SIZE}"
+        else:
+            advice = f"try a {'larger' if 'required_chars' in said else 'smaller'} one"
         raise ValueError(
             f"config.task.vocab_size={vocab_size}: no vocabulary can be learnt from the documents "
-            f"({said}); try a {other} one"
+            f"({said}); {advice}"
         ) from error
     return model.getvalue()
 

@@ -93,7 +93,7 @@ def _read_torch(path):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file fails in as many ways as a pickle has
-        reason = str(error).strip().split("\n")[0]
+        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
         raise ValueError(f"{path} can't be read by torch's weights-only loader: {reason}") from None
     state = state.get("model_state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(

@@ -124,7 +124,7 @@ def tie_decoder(arrays: dict[str, np.ndarray], tied: bool, problems: list[str]) 
         array = arrays.pop(other)
         if name not in arrays:
             arrays[name] = array
-        elif not np.array_equal(array, arrays[name]):
+        elif not np.array_equal(array, arrays[name], equal_nan=True):
             problems.append(f"{other}: differs from {name}, which it is tied to")
 
 

@@ -137,7 +137,10 @@ def save_pretrained(model: Head | NystromformerModel, path: str | os.PathLike) -
     Raises:
       ImportError: safetensors is not installed.
       OSError: the folder can't be written.
+      TypeError: `model` is no model of this package.
     """
+    if not isinstance(model, Head | NystromformerModel):
+        raise TypeError(f"model is a {type(model).__name__}: expected a model of nystrom.language")
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     kind, prefix = type(model), "" if isinstance(model, NystromformerModel) else PREFIX

@@ -250,7 +250,11 @@ def test_a_vocabulary_that_cannot_be_learnt_names_what_helps():
     with pytest.raises(ValueError, match=r"vocab_size=300: no vocabulary .* try a larger one"):
         tokenizer.train(iter(many), 300)
     with pytest.raises(ValueError, match=r"vocab_size=900: no vocabulary .* try a smaller one"):
-        tokenizer.train(iter(["a few words"]), 900)
+        tokenizer.train(iter([" ".join(WORDS)]), 900)
+    with pytest.raises(ValueError, match=r"\); they have too little text for the least size, 300"):
+        tokenizer.train(iter(["a a"]), 900)
+    with pytest.raises(ValueError, match=r"\); none of them has any text"):
+        tokenizer.train(iter([]), 300)
 
 
 def test_a_file_that_is_no_text_is_named_when_a_vocabulary_is_learnt(tmp_path):

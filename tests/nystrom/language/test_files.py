@@ -118,6 +118,9 @@ def test_pickles_are_read_only_when_asked_for_and_run_no_code(folder, tmp_path):
         return
     with pytest.raises(ValueError, match=r"pytorch_model\.bin can't be read by torch's weights"):
         language.from_pretrained(folder, torch_file="pytorch_model.bin")
+    (folder / "empty.bin").touch()
+    with pytest.raises(ValueError, match=r"weights-only loader: EOFError"):
+        language.from_pretrained(folder, torch_file="empty.bin")
     assert not (tmp_path / "sprung").exists()
     arrays = arrays_of(DATA / "masked_lm")
     state = {name: torch.tensor(array) for name, array in arrays.items()}

@@ -100,6 +100,9 @@ def test_tied_weights_go_by_either_name_or_both(folder):
     assert_same_weights(language.from_pretrained(folder), expected)
     rewrite(folder, {k: x for k, x in arrays.items() if k not in (WORDS, "cls.predictions.bias")})
     assert_same_weights(language.from_pretrained(folder), expected)
+    arrays["cls.predictions.bias"][0] = arrays["cls.predictions.decoder.bias"][0] = np.nan
+    rewrite(folder, arrays)
+    assert np.isnan(language.from_pretrained(folder).bias[0])  # though unequal to itself
     arrays["cls.predictions.decoder.weight"] = arrays[WORDS] + 1
     rewrite(folder, arrays)
     with pytest.raises(ValueError, match=r"decoder\.weight: differs from .*word_embeddings"):
