@@ -18,10 +18,10 @@ from pathlib import Path
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, 1 after an error."""
     flags = _parser().parse_args(arguments)
-    # JAX and the rest, after the flags are known to be right.
-    from experiment import load, processes
-
     try:
+        # JAX and the rest, after the flags are known to be right.
+        from experiment import load, processes
+
         processes.check_devices()
         if flags.documents:
             loaded = load.load_run(flags.workdir, flags.cache_dir, with_data=False)
