@@ -173,7 +173,8 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         expect(
             config.objective != "classify" or lra_tasks.has_labels(config.task),
             "objective",
-            f"{config.task.name} have no labels but with config.task.sop=True; expected masked",
+            f"{config.task.name} have no labels (documents do with config.task.sop=True); expected "
+            "masked",
         )
     return problems + of_task
 

@@ -115,8 +115,8 @@ def test_documents_without_labels_are_for_hidden_tokens_alone():
     fields = {"objective": "classify", "task.sop": False}
     (problem,) = check_config(small(mlm, "imdb", **fields))
     assert problem == (
-        "config.objective='classify': documents have no labels but with config.task.sop=True; "
-        "expected masked"
+        "config.objective='classify': documents have no labels (documents do with "
+        "config.task.sop=True); expected masked"
     )
     assert check_config(small(mlm, "imdb", **(fields | {"task.sop": True}))) == []
 
