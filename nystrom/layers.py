@@ -120,7 +120,8 @@ def dropout(
     if axis_name is not None:
         first = jax.lax.axis_index(axis_name) * x.shape[-2]
         length = jax.lax.axis_size(axis_name) * x.shape[-2]
-    keep = hash_bits(key, x.shape, first, length) >= np.uint32(round(rate * 2**32))
+    below = np.uint32(min(round(rate * 2**32), 2**32 - 1))
+    keep = hash_bits(key, x.shape, first, length) >= below
     return jnp.where(keep, x * (1 / (1 - rate)), jnp.zeros((), x.dtype))
 
 

@@ -157,7 +157,8 @@ class TokenPredictor(nnx.Module):
         self, hidden: Float[Array, "*B M C"], places: Int[Array, "*B K"]
     ) -> Float[Array, "*B K vocab_size"]:
         """Logits over the vocabulary at places of the sequences."""
-        places = places if self.cls_token is None else places + 1
+        if self.cls_token is not None:
+            places = places.astype(jnp.promote_types(places.dtype, jnp.int32)) + 1
         x = jnp.take_along_axis(hidden, places[..., None], axis=-2)
         if self.logits is not None:
             return self.logits(x).astype(jnp.float32)

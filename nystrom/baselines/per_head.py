@@ -88,6 +88,6 @@ def kernel_average(
     summary = matmul(key_features.T, with_ones)
     out = matmul(query_features, summary)
     total = out[:, -1:]
-    positive = total > jnp.finfo(total.dtype).tiny
+    nothing = total <= jnp.finfo(total.dtype).tiny  # NaN is not nothing
     otherwise = jnp.zeros_like(out[:, :-1]) if mean is None else mean
-    return jnp.where(positive, out[:, :-1] / jnp.where(positive, total, 1), otherwise)
+    return jnp.where(nothing, otherwise, out[:, :-1] / jnp.where(nothing, 1, total))

@@ -195,4 +195,7 @@ def _permute(x, order, place):
 
 def _unit(x):
     """Rows of unit length; zeros stay zeros."""
-    return x * jax.lax.rsqrt(jnp.maximum((x**2).sum(axis=-1, keepdims=True), 1e-12))
+    largest = jax.lax.stop_gradient(jnp.abs(x).max(axis=-1, keepdims=True))
+    x = x / jnp.where(largest > 0, largest, 1)  # whose square neither vanishes nor overflows
+    square = (x**2).sum(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.where(square > 0, square, 1))

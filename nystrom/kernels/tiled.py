@@ -82,9 +82,9 @@ def _from_landmarks(queries, key, value, key_mask, scale):
     batch = queries.shape[:-3]
 
     def forward(primals, constants):
-        context, log_total = from_short(*_flat(batch, primals), *_flat(batch, constants), scale)
-        context, log_total = _shaped(batch, context), _shaped(batch, log_total)
-        return context, (*primals, context, log_total)
+        context, softmax = from_short(*_flat(batch, primals), *_flat(batch, constants), scale)
+        context, softmax = _shaped(batch, context), _shaped(batch, softmax)
+        return context, (*primals, context, softmax)
 
     def backward(residuals, constants, d_out):
         flat = _flat(batch, residuals), *_flat(batch, constants), *_flat(batch, (d_out,))

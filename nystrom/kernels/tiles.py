@@ -78,16 +78,14 @@ def from_short(
     value: Float[Array, "B M H E"],
     key_mask: Bool[Array, "B M"] | None,
     scale: float,
-) -> tuple[Float[Array, "B H L E"], Float[Array, "B H L 1"]]:
-    """softmax(scale queries key^T) value over the real keys, zeros where there is none, and the
-    logarithm of the softmax's denominator."""
+) -> tuple[Float[Array, "B H L E"], Float[Array, "B H 2 L 1"]]:
+    """softmax(scale queries key^T) value over the real keys, zeros where there is none; and of the
+    softmax the largest logit and the denominator, B H 2 L 1."""
 
     def tile(queries, carry, tokens, mask):
         largest, total, context = carry
         key, value = tokens
-        logits = exact_einsum("ld,nd->ln", queries, key)
-        if mask is not None:
-            logits = jnp.where(mask, logits, MASKED)
+        logits = _logits(queries, key, mask)
         previous, largest = largest, jnp.maximum(largest, logits.max(axis=-1, keepdims=True))
         weights = jnp.exp(logits - largest)
         shrink = jnp.exp(previous - largest)
@@ -101,37 +99,42 @@ def from_short(
     column = jnp.zeros_like(queries, shape=(*rows, 1))
     carry = column + MASKED, column, jnp.zeros_like(queries, shape=(*rows, value.shape[-1]))
     (largest, total, context), _ = tiling.scan(tile, queries, carry, (key, value), key_mask, ())
-    return context / total, largest + jnp.log(total)
+    return context / total, jnp.stack([largest, total], axis=2)
+
+
+def _logits(queries, key, mask):
+    """Logits of the real keys, the same to the bit in both passes: their exponentials are not
+    normalised anew."""
+    logits = exact_einsum("ld,nd->ln", queries, key)
+    return logits if mask is None else jnp.where(mask, logits, MASKED)
 
 
 def from_short_gradient(residuals, key_mask, d_context, scale):
     """Gradients of `from_short` by queries, key and value."""
-    queries, key, value, context, log_total = residuals
+    queries, key, value, context, softmax = residuals
 
     def tile(short, d_queries, tokens, mask):
-        queries, d_context, log_total, mean = short
+        queries, d_context, softmax, mean = short
         key, value = tokens
-        weights = jnp.exp(exact_einsum("nd,ld->nl", key, queries) - log_total)
-        if mask is not None:
-            weights = jnp.where(mask[:, None], weights, 0)
-        d_logits = weights * (exact_einsum("nd,ld->nl", value, d_context) - mean)
-        d_key = exact_einsum("nl,ld->nd", d_logits, queries)
-        d_value = exact_einsum("nl,ld->nd", weights, d_context)
-        return d_queries + exact_einsum("nd,nl->dl", key, d_logits), (d_key, d_value)
+        largest, total = softmax
+        weights = jnp.exp(_logits(queries, key, mask) - largest) / total
+        d_logits = weights * (exact_einsum("ld,nd->ln", d_context, value) - mean)
+        d_key = exact_einsum("ln,ld->nd", d_logits, queries)
+        d_value = exact_einsum("ln,ld->nd", weights, d_context)
+        return d_queries + exact_einsum("ln,nd->ld", d_logits, key), (d_key, d_value)
 
     tiling, key_mask = _Tiling.of_keys(key, queries, key_mask)
     mean = (context * d_context).sum(axis=-1, keepdims=True)
-    log_total, mean = (x.mT for x in (log_total, mean))
     (wide,) = _wide(queries * scale)
     d_queries, (d_key, d_value) = tiling.scan(
         tile,
-        (wide, d_context, log_total, mean),
-        jnp.zeros_like(wide).mT,
+        (wide, d_context, softmax, mean),
+        jnp.zeros_like(wide),
         (key, value),
         key_mask,
         (key.shape[-1], value.shape[-1]),
     )
-    return (d_queries * scale).mT.astype(queries.dtype), d_key, d_value
+    return (d_queries * scale).astype(queries.dtype), d_key, d_value
 
 
 class _Tiling(NamedTuple):

@@ -238,6 +238,22 @@ def test_large_logits_stay_finite():
             assert np.isfinite(grad).all()
 
 
+@pytest.mark.parametrize("length", [96, 8192])  # one tile, and several
+def test_tiles_have_the_plain_forms_gradient_at_large_logits(length):
+    """Each landmark's weights on the values sum to one, whatever the logits' rounding is."""
+    x = 1e4 * normal(9, length, 1, 64)
+    values, cotangent = normal(10, length, 1, 2), np.ones((length, 1, 2), np.float32)
+
+    @partial(jitted, static_argnums=0)
+    def gradient(form):
+        attend = partial(nystrom_attention, num_landmarks=32, implementation=form)
+        return jax.vjp(lambda v: attend(x, x, v), values)[1](cotangent)[0]
+
+    plain, tiled = (gradient(form) for form in ("plain", "tiled"))
+    np.testing.assert_allclose(tiled, plain, atol=1e-5 * np.abs(plain).max())
+    np.testing.assert_allclose(tiled.sum(axis=0), length, rtol=1e-4)
+
+
 def test_values_of_half_precision_do_not_overflow_inside():
     """float16 values near its limit average without passing through an infinity."""
     q, k, _ = (x.astype(np.float16) for x in random_inputs(10))

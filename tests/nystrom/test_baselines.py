@@ -80,6 +80,19 @@ def test_linear_survives_large_negative_inputs():
     assert all(np.isfinite(grad).all() for grad in loss(q - 500, k - 500, v))
 
 
+@pytest.mark.parametrize("kernel", ["linear", "relu", "softmax"])
+def test_a_key_that_is_no_number_is_not_hidden(kernel):
+    q, k, v = random_inputs(1)
+    k[2, 0, 1] = np.nan
+    if kernel == "linear":
+        out = linear_attention(q, k, v)
+    else:
+        out = performer_attention(
+            q, k, v, projection=orthogonal_features(8, 4), feature_kernel=kernel
+        )
+    assert np.isnan(out[:, 0]).all() and np.isfinite(out[:, 1]).all()
+
+
 def test_linformer_is_attention_to_projected_tokens():
     q, k, v = random_inputs(1, length=9, key_length=12, dtype=np.float64)
     projection = normal(2, 2, 6, 15, dtype=np.float64)
@@ -208,6 +221,17 @@ def test_reformer_with_one_chunk_is_full_attention():
                 q, q, v, rotations=random_rotations(2, 4, 1), bucket_size=bucket_size
             )
         np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1e-6, 1e25])
+def test_the_length_of_reformers_keys_is_of_no_account(factor):
+    q, k, v = random_inputs(8)
+    attend = partial(reformer_attention, q, rotations=random_rotations(2, 4, 3), bucket_size=4)
+    np.testing.assert_allclose(attend(factor * k, v), attend(k, v), atol=1e-5)
+    gradient = jitted(jax.grad(lambda k: (attend(k, v) ** 2).sum()))
+    expected = gradient(k)
+    scaled = gradient(np.float32(factor) * k) * factor
+    np.testing.assert_allclose(scaled, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.unchecked

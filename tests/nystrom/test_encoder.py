@@ -470,6 +470,15 @@ def test_a_cls_token_beyond_a_narrow_dtype():
     np.testing.assert_array_equal(model(narrow), model(narrow.astype(np.int32)))
 
 
+@pytest.mark.unchecked
+def test_places_of_a_narrow_dtype_count_the_token_put_first():
+    encoder = nystrom.Encoder(20, 301, width=8, num_layers=1, mlp_width=8, rngs=nnx.Rngs(0))
+    model = nystrom.TokenPredictor(encoder, 20, width=8, cls_token=19, rngs=nnx.Rngs(1))
+    tokens, places = random_tokens(7, 1, 300), np.array([[255, 127, 299 - 256]])
+    expected = model(tokens, None, places.astype(np.int32))
+    np.testing.assert_array_equal(model(tokens, None, places.astype(np.uint8)), expected)
+
+
 def test_the_mean_of_many_halves_is_finite():
     x = np.full((1, 70_000, 1), 0.5, np.float16)
     np.testing.assert_allclose(pool(x, None), 0.5, rtol=1e-3)

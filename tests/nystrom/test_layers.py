@@ -91,6 +91,11 @@ def test_a_rate_may_be_a_number_of_numpys():
     np.testing.assert_array_equal(dropout(x, np.float32(0.5), key), dropout(x, 0.5, key))
 
 
+def test_all_but_everything_may_be_dropped():
+    out = dropout(jnp.ones(100), 1 - 1e-12, jax.random.key(0))
+    np.testing.assert_array_equal(out, 0)
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
 def test_dropout_refuses_an_impossible_rate(rate):
     with pytest.raises(ValueError, match="rate"):
