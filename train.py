@@ -140,6 +140,7 @@ def train(
     batches = batches_of("train", config.batch_size, config.seed)
     validation = batches_of("validation", config.batch_size // parts)
     test = batches_of("test", config.batch_size // parts)
+    profile = profile if processes.is_first() else (0, 0)
     votes = processes.Votes(STEPS_AHEAD)
     clock = time.monotonic() - progress["seconds"]
     compiled = progress["compile_seconds"]
@@ -166,13 +167,10 @@ def train(
             return metrics.Silence()
         return metrics.Reporter(workdir, start_step, config.num_train_steps)
 
-    def open_profiler(log):
-        return Profiler(workdir, profile if processes.is_first() else (0, 0), log.say)
-
     with (
         contextlib.closing(checkpoints),
         contextlib.closing(open_log()) as log,
-        contextlib.closing(open_profiler(log)) as profiler,
+        contextlib.closing(Profiler(workdir, profile, log.say)) as profiler,
         StopSignals(signals, SAVING if processes.is_first() else "") as stop_signals,
     ):
         report_step, report_time = start_step, log.seconds()

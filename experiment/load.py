@@ -77,7 +77,7 @@ def own_vocabulary(kept: Path, checkpoints: Checkpoints) -> Path | None:
     """
     if not kept.exists():
         return None
-    expected = checkpoints.records[checkpoints.latest_step()]["progress"].get("vocabulary")
+    expected = progress_so_far(checkpoints).get("vocabulary")
     if expected and lra_tasks.disk.sha256_of_file(kept) != expected:
         raise WorkdirError(f"{kept}: not the vocabulary that the run was trained with; put it back")
     return kept
@@ -100,9 +100,14 @@ def data_so_far(checkpoints: Checkpoints) -> tuple[str, str]:
 
     What "auto" was then it may not be by now.
     """
-    latest = checkpoints.latest_step()
-    progress = {} if latest is None else checkpoints.records[latest]["progress"]
+    progress = progress_so_far(checkpoints)
     return progress.get("source", "auto"), progress.get("fingerprint", "")
+
+
+def progress_so_far(checkpoints: Checkpoints) -> dict:
+    """The progress of a run's latest checkpoint, empty before there is one."""
+    latest = checkpoints.latest_step()
+    return {} if latest is None else checkpoints.records[latest]["progress"]
 
 
 def best_model(

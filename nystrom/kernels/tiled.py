@@ -82,8 +82,8 @@ def _from_landmarks(queries, key, value, key_mask, scale):
     batch = queries.shape[:-3]
 
     def forward(primals, constants):
-        context, softmax = from_short(*_flat(batch, primals), *_flat(batch, constants), scale)
-        context, softmax = _shaped(batch, context), _shaped(batch, softmax)
+        found = from_short(*_flat(batch, primals), *_flat(batch, constants), scale)
+        context, softmax = (_shaped(batch, x) for x in found)
         return context, (*primals, context, softmax)
 
     def backward(residuals, constants, d_out):
