@@ -83,8 +83,8 @@ def _from_landmarks(queries, key, value, key_mask, scale):
 
     def forward(primals, constants):
         found = from_short(*_flat(batch, primals), *_flat(batch, constants), scale)
-        context, softmax = (_shaped(batch, x) for x in found)
-        return context, (*primals, context, softmax)
+        context, largest, total = (_shaped(batch, x) for x in found)
+        return context, (*primals, context, largest, total)
 
     def backward(residuals, constants, d_out):
         flat = _flat(batch, residuals), *_flat(batch, constants), *_flat(batch, (d_out,))

@@ -52,9 +52,10 @@ def to_short_gradient(primals, masks, d_out, scale):
         query, d_out = tokens
         d_keys, d_values = carry
         weights, total = _weights(query, keys, bias)
-        weights = weights / total
+        d_out = d_out / total  # which normalises the weights where they are multiplied
         d_weights = exact_einsum("nd,ld->nl", d_out, values)
-        d_logits = weights * (d_weights - (weights * d_weights).sum(axis=-1, keepdims=True))
+        mean = (weights * d_weights).sum(axis=-1, keepdims=True) / total
+        d_logits = weights * (d_weights - mean)
         d_query = exact_einsum("nl,ld->nd", d_logits, keys)
         d_keys += exact_einsum("nd,nl->dl", query, d_logits)
         d_values += exact_einsum("nd,nl->dl", d_out, weights)
@@ -78,9 +79,9 @@ def from_short(
     value: Float[Array, "B M H E"],
     key_mask: Bool[Array, "B M"] | None,
     scale: float,
-) -> tuple[Float[Array, "B H L E"], Float[Array, "B H 2 L 1"]]:
+) -> tuple[Float[Array, "B H L E"], Float[Array, "B H L 1"], Float[Array, "B H L 1"]]:
     """softmax(scale queries key^T) value over the real keys, zeros where there is none; and of the
-    softmax the largest logit and the denominator, B H 2 L 1."""
+    softmax the largest logit and the denominator."""
 
     def tile(queries, carry, tokens, mask):
         largest, total, context = carry
@@ -99,7 +100,7 @@ def from_short(
     column = jnp.zeros_like(queries, shape=(*rows, 1))
     carry = column + MASKED, column, jnp.zeros_like(queries, shape=(*rows, value.shape[-1]))
     (largest, total, context), _ = tiling.scan(tile, queries, carry, (key, value), key_mask, ())
-    return context / total, jnp.stack([largest, total], axis=2)
+    return context / total, largest, total
 
 
 def _logits(queries, key, mask):
@@ -111,24 +112,24 @@ def _logits(queries, key, mask):
 
 def from_short_gradient(residuals, key_mask, d_context, scale):
     """Gradients of `from_short` by queries, key and value."""
-    queries, key, value, context, softmax = residuals
+    queries, key, value, context, largest, total = residuals
 
     def tile(short, d_queries, tokens, mask):
-        queries, d_context, softmax, mean = short
+        queries, d_context, largest, mean = short
         key, value = tokens
-        largest, total = softmax
-        weights = jnp.exp(_logits(queries, key, mask) - largest) / total
+        weights = jnp.exp(_logits(queries, key, mask) - largest)
         d_logits = weights * (exact_einsum("ld,nd->ln", d_context, value) - mean)
         d_key = exact_einsum("ln,ld->nd", d_logits, queries)
         d_value = exact_einsum("ln,ld->nd", weights, d_context)
         return d_queries + exact_einsum("ln,nd->ld", d_logits, key), (d_key, d_value)
 
     tiling, key_mask = _Tiling.of_keys(key, queries, key_mask)
+    d_context = d_context / total  # which normalises the weights where they are multiplied
     mean = (context * d_context).sum(axis=-1, keepdims=True)
     (wide,) = _wide(queries * scale)
     d_queries, (d_key, d_value) = tiling.scan(
         tile,
-        (wide, d_context, softmax, mean),
+        (wide, d_context, largest, mean),
         jnp.zeros_like(wide),
         (key, value),
         key_mask,
