@@ -265,8 +265,16 @@ class NystromFactors(NamedTuple):
     g: Float[Array, "*B H L M"]
 
     def rows(self, positions: Int[Array, " R"]) -> Float[Array, "*B H R M"]:
-        """The rows of F A^+ G that belong to the given query positions, all if asked for all."""
-        f = self.f[..., jnp.asarray(positions), :]
+        """The rows of F A^+ G that belong to the given query positions, all if asked for all.
+
+        Raises:
+          TypeError: positions that are not integers R.
+        """
+        positions = jnp.asarray(positions)
+        if positions.ndim != 1 or not jnp.issubdtype(positions.dtype, jnp.integer):
+            found = f"{positions.dtype}{list(positions.shape)}"
+            raise TypeError(f"positions are {found}: expected integers in one dimension, as [3]")
+        f = self.f[..., positions, :]
         f_a_pinv = exact_einsum("...nl,...lk->...nk", f, self.a_pinv)
         return exact_einsum("...nl,...lm->...nm", f_a_pinv, self.g)
 

@@ -110,11 +110,13 @@ def dropout(
     which N is cut inside `jax.shard_map`. 64 bits of key; indices repeat after 2^32 elements.
 
     Raises:
-      ValueError: rate is not in [0, 1).
+      ValueError: rate is not in [0, 1), or keys are not one an example.
     """
     check_rate("dropout rate", rate)
     if key is None or rate == 0:
         return x
+    if key.shape != x.shape[: key.ndim]:
+        raise ValueError(f"dropout keys {key.shape} for {x.shape}: expected one, or one an example")
     first: int | Array = 0
     length = None
     if axis_name is not None:
@@ -126,9 +128,16 @@ def dropout(
 
 
 def split_keys(key: Array | None, num: int) -> list[Array | None]:
-    """`num` keys from a key, or from one an example as many for each."""
+    """`num` keys from a key, or from one an example as many for each.
+
+    Raises:
+      TypeError: no key that `jax.random.key` has made.
+    """
     if key is None:
         return [None] * num
+    kind = getattr(key, "dtype", type(key).__name__)
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(kind, jax.dtypes.prng_key):
+        raise TypeError(f"a dropout key of {kind}: expected one that jax.random.key has made")
     keys = jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(key.ravel())
     return list(keys.reshape(num, *key.shape))
 

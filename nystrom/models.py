@@ -1,14 +1,15 @@
 """Heads on the encoder: classes of one document or of two, and tokens that were hidden."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float, Int
-from nystrom.checks import check_choice, is_empty
+from nystrom.checks import check_choice, check_ids, is_empty
 from nystrom.encoder import Encoder
 from nystrom.landmarks import token_ranks
 from nystrom.layers import Dense
@@ -28,8 +29,10 @@ class Classifier(nnx.Module):
 
     Raises:
       ValueError: an unknown `pooling`, "cls" without `cls_token` or the other way round, or with
-        sequences that are cut over devices.
+        sequences that are cut over devices; a `width` that is not the encoder's.
     """
+
+    NUM_FEATURES: ClassVar[int] = 1  # of the head's input, in widths
 
     def __init__(
         self,
@@ -48,10 +51,11 @@ class Classifier(nnx.Module):
             raise ValueError(f"pooling={pooling!r}, cls_token={cls_token}: each asks for the other")
         if pooling == "cls" and encoder.axis_name is not None:
             raise ValueError("pooling='cls' can't have its sequences cut over devices: use 'mean'")
+        _check_width(encoder, width)
         self.encoder = encoder
         self.cls_token = cls_token
         self.pooling = pooling
-        self.hidden = Dense(width, head_width, dtype=dtype, rngs=rngs)
+        self.hidden = Dense(self.NUM_FEATURES * width, head_width, dtype=dtype, rngs=rngs)
         self.logits = Dense(head_width, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -64,7 +68,7 @@ class Classifier(nnx.Module):
         return self._head(self._pool(tokens, mask, dropout_key))
 
     def _pool(self, tokens, mask, dropout_key):
-        tokens, mask = _with_cls(tokens, mask, self.cls_token)
+        tokens, mask = _with_cls(self.encoder, tokens, mask, self.cls_token)
         hidden, mask = self.encoder.in_front(tokens, mask, dropout_key)
         return pool(hidden, mask, self.pooling, self.encoder.axis_name)
 
@@ -76,8 +80,7 @@ class Classifier(nnx.Module):
 class PairClassifier(Classifier):
     """Class logits of a pair of documents a and b, from [a, b, a * b, a - b]: as `Classifier`."""
 
-    def __init__(self, encoder, num_classes, *, width=64, **options):
-        super().__init__(encoder, num_classes, width=4 * width, **options)
+    NUM_FEATURES: ClassVar[int] = 4
 
     def __call__(
         self,
@@ -85,10 +88,13 @@ class PairClassifier(Classifier):
         mask: Bool[Array, "*B 2 N"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "*B num_classes"]:
-        """Logits in float32; dropout acts only when given a key."""
-        if tokens.ndim < 2 or tokens.shape[-2] != 2:
-            raise ValueError(f"tokens {tokens.shape}: expected *B 2 N, pairs of documents")
-        documents = self._pool(tokens, mask, document_keys(dropout_key, tokens.shape[:-1]))
+        """Logits in float32; dropout acts only when given a key, or one a pair."""
+        *batch, _ = shape = np.shape(tokens)[:-1] or (0,)
+        if shape[-1] != 2:
+            raise ValueError(f"tokens {np.shape(tokens)}: expected *B 2 N, pairs of documents")
+        if not batch and dropout_key is not None and dropout_key.ndim == 0:
+            dropout_key = jax.random.split(dropout_key)  # the one pair's own
+        documents = self._pool(tokens, mask, document_keys(dropout_key, shape))
         a, b = documents[..., 0, :], documents[..., 1, :]
         return self._head(jnp.concatenate([a, b, a * b, a - b], axis=-1))
 
@@ -103,7 +109,8 @@ class TokenPredictor(nnx.Module):
     encoder's.
 
     Raises:
-      ValueError: `cls_token` or `order` with sequences that are cut over devices.
+      ValueError: `cls_token` or `order` with sequences that are cut over devices; a `width` that
+        is not the encoder's.
     """
 
     def __init__(
@@ -120,6 +127,7 @@ class TokenPredictor(nnx.Module):
     ):
         if encoder.axis_name is not None and (order or cls_token is not None):
             raise ValueError("cls_token and order can't have sequences cut over devices")
+        _check_width(encoder, width)
         self.encoder = encoder
         self.vocab_size = vocab_size
         self.cls_token = cls_token
@@ -150,7 +158,7 @@ class TokenPredictor(nnx.Module):
         dropout_key: Array | None = None,
     ) -> Float[Array, "*B M C"]:
         """The encoder's hidden states, that of the token put first among them."""
-        tokens, mask = _with_cls(tokens, mask, self.cls_token)
+        tokens, mask = _with_cls(self.encoder, tokens, mask, self.cls_token)
         return self.encoder(tokens, mask, dropout_key)
 
     def token_logits(
@@ -225,9 +233,17 @@ def _largest(x):
     return jnp.where(is_there, x, jnp.zeros((), x.dtype)).sum(axis=-2)
 
 
-def _with_cls(tokens, mask, cls_token):
+def _check_width(encoder, width):
+    if width != encoder.token_embed.features:
+        its = encoder.token_embed.features
+        raise ValueError(f"width={width} for an encoder of width={its}: expected the same")
+
+
+def _with_cls(encoder, tokens, mask, cls_token):
     if cls_token is None:
         return tokens, mask
+    longest = encoder.max_length - 1
+    check_ids(tokens, longest, mask=mask, hint=f", and {cls_token} is put before them")
     return _put_first(tokens, cls_token), None if mask is None else _put_first(mask, True)
 
 

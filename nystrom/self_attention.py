@@ -45,7 +45,7 @@ class SelfAttention(nnx.Module):
     Raises:
       ValueError: heads that don't divide the width, an even number of taps, rotary positions with
         an odd number of features a head.
-      TypeError: `conv_kernel_size` is not an integer.
+      TypeError: sizes that are not integers.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class SelfAttention(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if num_heads < 1 or width < 1 or width % num_heads:
+        if check_count("width", width) % check_count("num_heads", num_heads):
             raise ValueError(f"width={width} can't be split among num_heads={num_heads}")
         check_count("conv_kernel_size", conv_kernel_size, least=0)
         if conv_kernel_size and conv_kernel_size % 2 == 0:

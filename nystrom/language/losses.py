@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nystrom.array_typing import Array, Float, Int
 from nystrom.numerics import accumulator
@@ -12,7 +13,12 @@ IGNORED = -100  # a label that stands for none
 def cross_entropy(
     logits: Float[Array, "*B C"], labels: Int[Array, "*B"], ignored: int = IGNORED
 ) -> Float[Array, ""]:
-    """Mean cross-entropy in nats over the labels that are not `ignored`; 0 if there are none."""
+    """Mean cross-entropy in nats over the labels that are not `ignored`; 0 if there are none.
+
+    Raises:
+      ValueError: labels are not *B.
+    """
+    _check_alike(labels, logits.shape[:-1])
     logits = logits.astype(accumulator(logits.dtype))
     labels = labels.astype(jnp.int32)  # narrow ones can't hold `ignored`
     labelled = labels != ignored
@@ -31,6 +37,16 @@ def squared_error(logits: Float[Array, "*B C"], labels: Float[Array, "..."]) -> 
 def binary_cross_entropy(
     logits: Float[Array, "*B C"], labels: Float[Array, "*B C"]
 ) -> Float[Array, ""]:
-    """Mean cross-entropy in nats of independent yes or no labels, 1 or 0."""
+    """Mean cross-entropy in nats of independent yes or no labels, 1 or 0.
+
+    Raises:
+      ValueError: labels are not *B C.
+    """
+    _check_alike(labels, logits.shape)
     wide = logits.astype(accumulator(logits.dtype))
     return (jax.nn.softplus(wide) - wide * labels.astype(wide.dtype)).mean()
+
+
+def _check_alike(labels, shape):
+    if np.shape(labels) != shape:
+        raise ValueError(f"labels have shape {np.shape(labels)}: expected {shape}, as the logits")

@@ -211,6 +211,14 @@ class TestFactors:
         np.testing.assert_allclose(rows, product[:, :, positions], atol=1e-5)
         np.testing.assert_allclose(factors.rows(np.arange(11)), product, atol=1e-5)
 
+    @pytest.mark.unchecked
+    def test_positions_that_are_no_integers_in_a_row_are_refused(self):
+        for positions in (3, [[0, 1]], [0.5], []):
+            with pytest.raises(
+                TypeError, match=r"positions are \w+\[.*\]: expected integers in one"
+            ):
+                self.factors().rows(positions)
+
     def test_padding_has_neither_rows_nor_columns(self):
         factors = self.factors()
         np.testing.assert_array_equal(np.moveaxis(factors.f, 1, 2)[~self.query_mask], 0)

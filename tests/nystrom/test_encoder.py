@@ -329,6 +329,8 @@ def test_the_paper_s_model_has_its_parameters():
 def test_errors():
     with pytest.raises(ValueError, match=r"width=8 can't be split among num_heads=3"):
         nystrom.NystromSelfAttention(8, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"num_heads=2\.0: expected an integer of at least 1"):
+        nystrom.NystromSelfAttention(8, 2.0, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="conv_kernel_size=4: expected 0 or an odd number"):
         nystrom.NystromSelfAttention(8, 2, conv_kernel_size=4, rngs=nnx.Rngs(0))
     layer, x = nystrom.NystromSelfAttention(8, 2, rngs=nnx.Rngs(0)), np.ones((2, 9, 8), np.float32)
@@ -344,10 +346,48 @@ def test_errors():
     for tokens in (random_tokens(12, 2, 3, 9), random_tokens(12, 9)):
         with pytest.raises(ValueError, match=r"tokens \(.*9,?\): expected \*B 2 N, pairs"):
             make_model(pair=True)(tokens)
+    for model in (make_model(cls_token=11), make_model(pair=True)):
+        with pytest.raises(TypeError, match="tokens have dtype list: expected an array of integer"):
+            model([[1, 2], [3, 4]])
+    with pytest.raises(ValueError, match=r"N at most 23, and 11 is put before them"):
+        make_model(cls_token=11)(random_tokens(12, 1, 24))
+    for kind in (nystrom.Classifier, nystrom.PairClassifier, nystrom.TokenPredictor):
+        with pytest.raises(
+            ValueError, match="width=16 for an encoder of width=8: expected the same"
+        ):
+            kind(make_encoder(), 3, width=16, rngs=nnx.Rngs(0))
     cut = make_encoder(axis_name="sequence")
     for options in ({"cls_token": 11}, {"order": True}):
         with pytest.raises(ValueError, match="cls_token and order can't have sequences cut"):
             nystrom.TokenPredictor(cut, 11, width=8, **options, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.unchecked
+def test_dropout_keys_that_are_none_or_do_not_fit_are_refused():
+    model, tokens = make_model(dropout_rate=0.5), random_tokens(15, 2, LENGTH)
+    for key in (jax.random.PRNGKey(0), np.zeros(2, np.uint32), 3):
+        with pytest.raises(
+            TypeError, match=r"a dropout key of .*: expected one that jax\.random\.key"
+        ):
+            model(tokens, None, key)
+    for count in (1, 3):
+        keys = jax.random.split(jax.random.key(0), count)
+        with pytest.raises(ValueError, match=rf"dropout keys \({count},\) for .* one an example"):
+            model(tokens, None, keys)
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_an_example_and_its_key_give_the_same_in_a_batch_and_alone(pair):
+    graph, state = nnx.split(make_model(pair=pair, dropout_rate=0.5))
+    tokens = random_tokens(16, 2, 2, LENGTH) if pair else random_tokens(16, 2, LENGTH)
+    keys = jax.random.split(jax.random.key(1), 2)
+    batch = apply(graph, state, tokens, None, keys)
+    for i in range(2):
+        alone = apply(graph, state, tokens[i], None, keys[i])
+        np.testing.assert_allclose(batch[i], alone, atol=1e-5)
+    model = nnx.merge(graph, state)
+    mapped = jax.vmap(lambda tokens, key: model(tokens, None, key))(tokens, keys)
+    np.testing.assert_allclose(batch, mapped, atol=1e-5)
 
 
 SHARDED = """

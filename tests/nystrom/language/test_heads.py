@@ -37,6 +37,14 @@ def test_cross_entropy_counts_what_has_a_label():
 
 
 @pytest.mark.unchecked
+def test_labels_of_another_shape_than_the_logits_are_refused():
+    with pytest.raises(ValueError, match=r"labels have shape \(1,\): expected \(4,\), as the log"):
+        language.cross_entropy(jnp.zeros((4, 3)), jnp.array([1]))
+    with pytest.raises(ValueError, match=r"labels have shape \(3,\): expected \(4, 3\)"):
+        binary_cross_entropy(jnp.zeros((4, 3)), jnp.zeros(3))
+
+
+@pytest.mark.unchecked
 def test_losses_of_narrow_numbers():
     logits = jnp.asarray(np.random.default_rng(1).normal(size=(2, 300)), jnp.float32)
     for labels in ([156, 7], [200, 255]):
