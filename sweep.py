@@ -33,7 +33,7 @@ from experiment.cores import cpu_devices
 from experiment.grid import GridError, Run, make_runs
 from experiment.processes import no_devices
 from experiment.signals import STOPPED, StopSignals, exit_status
-from experiment.workdir import WorkdirError, check_same_config, read_result
+from experiment.workdir import WorkdirError, check_same_config, is_running, read_result
 
 TRAIN = Path(__file__).resolve().with_name("train.py")
 POLL_SECONDS = 0.2
@@ -231,14 +231,14 @@ class Sweep:
             dynamic_ncols=True,
         )
         self.start = self.last_line = time.monotonic()
+        self.is_waiting = False
 
     def run(self) -> int:
         """Runs to the end or the first Ctrl-C; returns the exit status."""
         with contextlib.closing(self.bar), StopSignals(interrupting=True) as signals:
             try:
                 while (self.waiting or self.jobs) and not signals.received:
-                    while self.waiting and len(self.jobs) < self.num_jobs:
-                        self.begin(self.waiting.pop(0))
+                    self.begin_more()
                     self.reap()
                     self.show()
                     time.sleep(POLL_SECONDS)
@@ -264,6 +264,18 @@ class Sweep:
         if received:
             return exit_status(received)
         return 1 if self.failed or self.stopped else 0
+
+    def begin_more(self) -> None:
+        """Starts runs while there is room; one that another process runs waits for that."""
+        while self.waiting and len(self.jobs) < self.num_jobs:
+            run = next((run for run in self.waiting if not is_running(run.workdir)), None)
+            if run is None:
+                if not self.is_waiting:
+                    self.is_waiting = True
+                    self.say(f"{self.waiting[0].label}: waits, as another process runs it")
+                return
+            self.waiting.remove(run)
+            self.begin(run)
 
     def begin(self, run: Run) -> None:
         """Starts a run, and says so."""

@@ -193,6 +193,7 @@ def train(
             evaluating = step % config.eval_every == 0 or step == config.num_train_steps
             if evaluating or step % config.log_every == 0:
                 collect()
+                checkpoints.check()
                 seconds = log.seconds() - report_time
                 rate = (step - report_step) * config.batch_size / seconds
                 values = metrics.means(progress["since_report"]) | {

@@ -19,6 +19,7 @@ arguments, --config.field=value, go to every run.
 import argparse
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -235,7 +236,9 @@ def collect(runs: list[Run], why: dict[str, dict], failed: dict[str, str], optio
         for name in ("config.json", "metrics.jsonl", "result.json"):
             if (run.workdir / name).exists():
                 (folder / run.workdir.name).mkdir(exist_ok=True)
-                shutil.copy2(run.workdir / name, folder / run.workdir.name / name)
+                temporary = folder / run.workdir.name / f".{name}.tmp"
+                shutil.copy2(run.workdir / name, temporary)
+                os.replace(temporary, temporary.with_name(name))
     summary = {"minutes": options.minutes, "scale": options.scale, "runs": states}
     (folder / "campaign.json").write_text(json.dumps(summary | why, indent=2))
     finished = sum(map(is_finished, runs))

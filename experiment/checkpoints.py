@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -58,20 +59,16 @@ class Checkpoints:
     def manager(self) -> ocp.CheckpointManager:
         """What writes and deletes steps. Made when first needed: broken steps would stop it."""
         self._set_broken_aside()
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._quiet.enter_context(orbax_quiet())  # until closed: it writes in the background
-            return ocp.CheckpointManager(
-                self.directory,
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=_Kept(self),
-                    cleanup_tmp_directories=True,
-                    create=False,
-                    multiprocessing_options=ALONE,
-                ),
-            )
-        except OSError as error:
-            raise CheckpointError(f"{self.directory}: can't write there ({error})") from error
+        self._quiet.enter_context(orbax_quiet())  # until closed: it writes in the background
+        return ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=_Kept(self),
+                cleanup_tmp_directories=True,
+                create=False,
+                multiprocessing_options=ALONE,
+            ),
+        )
 
     def save(self, step: int, state, progress: dict, accuracy: float = NOT_EVALUATED) -> None:
         """Saves the state after `step` steps, once; `accuracy` is that on validation.
@@ -91,6 +88,7 @@ class Checkpoints:
         best = _best([*self.records.values(), record])
         record["best_step"] = best and best["step"]
         record["digest"] = _record_digest(record)
+        self._check_writable()
         manager = self.manager
         self.records[step] = record
         try:
@@ -127,8 +125,9 @@ class Checkpoints:
 
         Raises:
           CheckpointError: there were steps but none is whole, or the best one isn't, so the run
-            would end with another result; or the state is of another structure.
+            would end with another result; the state is of another structure; or none can be saved.
         """
+        self._check_writable()
         found = None
         for step in sorted(self.records, reverse=True):
             try:
@@ -177,7 +176,10 @@ class Checkpoints:
         with self._quiet:
             if "manager" in self.__dict__:
                 self.wait()
-                self.manager.close()
+                try:
+                    self.manager.close()
+                except Exception as error:  # orbax raises many kinds, some of them here alone
+                    raise self._cannot_write(error) from error
 
     def _read_state(self, step, like):
         record = self.records[step]
@@ -196,6 +198,15 @@ class Checkpoints:
         if record["state"] not in (None, found):
             raise Damaged("its numbers are not those that were saved")
         return state
+
+    def _check_writable(self):
+        """Raises unless a folder can be made: where not, orbax's threads wait for five minutes."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".try-", dir=self.directory):
+                pass
+        except OSError as error:
+            raise CheckpointError(f"{self.directory}: can't write there ({error})") from error
 
     def _set_broken_aside(self):
         for step in [step for step in self.broken if self._folder(step).exists()]:
@@ -220,6 +231,11 @@ class Checkpoints:
 
     def _folder(self, step):
         return self.directory / str(step)
+
+    def check(self) -> None:
+        """CheckpointError if what is being written can't be, as far as that is known."""
+        if "manager" in self.__dict__ and not self.manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Until all that was saved is written; CheckpointError if it can't be."""

@@ -6,6 +6,7 @@ import lra_tasks
 import nystrom
 from configs import base, reading
 from experiment.mesh import mesh_problems
+from experiment.workdir import ADDRESS
 
 # The least that a number may be.
 AT_LEAST = {
@@ -81,6 +82,11 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         expect(_get(config, field) < MAX_FLOAT, field, "expected a finite number, in float32")
     for field, most in AT_MOST.items():
         expect(_get(config, field) <= most, field, f"expected {AT_LEAST[field]} to {most}")
+    expect(
+        not ADDRESS.match(config.cache_dir),
+        "cache_dir",
+        "expected a folder of a file system, no address",
+    )
     problems += check_choices(config, CHOICES)
     if problems:  # what follows divides by these numbers
         return problems + lra_tasks.check(config.task, config.cache_dir or None)

@@ -14,7 +14,7 @@ from experiment.checkpoints import Checkpoints
 from experiment.config_checks import CHOICES, check_choices, check_fields
 from experiment.model import head_of, make_model
 from experiment.training import initial_state, make_optimizer
-from experiment.workdir import WorkdirError, saved_config
+from experiment.workdir import WorkdirError, read_result, saved_config
 from lra_tasks.progress import plain_warnings
 
 
@@ -149,7 +149,7 @@ def best_step(checkpoints: Checkpoints) -> int:
     """The step of the best checkpoint on validation or, before any evaluation, the latest.
 
     Raises:
-      WorkdirError: there is no whole checkpoint.
+      WorkdirError: there is no whole checkpoint, or not that of a finished run's result.
     """
     latest = checkpoints.latest_step()
     if latest is None:
@@ -158,6 +158,13 @@ def best_step(checkpoints: Checkpoints) -> int:
         raise WorkdirError(
             f"{checkpoints.directory}: no checkpoint there{problems}. The same train.py command as "
             "before trains the run, and saves some."
+        )
+    scored = (read_result(checkpoints.directory.parent) or {}).get("best_step")
+    if scored not in (None, *checkpoints.records):
+        why = checkpoints.broken.get(scored, "it is gone")
+        raise WorkdirError(
+            f"{checkpoints.directory / str(scored)}: the run's best checkpoint, which its result "
+            f"is of: {why}; put an intact copy back"
         )
     # Records of the version without digests don't say which is best.
     recorded, best = checkpoints.records[latest]["best_step"], checkpoints.best()

@@ -240,8 +240,8 @@ def median_rate(path: Path) -> float | None:
     A median, since what else a machine does now and then is no property of the run.
     """
     reports = map(json.loads, path.read_text().splitlines())
-    rates = [r["examples_per_second"] for r in reports if r["split"] == "train"]
-    return statistics.median(rates) if rates else None
+    rates = [r.get("examples_per_second") for r in reports if r["split"] == "train"]
+    return statistics.median(filter(None, rates)) if any(rates) else None
 
 
 def drop_reports_after(path: Path, step: int) -> None:
@@ -260,5 +260,8 @@ def drop_reports_after(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    try:
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{path}: can't write there ({error}); make room") from error

@@ -6,7 +6,7 @@ import jax
 import ml_collections
 
 import lra_tasks
-from experiment.checkpoints import Checkpoints
+from experiment.checkpoints import CheckpointError, Checkpoints
 from experiment.load import best_model, best_step, read_config
 from experiment.objectives import mask_token
 from experiment.workdir import WorkdirError, read_result, recorded
@@ -55,7 +55,10 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
     """
     source, checkpoints, step = read_source(config.init_from)
     source_task = lra_tasks.without_data(source.task)
-    found = weights_by_name(best_model(source, source_task, checkpoints, step))
+    try:
+        found = weights_by_name(best_model(source, source_task, checkpoints, step))
+    except CheckpointError as error:
+        raise WorkdirError(f"config.init_from={config.init_from!r}: {error}") from error
     wanted = weights_by_name(params)
     problems = [
         f"config.model.{name}: {source.model[name]!r} there, {config.model[name]!r} here"

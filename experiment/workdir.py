@@ -1,6 +1,7 @@
 """A run's folder: its default name, its config.json, and whose it is."""
 
 import fcntl
+import fnmatch
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ import ml_collections
 from configs import base
 
 MAX_NAME = 150  # of a folder's name; file systems allow 255 bytes
+ADDRESS = re.compile(r"\w+:/")  # gs://bucket/folder, as a path has it
 
 
 # Fields that may change when a run goes on: where files lie, how often it reports and saves, how a
@@ -74,8 +76,17 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
 
     Raises:
       WorkdirError: the workdir belongs to a run with another config (the differing fields are
-        named), is in use by another process, can't be written, or holds something else.
+        named), is in use by another process, can't be written, or holds something else; or it has
+        a name that checkpoints can't have.
     """
+    if ADDRESS.match(str(workdir)):
+        raise WorkdirError(f"--workdir={workdir}: an address; expected a folder of a file system")
+    full = str(workdir.absolute())
+    if not fnmatch.fnmatchcase(full, full):  # orbax takes the path for a pattern
+        raise WorkdirError(
+            f"--workdir={workdir}: checkpoints below {full} could not be read again, for its "
+            "[brackets]; choose a path without"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
@@ -142,13 +153,27 @@ def check_same_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
         )
 
 
+def is_running(workdir: Path) -> bool:
+    """Whether a process has claimed a workdir."""
+    try:
+        with (workdir / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock there, or none can be: the run says so
+        pass
+    return False
+
+
 def read_result(workdir: Path) -> dict | None:
     """The result of a finished run; None where there is none, or no whole one."""
     try:
         result = read_object(workdir / "result.json")
     except ValueError:
         return None
-    return result if "test_accuracy" in result else None
+    config = result.get("config")
+    is_whole = isinstance(config, dict) and isinstance(config.get("task"), dict)
+    return result if is_whole and {"test_accuracy", "fingerprint"} <= result.keys() else None
 
 
 def strict_json(value, indent: int | None = None) -> str:

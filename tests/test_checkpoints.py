@@ -1,7 +1,9 @@
 """Checkpoints, damaged in every way: what is restored is what was saved, or the error says why."""
 
+import json
 import resource
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -13,6 +15,8 @@ import pytest
 from experiment import checkpoints as module
 from experiment.checkpoints import CheckpointError, Checkpoints
 from experiment.load import best_step
+from experiment.workdir import WorkdirError
+from tests.written_runs import RESULT
 
 STEPS = {4: 0.5, 6: 0.2, 8: 0.4, 12: 0.3}  # accuracies; what is kept is 4, the best, 8 and 12
 PROGRESS = {"fingerprint": "f", "seconds": 1.5, "since_report": {"loss": (0.1, 8.0)}}
@@ -242,6 +246,52 @@ def test_a_disk_that_takes_no_more_is_named_once_and_keeps_what_was_saved(copy, 
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "Traceback" not in capfd.readouterr().err
     assert resume(copy) == (12, [])
+
+
+def test_a_checkpoint_that_can_not_be_written_is_known_before_the_next(copy):
+    checkpoints = Checkpoints(copy)
+    checkpoints.check()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+        with pytest.raises(CheckpointError, match="can't be written"):
+            checkpoints.save(16, state_of(16), PROGRESS, 0.9)
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                checkpoints.check()
+                time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_folder_that_can_not_be_written_is_refused_at_once(copy, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=r"link: can't write there"):
+        Checkpoints(tmp_path / "link").resume(state_of(0))
+    checkpoints = Checkpoints(copy)
+
+    def refuse(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(module.tempfile, "TemporaryDirectory", refuse)
+    for write in (lambda: checkpoints.resume(state_of(0)), lambda: checkpoints.save(9, {}, {})):
+        with pytest.raises(CheckpointError, match=r"can't write there .*Read-only file system"):
+            write()
+    assert "manager" not in checkpoints.__dict__
+
+
+def test_a_finished_run_is_never_read_from_another_step_than_it_was_scored_at(copy):
+    result = copy.parent / "result.json"
+    result.write_text(json.dumps(RESULT | {"best_step": 12}))
+    assert best_step(Checkpoints(copy)) == 4  # what the records say, where both are there
+    (copy / "12" / "record" / "metadata").write_text("[]")
+    with pytest.raises(WorkdirError, match=r"checkpoints/12: the run's best .*can't be read"):
+        best_step(Checkpoints(copy))
+    shutil.rmtree(copy / "12")
+    with pytest.raises(WorkdirError, match=r"checkpoints/12: the run's best .*is gone; put"):
+        best_step(Checkpoints(copy))
+    result.unlink()
+    assert best_step(Checkpoints(copy)) == 4
 
 
 def test_digests_tell_names_types_shapes_and_bits_apart():

@@ -243,6 +243,15 @@ def test_weights_that_do_not_fit_are_named_one_by_one(pretrained):
         start_from(config, task, nnx.state(make_model(config.model, task, 0)))
 
 
+def test_a_source_whose_best_checkpoint_is_damaged_is_named(pretrained, tmp_path):
+    source = shutil.copytree(pretrained[0], tmp_path / "damaged")
+    for array in (source / "checkpoints").glob("*/state/manifest.ocdbt"):
+        array.unlink()
+    config = finetune(source)
+    with pytest.raises(WorkdirError, match=r"config\.init_from='.*damaged': .*is damaged \("):
+        start_from(config, lra_tasks.without_data(config.task), None)
+
+
 def test_a_source_that_is_none_is_refused_before_anything_is_touched(tmp_path, run_train):
     begun = tmp_path / "begun"
     record_config(begun, finetune(""))

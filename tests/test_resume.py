@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ import lra_tasks
 import train as program
 from experiment import provenance
 from experiment.checkpoints import Checkpoints
-from experiment.config_checks import choose_accumulate_steps
+from experiment.config_checks import check_config, choose_accumulate_steps
 from experiment.load import load_data
 from experiment.metrics import Reporter, drop_reports_after, median_rate
 from experiment.profiling import Profiler, parse_steps
@@ -315,6 +316,22 @@ def test_a_workdir_in_use_is_refused(tmp_path):
     claim(tmp_path, make_config()).close()
 
 
+@pytest.mark.parametrize("name", ["runs [old]/a", "a[!b]c", "[1-3]"])
+def test_a_workdir_whose_checkpoints_could_not_be_read_again_is_refused(name, tmp_path):
+    with pytest.raises(WorkdirError, match=r"could not be read again, for its \[brackets\]"):
+        claim(tmp_path / name, make_config())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_workdir_that_is_an_address_is_refused():
+    with pytest.raises(
+        WorkdirError, match=r"--workdir=gs:/bucket/run: an address; expected a fold"
+    ):
+        claim(Path("gs://bucket/run"), make_config())
+    (problem,) = check_config(make_config(cache_dir="gs://bucket/cache"))
+    assert "config.cache_dir='gs://bucket/cache': expected a folder of a file system" in problem
+
+
 def test_a_run_goes_on_with_the_data_that_it_began_with(whole, task, tmp_path, monkeypatch):
     monkeypatch.setattr(
         lra_tasks, "load", lambda fields, cache, progress, wanted: (fields.source, wanted)
@@ -427,8 +444,9 @@ def test_damaged_reports_do_not_keep_a_run_from_going_on(tmp_path):
     path.write_bytes(whole.encode() + b"\xff\xfe\x00\n" + whole.replace("2", "4", 1).encode())
     drop_reports_after(path, 3)
     assert path.read_text() == whole and median_rate(path) == 7
-    path.write_text("")
-    assert median_rate(path) is None
+    for text in ("", '{"step": 2, "split": "train"}\n'):
+        path.write_text(text)
+        assert median_rate(path) is None
 
 
 def test_a_full_disk_is_named_by_the_file_and_ends_the_reports_without_tracebacks(tmp_path, capsys):
@@ -437,8 +455,12 @@ def test_a_full_disk_is_named_by_the_file_and_ends_the_reports_without_traceback
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))  # of any file, in bytes
-        with pytest.raises(OSError, match=r"metrics\.jsonl: can't write there .*make room"):
-            log.report(2, "train", {"loss": 1.0})
+        for write in (
+            lambda: log.report(2, "train", {"loss": 1.0}),
+            lambda: Reporter(tmp_path, 1, 10),
+        ):
+            with pytest.raises(OSError, match=r"metrics\.jsonl: can't write there .*make room"):
+                write()
         log.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

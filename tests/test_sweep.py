@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from experiment.grid import GridError, make_runs, split_values
 from experiment.read_runs import read_runs
 from experiment.signals import StopSignals
-from experiment.workdir import default_workdir
+from experiment.workdir import claim, default_workdir
 from sweep import Job, Sweep, is_finished, log_path, main, stop
 from tests.conftest import ROOT, SMALL, SMALL_ONE_LENGTH
+from tests.written_runs import RESULT
 
 LISTOPS = f"--config={ROOT}/configs/lra_listops.py"
 
@@ -124,8 +125,28 @@ def test_a_result_that_is_not_whole_finishes_no_run(text, tmp_path):
     result = run.workdir / "result.json"
     result.write_text(text)
     assert not is_finished(run)
-    result.write_text('{"test_accuracy": 0.5}')
+    for name in RESULT:
+        result.write_text(json.dumps(RESULT | {name: None}))
+        assert is_finished(run) == (name != "config")
+        result.write_text(json.dumps({k: v for k, v in RESULT.items() if k != name}))
+        assert not is_finished(run)
+    result.write_text(json.dumps(RESULT))
     assert is_finished(run)
+
+
+def test_a_run_that_another_process_runs_waits_for_it(tmp_path, monkeypatch, capsys):
+    first, second = make_runs([LISTOPS, "--config.seed=0,1"], tmp_path)
+    started = []
+    monkeypatch.setattr("sweep.start", lambda run: started.append(run) or run)
+    whole = Sweep([first, second], [first, second], 2)
+    lock = claim(first.workdir, first.config)
+    whole.begin_more()
+    whole.begin_more()
+    assert started == [second] and whole.waiting == [first]
+    assert capsys.readouterr().err.count("seed=0: waits, as another process runs it") == 1
+    lock.close()
+    whole.begin_more()
+    assert started == [second, first] and not whole.waiting
 
 
 def test_configs_of_all_runs_are_checked_before_the_first_starts(tmp_path):
