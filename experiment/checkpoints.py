@@ -205,8 +205,16 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".try-", dir=self.directory):
                 pass
+        except FileExistsError as error:
+            raise CheckpointError(
+                f"{self.directory}: a file or a link to nothing, where a folder was to be; bring "
+                "that back, or choose another --workdir"
+            ) from error
         except OSError as error:
-            raise CheckpointError(f"{self.directory}: can't write there ({error})") from error
+            raise CheckpointError(
+                f"{self.directory}: can't write there ({error}); make room there, or see to its "
+                "permissions"
+            ) from error
 
     def _set_broken_aside(self):
         for step in [step for step in self.broken if self._folder(step).exists()]:
