@@ -9,7 +9,8 @@ files. Commas in brackets or quotes don't separate:
 
 Each run has the workdir that train.py would give it, in --runs_dir, and its output in
 <workdir>.log. Finished runs are skipped and unfinished ones go on where they were, so the same
-command completes a sweep that was interrupted. A run that fails is reported and the rest go on.
+command completes a sweep that was interrupted; one that another process runs is waited for. A run
+that fails is reported and the rest go on.
 The exit status is 0 if every run is finished, 1 if one failed or was stopped by other hands, 130 or
 143 if the sweep itself was interrupted (SIGINT, SIGTERM).
 """
