@@ -91,15 +91,13 @@ class Checkpoints:
         self._check_writable()
         manager = self.manager
         self.records[step] = record
-        try:
+        with self._writing():
             manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
                 ),
             )
-        except Exception as error:  # orbax raises many kinds
-            raise self._cannot_write(error) from error
         kept = self.kept_steps()
         self.records = {s: record for s, record in self.records.items() if s in kept}
 
@@ -176,10 +174,8 @@ class Checkpoints:
         with self._quiet:
             if "manager" in self.__dict__:
                 self.wait()
-                try:
+                with self._writing():  # some errors come here alone
                     self.manager.close()
-                except Exception as error:  # orbax raises many kinds, some of them here alone
-                    raise self._cannot_write(error) from error
 
     def _read_state(self, step, like):
         record = self.records[step]
@@ -248,16 +244,20 @@ class Checkpoints:
     def wait(self) -> None:
         """Until all that was saved is written; CheckpointError if it can't be."""
         if "manager" in self.__dict__:
-            try:
+            with self._writing():
                 self.manager.wait_until_finished()
-            except Exception as error:  # orbax raises many kinds
-                raise self._cannot_write(error) from error
 
-    def _cannot_write(self, error):
-        return CheckpointError(
-            f"{self.directory}: a checkpoint can't be written ({_first_line(error)}). Those before "
-            "are kept; make room there, or see to its permissions, and start again to go on."
-        )
+    @contextlib.contextmanager
+    def _writing(self):
+        """CheckpointError for what orbax raises where a checkpoint can't be written."""
+        try:
+            yield
+        except Exception as error:  # of many kinds
+            raise CheckpointError(
+                f"{self.directory}: a checkpoint can't be written ({_first_line(error)}). Those "
+                "before are kept; make room there, or see to its permissions, and start again to "
+                "go on."
+            ) from error
 
 
 class _Kept:

@@ -69,11 +69,8 @@ class Reporter:
 
     def report(self, step: int, split: str, values: dict[str, float]) -> None:
         """Writes a line of metrics.jsonl: step, split and the values by name."""
-        try:
-            with self.path.open("a") as file:
-                file.write(strict_json({"step": step, "split": split, **values}) + "\n")
-        except OSError as error:
-            raise OSError(f"{self.path}: can't write there ({error}); make room") from error
+        with naming(self.path), self.path.open("a") as file:
+            file.write(strict_json({"step": step, "split": split, **values}) + "\n")
         if self._tensorboard_writes():
             for name, value in values.items():
                 self.writer.add_scalar(f"{split}/{name}", value, step)
@@ -241,7 +238,8 @@ def median_rate(path: Path) -> float | None:
     """
     reports = map(json.loads, path.read_text().splitlines())
     rates = [r.get("examples_per_second") for r in reports if r["split"] == "train"]
-    return statistics.median(filter(None, rates)) if any(rates) else None
+    rates = [rate for rate in rates if rate]
+    return statistics.median(rates) if rates else None
 
 
 def drop_reports_after(path: Path, step: int) -> None:
@@ -260,8 +258,15 @@ def drop_reports_after(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue
     temporary = path.with_suffix(".tmp")
-    try:
+    with naming(path):
         temporary.write_text("".join(kept))
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def naming(path: Path):
+    """Says of an OSError in writing a file which it is."""
+    try:
+        yield
     except OSError as error:
         raise OSError(f"{path}: can't write there ({error}); make room") from error

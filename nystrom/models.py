@@ -89,12 +89,12 @@ class PairClassifier(Classifier):
         dropout_key: Array | None = None,
     ) -> Float[Array, "*B num_classes"]:
         """Logits in float32; dropout acts only when given a key, or one a pair."""
-        *batch, _ = shape = np.shape(tokens)[:-1] or (0,)
-        if shape[-1] != 2:
-            raise ValueError(f"tokens {np.shape(tokens)}: expected *B 2 N, pairs of documents")
-        if not batch and dropout_key is not None and dropout_key.ndim == 0:
+        shape = np.shape(tokens)
+        if len(shape) < 2 or shape[-2] != 2:
+            raise ValueError(f"tokens {shape}: expected *B 2 N, pairs of documents")
+        if len(shape) == 2 and dropout_key is not None and dropout_key.ndim == 0:
             dropout_key = jax.random.split(dropout_key)  # the one pair's own
-        documents = self._pool(tokens, mask, document_keys(dropout_key, shape))
+        documents = self._pool(tokens, mask, document_keys(dropout_key, shape[:-1]))
         a, b = documents[..., 0, :], documents[..., 1, :]
         return self._head(jnp.concatenate([a, b, a * b, a - b], axis=-1))
 
@@ -234,8 +234,8 @@ def _largest(x):
 
 
 def _check_width(encoder, width):
-    if width != encoder.token_embed.features:
-        its = encoder.token_embed.features
+    its = encoder.token_embed.features
+    if width != its:
         raise ValueError(f"width={width} for an encoder of width={its}: expected the same")
 
 
