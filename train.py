@@ -30,7 +30,7 @@ from experiment.load import load_data
 from experiment.mesh import make_mesh, own_rows, put_batch, put_whole, sequence_axis
 from experiment.model import head_of, make_model
 from experiment.objectives import checkpoint_score, make_objective, unigram_nats
-from experiment.pretrained import source_problems, start_from
+from experiment.pretrained import begins_with, source_problems, start_from
 from experiment.profiling import Profiler, parse_steps
 from experiment.shared_checkpoints import open_checkpoints
 from experiment.signals import StopSignals, exit_status
@@ -173,6 +173,8 @@ def train(
         contextlib.closing(Profiler(workdir, profile, log.say)) as profiler,
         StopSignals(signals, SAVING if processes.is_first() else "") as stop_signals,
     ):
+        if start_step == 0 and config.init_from:
+            log.say(begins_with(config, progress["init_from"]))
         report_step, report_time = start_step, log.seconds()
         ahead = lra_tasks.prefetch(batches, start_step, config.num_train_steps, config.num_workers)
         for step, batch in log.waiting(ahead):

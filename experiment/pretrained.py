@@ -111,6 +111,21 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
     ), record
 
 
+def begins_with(config: ml_collections.ConfigDict, record: dict) -> str:
+    """The run begun with, and where its seed or model is another than this one's."""
+    there, here = (
+        {"seed": fields["seed"]} | {f"model.{k}": v for k, v in fields["model"].items()}
+        for fields in (record["config"], recorded(config))
+    )
+    differing = [
+        f"\n  config.{name}={there[name]} there, {value} here"
+        for name, value in here.items()
+        if there[name] != value
+    ]
+    begun = f"begins with the encoder of {record['workdir']}, step {record['step']:,}"
+    return begun + "".join(differing)
+
+
 def common_ids(config, task) -> tuple[int, bool]:
     """What must agree for rows of two tables of embeddings to be the same tokens'."""
     return task.vocab_size, mask_token(task, config.model.pooling)

@@ -13,6 +13,10 @@ NAMES = ("image", "listops", "pathfinder", "pathx", "retrieval", "text")
 LANGUAGE_NAMES = ("documents", "reviews")  # of tokens of a vocabulary
 SOURCES = ("release", "generated", "package", "synthetic")
 MAX_SEED = 2**32 - 1
+# What store.py says that every task defines.
+CONSTANTS = ("TITLE", "NUM_CLASSES", "VOCAB_SIZE", "NUM_DOCUMENTS", "ID_OFFSET", "FIRST_ID")
+CONSTANTS += ("VERSION", "SOURCES", "LABEL_NAMES")
+FUNCTIONS = ("check", "set_name", "find_files", "num_examples", "examples", "why_not_comparable")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,8 @@ def check(task_config, cache_dir=None) -> list[str]:
     if config.name not in names:
         return [_problem(config, "name", f"expected one of {', '.join(names)}")]
     module = task_module(config.name)
+    if problems := _check_module(module):
+        return problems
     problems = _check_lengths(config)
     for field in ("num_train", "num_validation", "num_test", "min_length"):
         if getattr(config, field) < 0:
@@ -99,6 +105,21 @@ def prepared_releases(config: TaskConfig, module: ModuleType, root: Path) -> lis
         return []
     files = ((folder, folder / store.VOCABULARY) for folder in found)
     return [folder for folder, file in files if file.exists() and file.read_bytes() == wanted]
+
+
+def _check_module(module: ModuleType) -> list[str]:
+    """What the author of a task has to mend."""
+    missing = [name for name in (*CONSTANTS, *FUNCTIONS) if not hasattr(module, name)]
+    if missing:
+        return [f"{module.__name__} has no {', '.join(missing)}: see lra_tasks/store.py"]
+    problems = []
+    if unknown := [source for source in module.SOURCES if source not in SOURCES]:
+        problems.append(f"SOURCES has {unknown}, expected some of {', '.join(SOURCES)}")
+    if len(module.LABEL_NAMES) != module.NUM_CLASSES:
+        problems.append(
+            f"{len(module.LABEL_NAMES)} LABEL_NAMES, expected NUM_CLASSES={module.NUM_CLASSES}"
+        )
+    return [f"{module.__name__}: {problem}" for problem in problems]
 
 
 def _check_types(task_config) -> list[str]:

@@ -297,13 +297,17 @@ def _measure(example: dict, module: ModuleType, split: str, index: int, digest) 
     """Adds an example to the digest and returns the lengths of its documents."""
     names = document_names(module.NUM_DOCUMENTS)
     sizes = []
+    dtype = np.dtype(getattr(module, "DTYPE", np.uint8))
+    if missing := [name for name in (*names, "label") if name not in example]:
+        raise ValueError(f"{split} example {index}: no {missing[0]}, only {', '.join(example)}")
     for name in names:
         document = example[name]
-        dtype = np.dtype(getattr(module, "DTYPE", np.uint8))
-        if document.dtype != dtype or document.ndim != 1 or not len(document):
+        found = type(document).__name__
+        if isinstance(document, np.ndarray):
+            found = f"{document.dtype}{list(document.shape)}"
+        if found != f"{dtype}[{np.size(document)}]" or not document.size:
             raise ValueError(
-                f"{split} example {index}: {name} is {document.dtype}{list(document.shape)}, "
-                f"expected a non-empty {dtype} vector"
+                f"{split} example {index}: {name} is {found}, expected a non-empty {dtype} vector"
             )
         if problem := foreign_ids(document, module.VOCAB_SIZE - module.ID_OFFSET):
             raise ValueError(f"{split} example {index}: {name} has {problem}")

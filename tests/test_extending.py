@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from experiment.config_checks import check_config
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -98,3 +99,13 @@ def test_task_and_attention_train_and_are_reported(copy, tmp_path):
     run(copy, "report.py", str(workdir.parent), f"--out={tmp_path / 'report'}")
     report = (tmp_path / "report" / "report.md").read_text()
     assert "| Parity | sharp" in report and "not a task of LRA's" in report
+
+
+def test_the_page_s_config_has_its_variants_and_no_other():
+    names = {}
+    exec(BLOCKS[-1], names)
+    short, long = (names["get_config"](variant) for variant in ("", "long"))
+    assert (short.num_train_steps, long.num_train_steps) != (20_000, short.num_train_steps)
+    assert check_config(short) == check_config(long) == []
+    with pytest.raises(ValueError, match=r"did you mean :long\?"):
+        names["get_config"]("lang")

@@ -208,6 +208,22 @@ def test_a_run_begins_with_the_best_encoder_and_goes_on_without_it(pretrained, t
     assert result["init_from"] == record and np.isfinite(result["test_loss"])
 
 
+def test_a_run_says_what_it_begins_with_and_where_that_is_another_seed_or_model(
+    pretrained, tmp_path, capsys
+):
+    config = finetune(pretrained[0], seed=3, num_train_steps=1, **{"model.dropout_rate": 0.25})
+    train(config, tmp_path, lra_tasks.load(config.task, progress=False))
+    said = capsys.readouterr().err.splitlines()
+    begun = said.index(
+        f"begins with the encoder of {pretrained[0]}, step {pretrained[1]['best_step']}"
+    )
+    assert said[begun + 1 : begun + 3] == [
+        f"  config.seed={masked('text').seed} there, 3 here",
+        f"  config.model.dropout_rate={masked('text').model.dropout_rate} there, 0.25 here",
+    ]
+    assert not said[begun + 3].startswith("  ")
+
+
 def test_a_masked_run_may_begin_with_another_and_takes_its_row_of_hidden_tokens(pretrained):
     config = masked("text", init_from=str(pretrained[0]))
     task = lra_tasks.without_data(config.task)

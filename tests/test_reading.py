@@ -181,6 +181,7 @@ def test_help_is_short_and_names_every_config_and_variant(capsys):
     out = capsys.readouterr().out
     assert ended.value.code == 0
     assert max(map(len, out.splitlines())) <= 80 and len(out.splitlines()) <= 48
+    assert f"$ python train.py --help\n{out}```" in (ROOT / "docs/terminal.md").read_text()
     for file in (ROOT / "configs").glob("lra_*.py"):
         variants = "".join(f" :{name}" for name in reading.variants(str(file)))
         assert f"configs/{file.name}{variants} " in " ".join(out.split()) + " "

@@ -5,6 +5,7 @@ import types
 import pytest
 
 import lra_tasks
+from lra_tasks import listops
 
 
 def test_a_good_config_has_no_problems(make_config, tmp_path):
@@ -80,6 +81,20 @@ def test_missing_field(make_config):
     del fields["padded_length"]
     [problem] = lra_tasks.check(types.SimpleNamespace(**fields))
     assert problem.startswith("config.task.padded_length is missing")
+
+
+def test_what_a_task_of_ones_own_lacks_is_named(make_config, monkeypatch):
+    monkeypatch.setattr(listops, "LABEL_NAMES", ("zero", "one"))
+    monkeypatch.setattr(listops, "SOURCES", ("generated", "sintetic"))
+    assert lra_tasks.check(make_config()) == [
+        "lra_tasks.listops: SOURCES has ['sintetic'], expected some of release, generated, "
+        "package, synthetic",
+        "lra_tasks.listops: 2 LABEL_NAMES, expected NUM_CLASSES=10",
+    ]
+    monkeypatch.delattr(listops, "FIRST_ID")
+    monkeypatch.delattr(listops, "check")
+    [problem] = lra_tasks.check(make_config())
+    assert problem == "lra_tasks.listops has no FIRST_ID, check: see lra_tasks/store.py"
 
 
 def test_plain_objects_and_lists_do(make_config, tmp_path):

@@ -89,6 +89,34 @@ def test_lengths_and_set_json_describe_the_examples(listops_task, cache_dir):
     assert description["num_examples"] == {"train": 256, "validation": 64, "test": 64}
 
 
+BITS = np.ones(3, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        ({"inputs": [1, 2], "label": 0}, "inputs is list, expected a non-empty uint8 vector"),
+        ({"inputs": 7, "label": 0}, "inputs is int, expected"),
+        ({"inputs": BITS.astype(int), "label": 0}, "inputs is int64[3], expected"),
+        ({"inputs": BITS[None], "label": 0}, "inputs is uint8[1, 3], expected"),
+        ({"inputs": np.array(7, np.uint8), "label": 0}, "inputs is uint8[], expected"),
+        ({"inputs": BITS[:0], "label": 0}, "inputs is uint8[0], expected"),
+        ({"input": BITS, "label": 0}, "no inputs, only input, label"),
+        ({"inputs": BITS}, "no label, only inputs"),
+        ({"inputs": BITS, "label": 10}, "label 10, expected 0 to 9"),
+    ],
+)
+def test_an_example_that_a_reader_made_wrongly_is_named(
+    small, tmp_path, monkeypatch, example, said
+):
+    def examples(config, source, files, notes):
+        return dict.fromkeys(store.SPLITS, lambda: [{"inputs": BITS, "label": 0}, example])
+
+    monkeypatch.setattr(listops, "examples", examples)
+    with pytest.raises(ValueError, match=f"train example 1: {re.escape(said)}"):
+        lra_tasks.load(small, tmp_path, progress=False)
+
+
 def test_second_load_opens_what_the_first_made(small, tmp_path):
     first = lra_tasks.load(small, tmp_path, progress=False)
     before = {path: path.stat().st_mtime_ns for path in left_over(tmp_path)}

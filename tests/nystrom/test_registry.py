@@ -49,6 +49,11 @@ class TestEveryName:
         out = run(model, padded, mask[None])
         np.testing.assert_allclose(out[:, mask], run(model, tokens), atol=2e-5)
 
+    def test_what_is_allowed_is_of_options_that_it_has(self, name):
+        entry = nystrom.ATTENTIONS[name]
+        assert entry.allowed.keys() <= entry.options.keys()
+        nystrom.self_attention_maker(name, 8, 2, max_length=24, rngs=nnx.Rngs(0))  # its defaults
+
     def test_parameters_are_those_of_softmax(self, name):
         """The paper's model for ListOps: within a tenth of softmax's but for what a method adds."""
         counts = {}
