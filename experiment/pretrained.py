@@ -76,15 +76,15 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
             f"config.task.tokenizer={config.task.tokenizer!r}: another vocabulary than that run's; "
             f"give {config.init_from!r}"
         )
-    taken = dict(wanted)
+    taken, ids = dict(wanted), common_ids(source, source_task)
     for name in sorted(found.keys() | wanted.keys()):
         if name not in found or name not in wanted:
             problems.append(f"{name}: {'not there' if name not in found else 'there alone'}")
-        elif (
-            name == EMBEDDINGS
-            and found[name].shape[1:] == wanted[name].shape[1:]
-            and common_ids(source, source_task) == common_ids(config, task)
-        ):
+        elif name == EMBEDDINGS and ids != common_ids(config, task):
+            what = "({} ids, {} stands for hidden ones)"
+            here = what.format(*common_ids(config, task))
+            problems.append(f"{name}: of other tokens, {what.format(*ids)} there, {here} here")
+        elif name == EMBEDDINGS and found[name].shape[1:] == wanted[name].shape[1:]:
             rows = min(len(found[name]), len(wanted[name]))
             taken[name] = wanted[name].at[:rows].set(found[name][:rows])
         elif found[name].shape != wanted[name].shape:
@@ -126,8 +126,9 @@ def begins_with(config: ml_collections.ConfigDict, record: dict) -> str:
     return begun + "".join(differing)
 
 
-def common_ids(config, task) -> tuple[int, bool]:
-    """What must agree for rows of two tables of embeddings to be the same tokens'."""
+def common_ids(config, task) -> tuple[int, int]:
+    """What must agree for rows of two tables of embeddings to be the same tokens': how many ids
+    tokens have, and which stands for hidden ones."""
     return task.vocab_size, mask_token(task, config.model.pooling)
 
 

@@ -46,9 +46,9 @@ def default_workdir(config_file: str, overrides: dict[str, object]) -> Path:
     name = Path(path).stem + (f"-{variant}" if variant else "")
     parts = [name, *(f"{k}={v}" for k, v in sorted(overrides.items()) if k != "cache_dir")]
     full = re.sub(r"[^\w.,=+-]", "_", ",".join(parts))
-    if len(full) > MAX_NAME:
+    if len(full.encode()) > MAX_NAME:
         digest = hashlib.sha256(full.encode()).hexdigest()[:12]
-        full = f"{full[: MAX_NAME - 13]}-{digest}"
+        full = f"{full.encode()[: MAX_NAME - 13].decode(errors='ignore')}-{digest}"
     return Path("runs") / full
 
 

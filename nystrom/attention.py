@@ -1,11 +1,11 @@
 """Nyström attention and exact softmax attention: pure functions with one signature."""
 
-import math
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.chebyshev import chebyshev_pinv
@@ -342,7 +342,7 @@ def check_scale(scale, query) -> float:
     """The scale of the logits, 1 / sqrt D for None."""
     if scale is None:
         return query.shape[-1] ** -0.5
-    if isinstance(known("scale", scale), str) or not math.isfinite(scale):
+    if not hasattr(known("scale", scale), "__float__") or np.ndim(scale) or not np.isfinite(scale):
         raise ValueError(f"scale={scale!r}: expected a finite number")
     return float(scale)
 

@@ -41,6 +41,7 @@ def depthwise_convolution(
     """
     check_tokens("value", value)
     check_mask("mask", mask, value.shape[:-2])
+    filters = jnp.asarray(filters)
     num_heads = value.shape[-2]
     if filters.ndim != 2 or filters.shape[0] != num_heads or filters.shape[1] % 2 == 0:
         raise ValueError(f"filters {filters.shape}: expected ({num_heads}, K) with K odd")
@@ -124,7 +125,7 @@ def _with_neighbours(value, mask, half, axis_name):
     tails, heads = window(real, count - half), window(real, 0)
     tails, heads, counts = jax.lax.all_gather((tails, heads, count), axis_name)
     here, devices = jax.lax.axis_index(axis_name), jnp.arange(len(counts))[:, None]
-    slots, counts = jnp.arange(half), counts[:, None]
+    slots, counts = jnp.arange(half)[None], counts[:, None]
     before = beside(tails, (devices < here) & (slots >= half - counts), from_end=True)
     after = beside(heads, (devices > here) & (slots < counts), from_end=False)
     joined = jnp.concatenate([before, real, jnp.zeros_like(after)])

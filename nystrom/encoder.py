@@ -195,8 +195,7 @@ class Encoder(nnx.Module):
         *keys, embedding_key = split_keys(dropout_key, len(self.blocks) + 1)
         x = self._embed(zero_padded(tokens, mask), mask)
         x = dropout(x, self.dropout_rate, embedding_key, self.axis_name)
-        call = EncoderBlock.__call__
-        call = nnx.remat(call, static_argnums=4) if self.remat else call
+        call = _remat if self.remat else EncoderBlock.__call__
         for block, key in zip(self.blocks, keys, strict=True):
             x = call(block, x, mask, key, trailing)
         x = x if self.norm is None else self.norm(x)
@@ -211,3 +210,13 @@ class Encoder(nnx.Module):
             return x + table[real_ranks(mask, x.shape[:-1], self.axis_name)]
         # The table as it stands is far cheaper, backward above all, than a lookup.
         return x + jnp.broadcast_to(table[: x.shape[-2]], x.shape)
+
+
+def _remat(block, x, mask, key, trailing):
+    """A block computed anew in the backward pass, also where jit closes over it (not nnx.remat)."""
+    graph, params = nnx.split(block)
+
+    def call(params, x, mask, key):
+        return nnx.merge(graph, params)(x, mask, key, trailing)
+
+    return jax.checkpoint(call)(params, x, mask, key)

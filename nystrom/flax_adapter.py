@@ -137,12 +137,14 @@ def _at(precision):
     if isinstance(precision, jax.lax.Precision):
         precision = precision.name.lower()
     name = getattr(precision, "name", precision)  # of a preset of algorithms
-    return jax.default_matmul_precision("default" if name == "fastest" else name)
+    return jax.default_matmul_precision("default" if name in ("fastest", "DEFAULT") else name)
 
 
 def _padding_mask(mask, key, float_masks) -> Bool[Array, "*B M"]:
     """The padding mask *B M in Flax's *B 1 1 M; any other mask is refused."""
     *batch, length = key.shape[:-2]
+    if not hasattr(mask, "dtype"):
+        raise TypeError(f"mask has type {type(mask).__name__}: expected a bool array")
     if mask.ndim != len(batch) + 3 or mask.shape[-3:] != (1, 1, length):
         raise ValueError(
             f"mask has shape {mask.shape}: Nyström attention honours padding masks only, "

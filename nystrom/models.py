@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float, Int
-from nystrom.checks import check_choice, check_ids, is_empty
+from nystrom.checks import check_choice, check_count, check_ids, is_empty
 from nystrom.encoder import Encoder
 from nystrom.landmarks import token_ranks
 from nystrom.layers import Dense
@@ -29,7 +29,8 @@ class Classifier(nnx.Module):
 
     Raises:
       ValueError: an unknown `pooling`, "cls" without `cls_token` or the other way round, or with
-        sequences that are cut over devices; a `width` that is not the encoder's.
+        sequences that are cut over devices; sizes that can't be, or are not the encoder's.
+      TypeError: sizes that are not integers.
     """
 
     NUM_FEATURES: ClassVar[int] = 1  # of the head's input, in widths
@@ -51,7 +52,9 @@ class Classifier(nnx.Module):
             raise ValueError(f"pooling={pooling!r}, cls_token={cls_token}: each asks for the other")
         if pooling == "cls" and encoder.axis_name is not None:
             raise ValueError("pooling='cls' can't have its sequences cut over devices: use 'mean'")
-        _check_width(encoder, width)
+        _check_encoder(encoder, width, cls_token)
+        check_count("num_classes", num_classes)
+        check_count("head_width", head_width)
         self.encoder = encoder
         self.cls_token = cls_token
         self.pooling = pooling
@@ -109,8 +112,9 @@ class TokenPredictor(nnx.Module):
     encoder's.
 
     Raises:
-      ValueError: `cls_token` or `order` with sequences that are cut over devices; a `width` that
-        is not the encoder's.
+      ValueError: `cls_token` or `order` with sequences that are cut over devices; sizes that can't
+        be, or are not the encoder's.
+      TypeError: sizes that are not integers.
     """
 
     def __init__(
@@ -127,7 +131,11 @@ class TokenPredictor(nnx.Module):
     ):
         if encoder.axis_name is not None and (order or cls_token is not None):
             raise ValueError("cls_token and order can't have sequences cut over devices")
-        _check_width(encoder, width)
+        _check_encoder(encoder, width, cls_token)
+        check_count("vocab_size", vocab_size)
+        if tied and vocab_size > encoder.token_embed.num_embeddings:
+            its = encoder.token_embed.num_embeddings
+            raise ValueError(f"vocab_size={vocab_size}: the encoder has embeddings of {its} ids")
         self.encoder = encoder
         self.vocab_size = vocab_size
         self.cls_token = cls_token
@@ -177,7 +185,8 @@ class TokenPredictor(nnx.Module):
 
     def order_logits(self, hidden: Float[Array, "*B M C"]) -> Float[Array, "*B 2"]:
         """Logits of halves in order and swapped, from the first token's hidden state."""
-        assert self.order_hidden is not None and self.order is not None  # `order` asked for them
+        if self.order_hidden is None or self.order is None:
+            raise ValueError("order_logits: this TokenPredictor was made without order=True")
         return self.order(jnp.tanh(self.order_hidden(hidden[..., 0, :]))).astype(jnp.float32)
 
 
@@ -233,10 +242,13 @@ def _largest(x):
     return jnp.where(is_there, x, jnp.zeros((), x.dtype)).sum(axis=-2)
 
 
-def _check_width(encoder, width):
-    its = encoder.token_embed.features
+def _check_encoder(encoder, width, cls_token):
+    """Raises unless the encoder is of that width and knows the token that is put first."""
+    its, num_ids = encoder.token_embed.features, encoder.token_embed.num_embeddings
     if width != its:
         raise ValueError(f"width={width} for an encoder of width={its}: expected the same")
+    if cls_token is not None and check_count("cls_token", cls_token, 0) >= num_ids:
+        raise ValueError(f"cls_token={cls_token}: the encoder knows ids of 0 to {num_ids - 1}")
 
 
 def _with_cls(encoder, tokens, mask, cls_token):

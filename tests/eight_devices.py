@@ -126,10 +126,11 @@ def convolution_and_means_are_those_of_the_whole():
 
     pieces = over_pieces(convolve, cut, whole, cut)
     for taps in (7, 1):
-        found, alone = (
-            jax.value_and_grad(partial(loss, f), (0, 1))(value, filters[:, :taps])
-            for f in (pieces, nystrom.depthwise_convolution)
-        )
+        with jax.numpy_rank_promotion("raise"):
+            found, alone = (
+                jax.value_and_grad(partial(loss, f), (0, 1))(value, filters[:, :taps])
+                for f in (pieces, nystrom.depthwise_convolution)
+            )
         assert_close(found, alone, 1e-10)
     means = over_pieces(lambda x, m: landmark_means(x, 5, m, "sequence"), cut, cut, out=whole)
     assert_close(means(value, mask), nystrom.segment_means(value, 5, mask), 1e-10)

@@ -223,6 +223,8 @@ def test_the_default_workdir_names_config_variant_and_overrides():
     long = {"task.data_dir": "x" * 400}
     assert len(default_workdir("c.py", long).name) <= 150
     assert default_workdir("c.py", long) != default_workdir("c.py", {"task.data_dir": "x" * 401})
+    name = default_workdir("c.py", {"task.data_dir": "数据" * 60}).name  # file systems count bytes
+    assert 130 < len(name.encode()) <= 150 and name.startswith("c,task.data_dir=数据")
 
 
 def test_what_departs_from_the_recipe_is_told_and_what_may_vary_is_not():

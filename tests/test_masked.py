@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import lra_tasks
 import sweep
 from configs import lra_retrieval
 from experiment import evaluate, metrics, training
+from experiment import pretrained as pretrained_runs
 from experiment.grid import make_runs
 from experiment.load import load_run
 from experiment.model import head_of, make_model
@@ -257,6 +259,23 @@ def test_weights_that_do_not_fit_are_named_one_by_one(pretrained):
     task = lra_tasks.without_data(config.task)
     with pytest.raises(WorkdirError, match="'mean' there, 'cls' here"):
         start_from(config, task, nnx.state(make_model(config.model, task, 0)))
+
+
+def test_embeddings_of_other_tokens_are_not_taken_though_their_number_is_the_same(monkeypatch):
+    """256 shades and the hidden one's, for 257 bytes and padding."""
+    source, config = masked("image"), small("text", **SHORT | {"init_from": "source"})
+    for each in (source, config):
+        each.model.position = "none"
+    there = lra_tasks.without_data(source.task)
+    model = make_model(source.model, there, 0, head=head_of(source))
+    found = source, types.SimpleNamespace(records={0: {"progress": {}}}), 0
+    monkeypatch.setattr(pretrained_runs, "read_source", lambda init_from: found)
+    monkeypatch.setattr(pretrained_runs, "best_model", lambda *run: model)
+    task = lra_tasks.without_data(config.task)
+    params = nnx.state(make_model(config.model, task, 0))
+    assert weights_by_name(params)["encoder/token_embed/embedding"].shape == (257, 16)
+    with pytest.raises(WorkdirError, match=r"embedding: of other tokens, \(256 ids, 256 stands .*"):
+        start_from(config, task, params)
 
 
 def test_a_source_whose_best_checkpoint_is_damaged_is_named(pretrained, tmp_path):

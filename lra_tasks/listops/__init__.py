@@ -208,7 +208,7 @@ def evaluate(ids: Iterable[int]) -> int:
     """
     operators: list[int] = []
     arguments: list[list[int]] = [[]]
-    for i in ids:
+    for i in map(int, ids):
         if FIRST_DIGIT <= i < FIRST_OPERATOR:
             arguments[-1].append(i - FIRST_DIGIT)
         elif FIRST_OPERATOR <= i < CLOSE:

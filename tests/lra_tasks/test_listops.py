@@ -60,6 +60,12 @@ def test_labels_are_the_values_by_an_independent_evaluator(sample):
         assert value_by_rewriting(listops.decode(ids)) == label
 
 
+def test_sums_of_narrow_integers_do_not_wrap():
+    """As `encode` makes them, which evaluates too."""
+    text = "[SM " + "9 " * 30 + "]"
+    assert listops.evaluate(listops.encode(text)) == 0
+
+
 def test_evaluate_agrees_with_the_independent_evaluator_on_all_shapes():
     rng = random.Random(3)
     trees = [listops.draw_tree(rng, 10**6) for _ in range(500)]

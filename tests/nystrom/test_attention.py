@@ -1,5 +1,6 @@
 """Nyström and softmax attention: the contract, equations, golden numbers and factors."""
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -176,9 +177,14 @@ def test_options_out_of_range_are_refused():
         nystrom_attention(*inputs, num_landmarks=0)
     with pytest.raises(ValueError, match=r"iterations=0: at least 1"):
         nystrom_attention(*inputs, pinv_iterations=0)
-    for scale in (float("nan"), float("inf"), "a"):
-        with pytest.raises(ValueError, match=f"scale={scale!r}: expected a finite number"):
+    for scale in (float("nan"), float("inf"), "a", [1], 1j, np.ones(2)):
+        said = re.escape(f"scale={scale!r}: expected a finite number")
+        with pytest.raises(ValueError, match=said):
             nystrom_attention(*inputs, scale=scale)
+    for scale in (np.float32(0.5), jnp.array(0.5)):
+        np.testing.assert_array_equal(
+            nystrom_attention(*inputs, scale=scale), nystrom_attention(*inputs, scale=0.5)
+        )
 
 
 factors_of = jitted(partial(nystrom_factors, num_landmarks=8))

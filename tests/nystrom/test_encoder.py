@@ -232,6 +232,14 @@ def test_remat_changes_nothing():
     assert_trees_close(*results, atol=1e-5, rtol=1e-4)
 
 
+def test_remat_under_a_jit_that_closes_over_the_model():
+    tokens, encoder = random_tokens(5, 2, LENGTH), make_encoder(remat=True)
+    expected = make_encoder()(tokens)
+    for transform in (jax.jit, jax.vmap):
+        np.testing.assert_allclose(transform(lambda t: encoder(t))(tokens), expected, atol=1e-5)
+    np.testing.assert_allclose(encoder(tokens), expected, atol=1e-5)  # and is as it was
+
+
 def test_dropout_acts_only_with_a_key():
     tokens = random_tokens(6, 2, LENGTH)
     with_rate = nnx.split(make_model(dropout_rate=0.5))
@@ -356,6 +364,19 @@ def test_errors():
             ValueError, match="width=16 for an encoder of width=8: expected the same"
         ):
             kind(make_encoder(), 3, width=16, rngs=nnx.Rngs(0))
+    for cls_token, error in ((12, ValueError), (-1, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match=rf"cls_token={cls_token}: "):
+            make_model(cls_token=cls_token)
+    for size in ("num_classes", "head_width"):
+        with pytest.raises(ValueError, match=f"{size}=0: at least 1"):
+            nystrom.Classifier(
+                make_encoder(), **{"num_classes": 3, "width": 8} | {size: 0}, rngs=nnx.Rngs(0)
+            )
+    with pytest.raises(ValueError, match="vocab_size=13: the encoder has embeddings of 12 ids"):
+        nystrom.TokenPredictor(make_encoder(), 13, width=8, rngs=nnx.Rngs(0))
+    predictor = nystrom.TokenPredictor(make_encoder(), 11, width=8, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="made without order=True"):
+        predictor.order_logits(predictor.hidden(random_tokens(12, 1, 5)))
     cut = make_encoder(axis_name="sequence")
     for options in ({"cls_token": 11}, {"order": True}):
         with pytest.raises(ValueError, match="cls_token and order can't have sequences cut"):
