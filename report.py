@@ -92,24 +92,23 @@ def write_report(found: Found, out: Path) -> None:
             pictures[name] = f"\n\n![{name.removesuffix('.png')}]({name})"
     sections, groups = ["# Results"], found.groups
 
-    def section(title, text, records, rows=None, picture=""):
+    def section(title, text, records, columns=None, picture="", rows=None):
         name = title.lower().replace("'", "").replace(" ", "_") + ".csv"
         write_csv(records, out / name)
         if records:
+            rows = table(records, columns) if columns else rows
             shown = markdown(*rows) if rows else f"Values: {name}."
             sections.append(f"## {title}\n\n{text}\n\n{shown}{pictures.get(picture, '')}")
 
-    section("Long Range Arena", LRA_TEXT, lra_records(groups), lra_table(groups))
+    section("Long Range Arena", LRA_TEXT, lra_records(groups), rows=lra_table(groups))
     for track, (title, text) in TRACKS.items():
-        records, rows = apart_of(track, groups)
-        section(title, f"{text} {APART_TEXT}", records, rows)
-    records, rows = landmarks_records(groups), landmarks_table(groups)
-    section("Accuracy against landmarks", LANDMARKS_TEXT, records, rows, PNG[0])
-    section("Speed and memory", SPEED_TEXT, speed_records(groups), speed_table(groups), PNG[1])
+        section(title, f"{text} {APART_TEXT}", *apart_of(track, groups))
+    records = landmarks_records(groups)
+    section("Accuracy against landmarks", LANDMARKS_TEXT, records, LANDMARKS, PNG[0])
+    section("Speed and memory", SPEED_TEXT, speed_records(groups), SPEED, PNG[1])
     section("Learning curves", CURVES_TEXT, curves_records(found), picture=PNG[2])
-    records, rows = unfinished_records(found), unfinished_table(found)
-    section("Unfinished runs", UNFINISHED_TEXT, records, rows)
-    section("Skipped", SKIPPED_TEXT, skipped_records(found), skipped_table(found))
+    section("Unfinished runs", UNFINISHED_TEXT, unfinished_records(found), UNFINISHED)
+    section("Skipped", SKIPPED_TEXT, skipped_records(found), SKIPPED)
     (out / "report.md").write_text("\n\n".join(sections) + "\n")
 
 
@@ -232,38 +231,12 @@ def table(records: list[dict], columns: dict) -> tuple[list[str], list[list[str]
     return list(columns), [[cell(r, column) for column in columns.values()] for r in records]
 
 
-def apart_of(track: str, groups: list[Group]) -> tuple[list[dict], tuple]:
-    """The records and the table of a track's results that don't compare with LRA's."""
+def apart_of(track: str, groups: list[Group]) -> tuple[list[dict], dict]:
+    """The records of a track's results that don't compare with LRA's, and their columns."""
     of_track = [group for group in groups if group.track == track]
     if track == "masked":
-        records = masked_records(of_track)
-        return records, table(records, MASKED)
-    return apart_records(of_track), apart_table(of_track)
-
-
-def apart_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
-    """Results that don't compare with LRA's, each with the reason."""
-    return table(apart_records(groups), APART)
-
-
-def landmarks_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
-    """Accuracy against landmarks where that alone differs."""
-    return table(landmarks_records(groups), LANDMARKS)
-
-
-def speed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
-    """Speed, memory and size of each group on each hardware."""
-    return table(speed_records(groups), SPEED)
-
-
-def unfinished_table(found: Found) -> tuple[list[str], list[list[str]]]:
-    """Runs without a result, and how far they are."""
-    return table(unfinished_records(found), UNFINISHED)
-
-
-def skipped_table(found: Found) -> tuple[list[str], list[list[str]]]:
-    """What was not used, and why."""
-    return table(skipped_records(found), SKIPPED)
+        return masked_records(of_track), MASKED
+    return apart_records(of_track), APART
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from experiment.quiet import orbax_quiet
 from lra_tasks import progress as terminal
+from lra_tasks.disk import digest_of
 
 # Of many processes the first alone reads and writes: see shared_checkpoints.py.
 ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
@@ -87,7 +88,7 @@ class Checkpoints:
         }
         best = _best([*self.records.values(), record])
         record["best_step"] = best and best["step"]
-        record["digest"] = _record_digest(record)
+        record["digest"] = digest_of(record)
         self._check_writable()
         manager = self.manager
         self.records[step] = record
@@ -306,7 +307,7 @@ def _read_record(folder):
             raise Damaged("its writing was not finished")
         if (folder / "record").exists():
             record = _read_json(folder / "record")
-            if record["digest"] != _record_digest(record):
+            if record["digest"] != digest_of(record):
                 raise Damaged("its record is not as it was saved")
         else:  # of a version without digests, or half of it is gone
             found = _read_json(folder / "metrics", filename="metrics")
@@ -324,11 +325,6 @@ def _read_record(folder):
 
 def _read_json(folder, **name):
     return ocp.JsonCheckpointHandler(**name).restore(folder)
-
-
-def _record_digest(record):
-    rest = {name: value for name, value in record.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _best(records):

@@ -11,6 +11,7 @@ for tasks of pixels, a picture of the task's size. From another folder: python P
 import argparse
 import dataclasses
 import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -112,19 +113,10 @@ def classify(model, task, documents):
 
     lengths = np.array([[len(document) for document in documents]], np.int32)
     example = dict(zip(("inputs", "inputs2"), documents, strict=False)) | {"label": 0}
-    given = {"given": lra_tasks.Split(_One(example), lengths)}
+    examples = types.SimpleNamespace(__getitems__=lambda indices: [example for _ in indices])
+    given = {"given": lra_tasks.Split(examples, lengths)}
     batch = lra_tasks.Batches(dataclasses.replace(task, splits=given), "given", 1)[0]
     return np.asarray(jax.nn.softmax(model(batch["inputs"], batch["mask"])[0]))
-
-
-class _One:
-    """A split's examples: one."""
-
-    def __init__(self, example):
-        self.example = example
-
-    def __getitems__(self, indices):
-        return [self.example for _ in indices]
 
 
 def read_documents(given: list[tuple[str, str]], task) -> list:

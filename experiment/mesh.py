@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nystrom.kernels.gradients import varying_axes
+from nystrom.kernels.gradients import vary_over
 
 AXES = ("data", "sequence")
 
@@ -82,12 +82,7 @@ def put_whole(mesh: Mesh, tree):
 
 def vary(tree):
     """Inside shard_map, arrays as ones that vary over both axes: each device's own."""
-
-    def cast(x):
-        missing = tuple(axis for axis in AXES if axis not in varying_axes(x))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(cast, tree)
+    return jax.tree.map(lambda x: vary_over(x, AXES), tree)
 
 
 def over_mesh(mesh: Mesh | None, function, batch, *others):

@@ -11,7 +11,7 @@ from configs import base
 from configs.reading import fields
 from experiment.config_checks import OWN_FIELDS
 from experiment.tracks import lra_recipe, track_of
-from experiment.workdir import differing_fields, recorded
+from experiment.workdir import MAY_CHANGE, differing_fields, recorded
 
 LRA_TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
 TASKS = (*LRA_TASKS, *sorted({*lra_tasks.NAMES, *lra_tasks.LANGUAGE_NAMES} - {*LRA_TASKS}))
@@ -34,22 +34,9 @@ TELLING = (
     "warmup_steps",
     "model.num_landmarks",
 )
-# Where runs may differ and still be runs of one thing: the seed, where files lie, how often a run
-# reports and saves between evaluations, in how many parts it takes a batch, and where its data were
-# to be from: a result says where they were.
-NOT_THE_RECIPE = (
-    "seed",
-    "cache_dir",
-    "task.source",
-    "task.data_dir",
-    "task.tokenizer",
-    "mesh.data",
-    "mesh.sequence",
-    "log_every",
-    "checkpoint_every",
-    "accumulate_steps",
-    "num_workers",
-)
+# Where runs may differ and still be runs of one thing: the seed, and what may change when a run
+# goes on, but for what changes its speed and memory.
+NOT_THE_RECIPE = ("seed", "cache_dir", *(name for name in MAY_CHANGE if name != "model.remat"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import lra_tasks
 from configs import base, reading
-from experiment.workdir import differing_fields, recorded
+from experiment.workdir import MAY_CHANGE, differing_fields, recorded
 
 # Name -> (title, what belongs there), in the order of reports.
 TRACKS = {
@@ -34,21 +34,12 @@ TRACKS = {
 
 # Fields in which runs of one recipe differ: what is compared, where things lie, how they are cut.
 FREE_FIELDS = (
+    *MAY_CHANGE,
     "name",
     "seed",
     "eval_every",
-    "log_every",
-    "checkpoint_every",
-    "accumulate_steps",
-    "mesh.data",
-    "mesh.sequence",
     "model.attention",
     "model.num_landmarks",
-    "model.remat",
-    "num_workers",
-    "task.source",
-    "task.data_dir",
-    "task.tokenizer",
     "task.data_seed",
     "task.bucket_boundaries",
     "task.padded_length",

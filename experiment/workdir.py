@@ -4,7 +4,6 @@ import fcntl
 import fnmatch
 import hashlib
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -178,15 +177,8 @@ def read_result(workdir: Path) -> dict | None:
 
 def strict_json(value, indent: int | None = None) -> str:
     """JSON as its standard has it: numbers that are not finite become null."""
-    return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
-
-
-def _without_nan(value):
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    return json.dumps(finite, indent=indent, allow_nan=False)
 
 
 def write_result(workdir: Path, result: dict) -> None:

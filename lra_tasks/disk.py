@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -64,6 +65,12 @@ def _is_below(path: str | os.PathLike, folder: Path) -> bool:
     """Whether a path leads into a folder, or to what it lies in."""
     path = Path(path).absolute()
     return path.is_relative_to(folder.absolute()) or folder.absolute().is_relative_to(path)
+
+
+def digest_of(record: dict) -> str:
+    """sha256, hex, of a record without its own digest."""
+    rest = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of_file(path: Path, show: bool = False) -> str:

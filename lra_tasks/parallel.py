@@ -6,6 +6,7 @@ module again (and with it JAX), and fail where that module is a notebook or has 
 
 import contextlib
 import importlib
+import itertools
 import os
 import pickle
 import subprocess
@@ -46,14 +47,8 @@ def ordered_map(
     try:
         items = iter(items)
         sent = received = 0
-        exhausted = False
         while True:
-            while not exhausted and sent < received + IN_FLIGHT * num_workers:
-                try:
-                    item = next(items)
-                except StopIteration:
-                    exhausted = True
-                    break
+            for item in itertools.islice(items, received + IN_FLIGHT * num_workers - sent):
                 with contextlib.suppress(BrokenPipeError):  # a worker died: see _receive
                     _send(workers[sent % num_workers].stdin, item)
                 sent += 1

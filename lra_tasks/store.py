@@ -86,7 +86,7 @@ from types import ModuleType
 import numpy as np
 
 from lra_tasks import progress
-from lra_tasks.disk import lock, naming_cache_dir, sha256_of_file, sync
+from lra_tasks.disk import digest_of, lock, naming_cache_dir, sha256_of_file, sync
 from lra_tasks.packed import document_names, foreign_ids
 from lra_tasks.task import Split
 
@@ -199,7 +199,7 @@ def _read_description(directory: Path) -> dict:
         contents = {}
         if description.keys() & {"digest", "file_digests"}:
             contents = description["file_digests"]
-            if description["digest"] != _digest_of(description):
+            if description["digest"] != digest_of(description):
                 raise ValueError("not as it was written")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(damaged(directory, f"set.json: {error!r}")) from error
@@ -215,9 +215,8 @@ def _read_description(directory: Path) -> dict:
 def remove_stale(root: Path) -> None:
     """Removes what interrupted preparations left; leaves those that are under way alone."""
     for temporary in (root / "preparing").glob("*/"):
-        if temporary.is_dir():
-            with contextlib.suppress(OSError), lock(Path(f"{temporary}.lock"), wait=False):
-                shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError), lock(Path(f"{temporary}.lock"), wait=False):
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(temporary: Path, name, module, config, source, files, show: bool) -> Path:
@@ -280,17 +279,11 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
         },
     }
     description = json.loads(json.dumps(description))  # as it will be read
-    description["digest"] = _digest_of(description)
+    description["digest"] = digest_of(description)
     (directory / "set.json").write_text(json.dumps(description, indent=2) + "\n")
     for path in directory.iterdir():
         sync(path)
     return directory
-
-
-def _digest_of(description: dict) -> str:
-    """sha256, hex, of a set.json's contents without its own digest."""
-    rest = {name: value for name, value in description.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _measure(example: dict, module: ModuleType, split: str, index: int, digest) -> list[int]:

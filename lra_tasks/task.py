@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -229,33 +230,25 @@ class Batches:
 
 
 def prefetch(
-    batches, start: int, stop: int, num_workers: int = 1, lookahead: int | None = None
+    batches, start: int, stop: int, num_workers: int = 1
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Yields (step, batches[step]) for start <= step < stop, built ahead in threads.
 
-    At most `lookahead` batches are waiting, by default two a thread but at least 4. An exception in
-    building a batch is raised when its turn comes. Closing the iterator, or dropping it, stops the
-    threads.
+    Two batches a thread, but at least 4, are waiting. An exception in building a batch is raised
+    when its turn comes. Closing the iterator, or dropping it, stops the threads.
     """
-    lookahead = max(4, 2 * num_workers) if lookahead is None else lookahead
-    if num_workers < 1 or lookahead < 1:
-        raise ValueError(f"num_workers={num_workers}, lookahead={lookahead}: expected at least 1")
-    return _prefetch(batches, start, stop, num_workers, lookahead)
-
-
-def _prefetch(batches, start, stop, num_workers, lookahead):
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="batches")
-    pending = collections.deque()
-    next_step = start
+    steps, pending = iter(range(start, stop)), collections.deque()
+
+    def submit(count):
+        for step in itertools.islice(steps, count):
+            pending.append(pool.submit(batches.__getitem__, step))
+
     try:
+        submit(max(4, 2 * num_workers))
         for step in range(start, stop):
-            while next_step < min(stop, step + lookahead):
-                pending.append(pool.submit(batches.__getitem__, next_step))
-                next_step += 1
             batch = pending.popleft().result()
-            if next_step < stop:  # the place just freed, filled while the consumer works
-                pending.append(pool.submit(batches.__getitem__, next_step))
-                next_step += 1
+            submit(1)  # the place just freed, filled while the consumer works
             yield step, batch
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

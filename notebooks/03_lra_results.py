@@ -67,10 +67,10 @@ show(report.lra_table(found.groups), "")
 
 # %%
 for track, (title, text) in TRACKS.items():
-    records, table = report.apart_of(track, found.groups)
+    records, columns = report.apart_of(track, found.groups)
     if records:
         display(Markdown(f"**{title}.** {text}"))
-        show(table, "")
+        show(report.table(records, columns), "")
 
 # %% [markdown]
 # ## Learning curves
@@ -108,7 +108,7 @@ nothing = (
     " makes some."
 )
 show_plot(plots.plot_landmarks(found.groups), nothing)
-header, rows = report.landmarks_table(found.groups)
+header, rows = report.table(report.landmarks_records(found.groups), report.LANDMARKS)
 if rows:
     show((header, rows), "")
 
@@ -120,13 +120,13 @@ if rows:
 
 # %%
 show_plot(plots.plot_speed(found.groups), "No run in the folder has recorded its speed.")
-show(report.speed_table(found.groups), "")
+show(report.table(report.speed_records(found.groups), report.SPEED), "")
 
 # %% [markdown]
 # ## Unfinished runs
 
 # %%
-header, rows = report.unfinished_table(found)
+header, rows = report.table(report.unfinished_records(found), report.UNFINISHED)
 rows = [[os.path.relpath(run.folder, RUNS), *row[1:]]
         for run, row in zip(found.unfinished, rows, strict=True)]  # fmt: skip
 show((header, rows), "There are none.")

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nystrom.array_typing import Array, Bool
-from nystrom.attention import nystrom_attention
-from nystrom.checks import PINVS, check_choice, check_count, known
-from nystrom.self_attention import Bound
+from nystrom.checks import known
+from nystrom.self_attention import Bound, bound_nystrom
 
 
 def attention_fn(
@@ -57,13 +56,7 @@ def cross_attention_fn(
 
 
 def _make(num_landmarks, pinv_iterations, pinv, float_masks, cross):
-    check_count("num_landmarks", num_landmarks)
-    check_count("pinv_iterations", pinv_iterations)
-    check_choice("pinv", pinv, PINVS)
-    attend = Bound.of(
-        nystrom_attention, num_landmarks=num_landmarks, pinv=pinv, pinv_iterations=pinv_iterations
-    )
-    return _Adapter(attend, float_masks, cross)
+    return _Adapter(bound_nystrom(num_landmarks, pinv, pinv_iterations), float_masks, cross)
 
 
 @dataclasses.dataclass(frozen=True)

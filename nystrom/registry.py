@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array
-from nystrom.attention import nystrom_attention, softmax_attention
+from nystrom.attention import softmax_attention
 from nystrom.baselines.identity import identity_attention
 from nystrom.baselines.linear import linear_attention
 from nystrom.baselines.linformer import linformer_attention
@@ -17,7 +17,7 @@ from nystrom.baselines.performer import FEATURE_KERNELS, orthogonal_features, pe
 from nystrom.baselines.reformer import random_rotations, reformer_attention
 from nystrom.baselines.shared_scale import authors_attention
 from nystrom.checks import PINVS, check_choice, check_count
-from nystrom.self_attention import Bound, SelfAttention
+from nystrom.self_attention import Bound, SelfAttention, bound_nystrom
 
 PADDINGS = ("inert", "authors")
 NONE: Mapping[str, Any] = MappingProxyType({})
@@ -59,13 +59,7 @@ def _nystrom(setting, num_landmarks, pinv, pinv_iterations, padding):
         return Bound.of(
             authors_attention, num_landmarks=num_landmarks, pinv_iterations=pinv_iterations
         )
-    return Bound.of(
-        nystrom_attention,
-        num_landmarks=num_landmarks,
-        pinv=pinv,
-        pinv_iterations=pinv_iterations,
-        axis_name=setting.axis_name,
-    )
+    return bound_nystrom(num_landmarks, pinv, pinv_iterations, setting.axis_name)
 
 
 def _performer(setting, num_features, feature_kernel):

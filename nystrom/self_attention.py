@@ -32,6 +32,20 @@ class Bound:
         return self.function(*arrays, **dict(self.options), **more)
 
 
+def bound_nystrom(
+    num_landmarks: int, pinv: str, pinv_iterations: int, axis_name: str | None = None
+) -> Bound:
+    """`nystrom_attention` with these options, which are checked."""
+    check_choice("pinv", pinv, PINVS)
+    return Bound.of(
+        nystrom_attention,
+        num_landmarks=check_count("num_landmarks", num_landmarks),
+        pinv=pinv,
+        pinv_iterations=check_count("pinv_iterations", pinv_iterations),
+        axis_name=axis_name,
+    )
+
+
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with any attention of this package's signature.
 
@@ -138,14 +152,7 @@ class NystromSelfAttention(SelfAttention):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        attention = Bound.of(
-            nystrom_attention,
-            num_landmarks=check_count("num_landmarks", num_landmarks),
-            pinv=pinv,
-            pinv_iterations=check_count("pinv_iterations", pinv_iterations),
-            axis_name=axis_name,
-        )
-        check_choice("pinv", pinv, PINVS)
+        attention = bound_nystrom(num_landmarks, pinv, pinv_iterations, axis_name)
         super().__init__(
             width,
             num_heads,

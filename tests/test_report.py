@@ -25,11 +25,15 @@ from experiment.results import OWN_FIELDS
 from tests.written_runs import changed, write_run
 
 
-def rows_of(table, runs):
+def rows_of(name, runs):
     """Rows of one of report.py's tables of the runs in a folder, as dicts."""
     found = read_runs([runs])
-    takes_all = table in (report.unfinished_table, report.skipped_table)
-    header, rows = table(found if takes_all else found.groups)
+    if name == "lra":
+        header, rows = report.lra_table(found.groups)
+    else:
+        records = getattr(report, f"{name}_records")
+        records = records(found if name in ("unfinished", "skipped") else found.groups)
+        header, rows = report.table(records, getattr(report, name.upper()))
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
@@ -52,7 +56,7 @@ def test_seeds_are_averaged_beside_the_papers_numbers(tmp_path):
     for seed, value in enumerate(accuracies):
         write_run(tmp_path, f"deep/down/{seed}", value, seed=seed)
     write_run(tmp_path, "one", 0.37, task="listops")
-    rows = rows_of(report.lra_table, tmp_path)
+    rows = rows_of("lra", tmp_path)
     ours, paper = [row for row in rows if row["attention"].startswith("nystrom")]
     mean = 100 * statistics.fmean(accuracies)
     deviation = 100 * np.std(accuracies, ddof=1)
@@ -68,7 +72,7 @@ def test_rows_are_attentions_and_landmarks_of_nystrom(tmp_path):
     write_run(tmp_path, "b", 0.62, changed(model__num_landmarks=128))
     write_run(tmp_path, "c", 0.63, changed(model__attention="softmax"))
     write_run(tmp_path, "d", 0.40, changed("image", model__num_landmarks=128))
-    rows = rows_of(report.lra_table, tmp_path)
+    rows = rows_of("lra", tmp_path)
     found = {row["attention"]: (row["Text"], row["Image"]) for row in rows if row[""] == "ours"}
     assert found["nystrom, num_landmarks=32"] == ("61.00 (1)", "–")
     assert found["nystrom, num_landmarks=128"] == ("62.00 (1)", "40.00 (1)")
@@ -82,11 +86,11 @@ def test_runs_that_do_not_compare_leave_the_rows_as_they_are(tmp_path):
     apart = {"comparable_to_lra": False, "why_not_comparable": "for a reason"}
     write_run(tmp_path, "short", 0.9, changed(num_train_steps=2_000), **apart)
     write_run(tmp_path, "copy", 0.8, source="package", fingerprint="0" * 64, **apart)
-    rows = rows_of(report.lra_table, tmp_path)
+    rows = rows_of("lra", tmp_path)
     (ours,) = [r for r in rows if r["attention"].startswith("nystrom") and r[""] == "ours"]
     assert ours["attention"] == "nystrom, num_landmarks=64"
     assert (ours["Text"], ours["Image"]) == ("60.00 ± 0.00 (2)", "40.00 (1)")
-    labels = {r["test accuracy"]: r["attention"] for r in rows_of(report.apart_table, tmp_path)}
+    labels = {r["test accuracy"]: r["attention"] for r in rows_of("apart", tmp_path)}
     assert labels["90.00 (1)"] == "nystrom, num_landmarks=64, num_train_steps=2000"
     assert "num_train_steps=20000" in labels["80.00 (1)"]
 
@@ -103,7 +107,7 @@ def test_a_further_run_leaves_a_whole_row_and_its_average(fields, result, label,
         write_run(tmp_path, task, 0.5, task=task)
     for i, task in enumerate(("listops", "text")):
         write_run(tmp_path, f"a-{task}", 0.6 + i / 10, changed(task, **fields), **result)
-    rows = [row for row in rows_of(report.lra_table, tmp_path) if row[""] == "ours"]
+    rows = [row for row in rows_of("lra", tmp_path) if row[""] == "ours"]
     rows = {row.pop("attention"): row for row in rows}
     whole = rows.pop("nystrom, num_landmarks=64")
     assert (whole["ListOps"], whole["average without Path-X"]) == ("50.00 (1)", "50.00")
@@ -120,7 +124,7 @@ def test_labels_name_no_more_fields_than_tell_recipes_apart(tmp_path):
             config = listops.get_config(variant)
             config.model.attention = attention
             write_run(tmp_path, f"{variant}-{attention}", 0.3, config, **apart)
-    assert sorted(r["attention"] for r in rows_of(report.apart_table, tmp_path)) == [
+    assert sorted(r["attention"] for r in rows_of("apart", tmp_path)) == [
         f"{attention}, num_train_steps={steps}"
         for attention in ("linear", "none")
         for steps in (400, 5000)
@@ -195,9 +199,9 @@ def test_results_that_do_not_compare_stand_apart_with_the_reason(tmp_path):
     why = "not the recipe: learning_rate=0.001 (recipe 0.0001) | <b>and\nmore"
     write_run(tmp_path, "a", 0.999, comparable_to_lra=False, why_not_comparable=why)
     write_run(tmp_path, "b", 0.60, seed=1)
-    assert "60.00 (1)" in str(rows_of(report.lra_table, tmp_path))
-    assert "99.90" not in str(rows_of(report.lra_table, tmp_path))
-    (row,) = rows_of(report.apart_table, tmp_path)
+    assert "60.00 (1)" in str(rows_of("lra", tmp_path))
+    assert "99.90" not in str(rows_of("lra", tmp_path))
+    (row,) = rows_of("apart", tmp_path)
     assert row["test accuracy"] == "99.90 (1)" and row["why not comparable"] == why
     *_, line = report.markdown(["why"], [[row["why not comparable"]]]).splitlines()
     assert line == "| not the recipe: learning_rate=0.001 (recipe 0.0001) \\| &lt;b>and more |"
@@ -206,26 +210,26 @@ def test_results_that_do_not_compare_stand_apart_with_the_reason(tmp_path):
 def test_runs_of_several_commits_are_marked(tmp_path):
     write_run(tmp_path, "a", 0.5, seed=0)
     write_run(tmp_path, "b", 0.5, seed=1, commit="d" * 40)
-    rows = rows_of(report.lra_table, tmp_path)
+    rows = rows_of("lra", tmp_path)
     assert "50.00 ± 0.00 (2)†" in [row["Text"] for row in rows]
 
 
 def test_runs_of_commits_that_are_not_known_are_marked(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, str(seed), 0.5, seed=seed, commit="unknown")
-    rows = rows_of(report.lra_table, tmp_path)
+    rows = rows_of("lra", tmp_path)
     assert "50.00 ± 0.00 (2)†" in [row["Text"] for row in rows]
 
 
 def test_data_made_here_are_marked(tmp_path):
     write_run(tmp_path, "a", 0.5, source="generated")
-    rows = rows_of(report.lra_table, tmp_path)
+    rows = rows_of("lra", tmp_path)
     assert "50.00 (1)‡" in [row["Text"] for row in rows]
 
 
 def test_a_run_of_several_commits_is_marked(tmp_path):
     write_run(tmp_path, "a", 0.5, earlier_commits=["d" * 40])
-    rows = rows_of(report.lra_table, tmp_path)
+    rows = rows_of("lra", tmp_path)
     assert "50.00 (1)†" in [row["Text"] for row in rows]
 
 
@@ -301,7 +305,7 @@ def test_a_result_without_speed_and_memory_is_still_a_result(tmp_path):
     for name in ("examples_per_second", "peak_memory_bytes", "peak_memory_of"):
         del result[name]
     (folder / "result.json").write_text(json.dumps(result))
-    (row,) = rows_of(report.speed_table, tmp_path)
+    (row,) = rows_of("speed", tmp_path)
     assert (row["examples/s"], row["peak memory (MiB)"]) == ("–", "–")
 
 
@@ -334,9 +338,9 @@ def test_unfinished_runs_are_listed_with_their_steps(tmp_path):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "config.json").write_text('{"name": "another program"}')
-    (row,) = rows_of(report.unfinished_table, tmp_path)
+    (row,) = rows_of("unfinished", tmp_path)
     assert (row["run"], row["steps done"], row["of"]) == (str(folder), "1,000", "20,000")
-    (lines, other) = rows_of(report.skipped_table, tmp_path)
+    (lines, other) = rows_of("skipped", tmp_path)
     assert lines["file"] == str(folder / "metrics.jsonl")
     assert lines["why"].startswith("2 unreadable lines of 4")
     assert other["file"] == str(foreign / "config.json") and "not a run's" in other["why"]
@@ -364,7 +368,7 @@ def test_landmarks_are_compared_where_they_alone_differ(tmp_path):
             write_run(tmp_path, f"{landmarks}-{seed}", value, config, seed=seed)
     write_run(tmp_path, "wider", 0.9, changed(model__num_landmarks=256, model__width=128))
     write_run(tmp_path, "softmax", 0.65, changed(model__attention="softmax"))
-    rows = rows_of(report.landmarks_table, tmp_path)
+    rows = rows_of("landmarks", tmp_path)
     assert [(row["landmarks"], row["test accuracy"]) for row in rows] == [
         ("32", "61.00 ± 0.00 (2)"), ("64", "62.00 ± 0.00 (2)"), ("128", "63.00 ± 0.00 (2)")
     ]  # fmt: skip
@@ -380,7 +384,7 @@ def test_times_on_different_hardware_are_kept_apart(tmp_path):
         "1 x EPYC (2 cores)": 1,
         "1 x H100": 2,
     }
-    rows = rows_of(report.speed_table, tmp_path)
+    rows = rows_of("speed", tmp_path)
     assert [row["examples/s"] for row in rows] == ["10.0", "1,500.0"]
 
 

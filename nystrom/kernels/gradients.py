@@ -79,19 +79,18 @@ def _alike(primals, constants):
 
     What was equal on all devices then gets the sum of its devices' gradients.
     """
-    varying = frozenset().union(*map(varying_axes, jax.tree.leaves((primals, constants))))
-
-    def vary(x):
-        missing = tuple(varying - varying_axes(x))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return tuple(map(vary, primals))
+    varying = frozenset().union(*map(_varying_axes, jax.tree.leaves((primals, constants))))
+    return tuple(vary_over(x, varying) for x in primals)
 
 
-def varying_axes(x):
-    """The mesh axes of a shard_map over which x varies."""
-    kind = jax.typeof(x)
-    return kind.mat.varying if hasattr(kind, "mat") else kind.vma  # its name before JAX 0.10.2
+def vary_over(x, axes):
+    """Inside shard_map, x as an array that varies over these axes too."""
+    missing = tuple(axis for axis in axes if axis not in _varying_axes(x))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _varying_axes(x):
+    return jax.typeof(x).mat.varying
 
 
 _linear = Primitive("linear_with_transpose")

@@ -51,8 +51,7 @@ class Head(nnx.Module):
         """Logits of hidden states."""
 
     def _drop(self, x, key):
-        # dropout's keys are for x's leading axes, a vector is an example's one position
-        return dropout(x[..., None, :], self.config.hidden_dropout_prob, key)[..., 0, :]
+        return dropout(x, self.config.hidden_dropout_prob, key)
 
 
 class MaskedLM(Head):

@@ -27,9 +27,8 @@ def worker_threads():
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-@pytest.mark.parametrize("lookahead", [1, 4])
-def test_prefetch_keeps_the_order(num_workers, lookahead):
-    got = list(prefetch(Counting(), 5, 30, num_workers, lookahead))
+def test_prefetch_keeps_the_order(num_workers):
+    got = list(prefetch(Counting(), 5, 30, num_workers))
     assert got == [(step, step * 10) for step in range(5, 30)]
     assert not worker_threads()
 
@@ -40,7 +39,7 @@ def test_prefetch_of_nothing():
 
 def test_prefetch_builds_ahead_but_not_further():
     batches = Counting()
-    iterator = prefetch(batches, 0, 100, lookahead=4)
+    iterator = prefetch(batches, 0, 100)
     assert next(iterator) == (0, 0)
     deadline = time.monotonic() + 5
     while len(batches.built) < 5 and time.monotonic() < deadline:
@@ -83,8 +82,3 @@ def test_prefetch_stops_when_dropped():
     while worker_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not worker_threads()
-
-
-def test_prefetch_refuses_wrong_arguments_at_once():
-    with pytest.raises(ValueError, match="lookahead=0"):
-        prefetch(Counting(), 0, 1, lookahead=0)
