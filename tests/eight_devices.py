@@ -89,6 +89,26 @@ def arrays_on_a_mesh_of_explicit_axes_are_attended_to():
                 np.testing.assert_allclose(found[1], whole[1], atol=1e-4)
 
 
+def models_take_arrays_on_explicit_axes_inside_auto_axes():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    encoder = nystrom.Encoder(12, 16, width=8, num_layers=1, mlp_width=8, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(nystrom.Classifier(encoder, 3, width=8, rngs=nnx.Rngs(1)))
+    tokens = RNG.integers(0, 12, (8, 13))
+    examples = PartitionSpec("data")
+
+    def logits(state, tokens):
+        return nnx.merge(graph, state)(tokens, tokens > 2)
+
+    def loss(state, tokens, of=logits):
+        return (of(state, tokens) ** 2).sum()
+
+    with jax.set_mesh(mesh):
+        cut = partial(loss, of=jax.sharding.auto_axes(logits, out_sharding=examples))
+        place = NamedSharding(mesh, examples)
+        found = jax.jit(jax.grad(cut))(state, jax.device_put(tokens, place))
+    assert_close(found, jax.grad(loss)(state, tokens), 1e-5)
+
+
 def no_more_landmarks_than_tokens_are_made():
     mesh = jax.make_mesh((8,), ("sequence",), axis_types=(AxisType.Auto,))
     attend = nystrom.sharded_attention(mesh, num_landmarks=100_000)
