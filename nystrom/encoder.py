@@ -51,7 +51,7 @@ class EncoderBlock(nnx.Module):
         keys = split_keys(dropout_key, 3)
 
         def drop(x, key):
-            return dropout(x, self.dropout_rate, key, self.axis_name)
+            return dropout(x, self.dropout_rate, key, self.axis_name, mask)
 
         def mlp(x):
             return drop(self.mlp_out(drop(gelu(self.mlp_in(x)), keys[1])), keys[2])
@@ -194,7 +194,7 @@ class Encoder(nnx.Module):
             tokens, mask = unless_trailing(to_front, mask, tokens, mask)
         *keys, embedding_key = split_keys(dropout_key, len(self.blocks) + 1)
         x = self._embed(zero_padded(tokens, mask), mask)
-        x = dropout(x, self.dropout_rate, embedding_key, self.axis_name)
+        x = dropout(x, self.dropout_rate, embedding_key, self.axis_name, mask)
         call = _remat if self.remat else EncoderBlock.__call__
         for block, key in zip(self.blocks, keys, strict=True):
             x = call(block, x, mask, key, trailing)
@@ -213,10 +213,16 @@ class Encoder(nnx.Module):
 
 
 def _remat(block, x, mask, key, trailing):
-    """A block computed anew in the backward pass, also where jit closes over it (not nnx.remat)."""
-    graph, params = nnx.split(block)
+    """A block computed anew in the backward pass.
+
+    nnx.remat keeps what a user's attention changes of its state, but breaks a block that jit closes
+    over, so blocks of parameters alone go without it.
+    """
+    graph, params, others = nnx.split(block, nnx.Param, ...)
+    if jax.tree.leaves(others):
+        return nnx.remat(EncoderBlock.__call__, static_argnums=4)(block, x, mask, key, trailing)
 
     def call(params, x, mask, key):
-        return nnx.merge(graph, params)(x, mask, key, trailing)
+        return nnx.merge(graph, params, others)(x, mask, key, trailing)
 
     return jax.checkpoint(call)(params, x, mask, key)

@@ -99,7 +99,11 @@ def check_rate(name: str, rate: float) -> None:
 
 
 def dropout(
-    x: Float[Array, "..."], rate: float, key: Array | None, axis_name: str | None = None
+    x: Float[Array, "..."],
+    rate: float,
+    key: Array | None,
+    axis_name: str | None = None,
+    mask: Bool[Array, "*B N"] | None = None,
 ) -> Float[Array, "..."]:
     """x with a share `rate` of its elements zeroed and the rest scaled up; x without a key.
 
@@ -107,7 +111,8 @@ def dropout(
     `jax.random`, which cost as much as a dense layer on CPU, the hash fuses with the product,
     forward and backward, so no mask need be stored. There is one key, or one for every example
     (*B): what is dropped of an example then depends on nothing else. `axis_name` is the axis over
-    which N is cut inside `jax.shard_map`. 64 bits of key; indices repeat after 2^32 elements.
+    which N is cut inside `jax.shard_map`; there real tokens are counted by their mask, as if they
+    stood in front of the padding. 64 bits of key; indices repeat after 2^32 elements.
 
     Raises:
       ValueError: rate is not in [0, 1), or keys are not one an example.
@@ -122,6 +127,9 @@ def dropout(
     if axis_name is not None:
         first = jax.lax.axis_index(axis_name) * x.shape[-2]
         length = jax.lax.axis_size(axis_name) * x.shape[-2]
+        if mask is not None:
+            here = jnp.arange(x.shape[-2]).reshape(*(1,) * (x.ndim - 2), -1, 1)
+            first = real_ranks(mask, mask.shape, axis_name)[..., None] - here
     below = np.uint32(min(round(rate * 2**32), 2**32 - 1))
     keep = hash_bits(key, x.shape, first, length) >= below
     return jnp.where(keep, x * (1 / (1 - rate)), jnp.zeros((), x.dtype))
@@ -147,8 +155,9 @@ def hash_bits(
 ) -> Array:
     """Random-looking uint32 of the given shape: index and key through two rounds of a mixer.
 
-    The last axis but one is a piece of an axis of `length`, which begins at `first`; by default it
-    is whole. Leading axes that keys have are no part of an index.
+    The last axis but one is a piece of an axis of `length`, which begins at `first` (an array: each
+    of its places as if in a piece of its own); by default it is whole. Leading axes that keys have
+    are no part of an index.
     """
     words = jnp.moveaxis(jax.vmap(_words)(key.ravel()), -1, 0)
     words = words.reshape(2, *key.shape, *(1,) * (len(shape) - key.ndim))

@@ -109,6 +109,29 @@ def models_take_arrays_on_explicit_axes_inside_auto_axes():
     assert_close(found, jax.grad(loss)(state, tokens), 1e-5)
 
 
+def dropout_of_cut_sequences_is_the_wholes_wherever_padding_stands():
+    mesh = jax.make_mesh((4,), ("sequence",), axis_types=(AxisType.Auto,))
+    cut, tokens = PartitionSpec(None, "sequence"), RNG.integers(0, 12, (2, 12))
+
+    def encoder(axis_name):
+        sizes = {"width": 8, "num_layers": 1, "mlp_width": 8, "embedding_std": 1.0}
+        return nystrom.Encoder(
+            12, 12, **sizes, dropout_rate=0.2, axis_name=axis_name, rngs=nnx.Rngs(0)
+        )
+
+    graph, state = nnx.split(encoder("sequence"))
+    pieces = jax.shard_map(
+        lambda state, *given: nnx.merge(graph, state)(*given),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), cut, cut, PartitionSpec()),
+        out_specs=cut,
+    )
+    for mask in (np.arange(12) < np.array([[12], [9]]), np.arange(12) != np.array([[3], [7]])):
+        for key in (KEY, jax.random.split(KEY)):
+            found = jax.jit(pieces)(state, tokens, mask, key)
+            assert_close(found, encoder(None)(tokens, mask, key), 1e-5)
+
+
 def no_more_landmarks_than_tokens_are_made():
     mesh = jax.make_mesh((8,), ("sequence",), axis_types=(AxisType.Auto,))
     attend = nystrom.sharded_attention(mesh, num_landmarks=100_000)

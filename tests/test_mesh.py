@@ -21,6 +21,7 @@ CHECKS = {
         "long_pieces_are_summed_a_part_at_a_time",
         "ties_of_the_maximum_go_to_the_first_as_on_one_device",
         "traffic_does_not_grow_with_the_length",
+        "dropout_of_cut_sequences_is_the_wholes_wherever_padding_stands",
     ),
     "steps": ("a_step_on_any_mesh_is_the_same", "hidden_tokens_are_the_same_on_any_mesh"),
     "traffic": ("a_data_parallel_step_moves_its_gradients",),

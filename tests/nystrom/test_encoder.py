@@ -240,6 +240,22 @@ def test_remat_under_a_jit_that_closes_over_the_model():
     np.testing.assert_allclose(encoder(tokens), expected, atol=1e-5)  # and is as it was
 
 
+@pytest.mark.unchecked  # any module that is called so
+def test_remat_keeps_what_an_attention_changes_of_its_state():
+    class Counting(nnx.Module):
+        def __init__(self, rngs):
+            self.drop, self.calls = nnx.Dropout(0.5, rngs=rngs), nnx.BatchStat(jnp.zeros(()))
+
+        def __call__(self, x, mask=None, *, trailing=False):
+            self.calls[...] += 1
+            return self.drop(x)
+
+    encoder = make_encoder(remat=True, make_attention=Counting, embedding_std=1.0)
+    call, tokens = nnx.jit(lambda encoder, tokens: encoder(tokens)), random_tokens(5, 2, LENGTH)
+    first, second = call(encoder, tokens), call(encoder, tokens)
+    assert np.abs(first - second).max() > 0.1 and encoder.blocks[0].attention.calls[...] == 2
+
+
 def test_dropout_acts_only_with_a_key():
     tokens = random_tokens(6, 2, LENGTH)
     with_rate = nnx.split(make_model(dropout_rate=0.5))

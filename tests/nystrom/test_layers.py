@@ -122,6 +122,20 @@ def test_dropout_of_pieces_of_sequences_is_that_of_the_whole_with_one_key_for_al
     np.testing.assert_array_equal(jnp.moveaxis(cut, 0, 1).reshape(whole.shape), expected)
 
 
+def test_dropout_of_pieces_counts_real_tokens_as_if_they_stood_in_front():
+    mask = np.random.default_rng(0).random((3, 8)) < 0.6
+    pieces = np.moveaxis(mask.reshape(3, 4, 2), 1, 0)
+    key = jax.random.key(3)
+
+    def cut(mask):
+        return dropout(jnp.ones((3, 2, 5)), 0.5, key, "sequence", mask)
+
+    found = jnp.moveaxis(jax.vmap(cut, axis_name="sequence")(pieces), 0, 1).reshape(3, 8, 5)
+    in_front = dropout(jnp.ones((3, 8, 5)), 0.5, key)
+    for example, real, expected in zip(found, mask, in_front, strict=True):
+        np.testing.assert_array_equal(example[real], expected[: real.sum()])
+
+
 def test_dropout_keeps_the_dtype_and_zeroes_even_infinities():
     x = jnp.full((100,), jnp.inf, jnp.bfloat16)
     out = dropout(x, 0.5, jax.random.key(0))
