@@ -76,14 +76,14 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
             f"config.task.tokenizer={config.task.tokenizer!r}: another vocabulary than that run's; "
             f"give {config.init_from!r}"
         )
-    taken, ids = dict(wanted), common_ids(source, source_task)
+    taken = dict(wanted)
+    ids = common_ids(source, source_task), common_ids(config, task)
     for name in sorted(found.keys() | wanted.keys()):
         if name not in found or name not in wanted:
             problems.append(f"{name}: {'not there' if name not in found else 'there alone'}")
-        elif name == EMBEDDINGS and ids != common_ids(config, task):
-            what = "({} ids, {} stands for hidden ones)"
-            here = what.format(*common_ids(config, task))
-            problems.append(f"{name}: of other tokens, {what.format(*ids)} there, {here} here")
+        elif name == EMBEDDINGS and ids[0] != ids[1]:
+            there, here = ("({} ids, {} stands for hidden ones)".format(*each) for each in ids)
+            problems.append(f"{name}: of other tokens, {there} there, {here} here")
         elif name == EMBEDDINGS and found[name].shape[1:] == wanted[name].shape[1:]:
             rows = min(len(found[name]), len(wanted[name]))
             taken[name] = wanted[name].at[:rows].set(found[name][:rows])

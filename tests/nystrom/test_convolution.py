@@ -95,3 +95,7 @@ def test_errors():
         depthwise_convolution(value, normal(9, 3, 5))
     with pytest.raises(ValueError, match=r"filters \(\): expected \(2, K\)"):
         depthwise_convolution(value, np.float32(1))
+    filters = normal(10, 2, 5)  # as lists too
+    np.testing.assert_array_equal(
+        depthwise_convolution(value, filters.tolist()), depthwise_convolution(value, filters)
+    )

@@ -214,6 +214,12 @@ def test_bias_and_causal_use_are_refused():
         attend(q, q, q, is_causal=True)
 
 
+def test_a_mask_that_is_no_array_is_refused():
+    q = normal(9, 1, 6, 2, 4)
+    with pytest.raises(TypeError, match="mask has type list: expected a bool array"):
+        attention_fn(num_landmarks=4)(q, q, q, mask=[[[[True] * 6]]])
+
+
 def test_no_batch_dimension_and_several():
     x = normal(10, 2, 3, 6, 2, 4)
     mask = np.stack([mask_with(n, 6, "holes") for n in range(1, 7)]).reshape(2, 3, 6)
