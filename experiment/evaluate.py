@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_label(*loaded[:2], read_documents(flags.documents, loaded.task))
         else:
             print_score(load.load_run(flags.workdir, flags.cache_dir), flags)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -105,7 +105,7 @@ def print_label(model, task, documents) -> None:
 
 
 def classify(model, task, documents):
-    """Probabilities [classes] of one example, given as its documents, uint8 [n] each."""
+    """Probabilities [classes] of one example, given as its documents, uint8 or uint16 [n] each."""
     import jax
     import numpy as np
 
@@ -114,7 +114,7 @@ def classify(model, task, documents):
     lengths = np.array([[len(document) for document in documents]], np.int32)
     example = dict(zip(("inputs", "inputs2"), documents, strict=False)) | {"label": 0}
     examples = types.SimpleNamespace(__getitems__=lambda indices: [example for _ in indices])
-    given = {"given": lra_tasks.Split(examples, lengths)}
+    given = {"given": lra_tasks.Split(examples, lengths, dtype=documents[0].dtype)}
     batch = lra_tasks.Batches(dataclasses.replace(task, splits=given), "given", 1)[0]
     return np.asarray(jax.nn.softmax(model(batch["inputs"], batch["mask"])[0]))
 

@@ -51,7 +51,7 @@ def pack(split, where: str, width: int, num_ids: int, num_classes: int) -> Packe
 
     Raises:
       ValueError: an example with a token id or label that the task doesn't have, or of another
-        length than the split says; or a damaged one.
+        length than the split says, or an id that the split's dtype can't hold; or a damaged one.
     """
     lengths = split.lengths
     ends = np.cumsum(lengths, dtype=np.int64).reshape(lengths.shape)
@@ -59,6 +59,7 @@ def pack(split, where: str, width: int, num_ids: int, num_classes: int) -> Packe
     tokens = _allocate(int(lengths.sum(dtype=np.int64)) + width, split.folder, split.dtype)
     labels = np.zeros(len(lengths), np.int64)
     names = document_names(lengths.shape[1])
+    num_ids = min(num_ids, np.iinfo(tokens.dtype).max + 1)
     for first in range(0, len(lengths), READ_AT_ONCE):
         part = slice(first, min(first + READ_AT_ONCE, len(lengths)))
         examples = split.examples.__getitems__(list(range(part.start, part.stop)))

@@ -2,9 +2,11 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
+import lra_tasks
 from configs import finetune_imdb, mlm
 from experiment import evaluate, tracks
 from experiment.config_checks import check_config
@@ -86,6 +88,13 @@ def test_fine_tuning_begins_with_it_and_classifies_text(pretrained, tmp_path, ca
     keep_tokenizer(tmp_path / "run", task.tokenizer)
     assert evaluate.main([f"--workdir={tmp_path / 'run'}", "--text=a superb film"]) == 0
     assert capsys.readouterr().out.startswith("label ")
+    loaded, batch = load_run(tmp_path / "run"), lra_tasks.Batches(task, "test", 4)[0]
+    expected = jax.nn.softmax(loaded.model(batch["inputs"], batch["mask"]))
+    examples = loaded.task.splits["test"].examples.__getitems__(range(4))
+    for each, its in zip(examples, expected, strict=True):
+        assert each["inputs"].max() > 255
+        found = evaluate.classify(loaded.model, task, [each["inputs"]])
+        np.testing.assert_allclose(found, its, rtol=1e-5)
     (ids,) = evaluate.read_documents([("text", "a superb film " * 99)], task)
     assert len(ids) == task.max_length and ids[-1] == tokenizer.SEP
 

@@ -31,14 +31,14 @@ def apply_pinv(
     where P_j w takes three thin products, and Y_{j+1} two of L^3: with U_j = Y_j^2 - 7/2 Y_j it is
     (27/8 Y_j - 11/4 U_j - U_j^2) / 4. Eq. 7 takes four. But rounding in Y_j grows up to 13/4 times
     an iteration, which eq. 7 corrects by computing A Z_j anew, so only the last three iterations
-    take this form: float32 then stays within 7e-6 of float64 in values and gradients (with four,
-    1.4e-5), or as near as eq. 7 where A is almost of rank one and the result far smaller than w.
+    take this form: float32 then stays within 1e-5 of float64 in values and gradients (with four it
+    is up to twice as far), or as near as eq. 7 where A is almost of rank one and the result far
+    smaller than w.
 
     Backward, every iteration is taken as a function of Y_j alone. As the matrices are symmetric,
     only the symmetric part of a gradient matters, and Y_{j+1} takes three products where eq. 7
     takes eight. Of each iteration Y_j is kept, and nothing else of its size. It goes matrix by
-    matrix, so that a CPU's cache holds what it makes: with 256 landmarks the gradient of attention
-    takes 0.6 to 0.8 of the time. Beyond 6 iterations eq. 7 is followed as written.
+    matrix, so that a CPU's cache holds what it makes. Beyond 6 iterations eq. 7 is followed as written.
     """
     if num_iterations > NEVER_STOPPED:
         return matmul(iterative_pinv(a, num_iterations), w)

@@ -304,6 +304,15 @@ def test_what_a_model_would_turn_into_nan_or_another_example_is_refused(name, va
         Batches(task, "train", 4)[0]
 
 
+def test_an_id_that_the_splits_dtype_cannot_hold_is_refused():
+    examples = [{"inputs": np.array([1, 300, 2], np.uint16), "label": 5}]
+    task = dataclasses.replace(
+        make_task(), vocab_size=600, splits={"train": Split(InMemory(examples), np.array([[3]]))}
+    )
+    with pytest.raises(ValueError, match="the token id 300 at position 1, expected 0 to 255"):
+        Batches(task, "train", 1)[0]
+
+
 def test_augmented_batches(make_config, cache_dir):
     """Other orders of arguments in every epoch of training, the same trees; none in evaluation."""
     from lra_tasks import listops

@@ -96,6 +96,29 @@ def test_apply_pinv_in_float64(iterations):
         np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("spread", [1, 2, 4])
+def test_apply_pinv_of_float32_is_near_float64s(spread):
+    """Values and gradients, by the largest."""
+    logits = spread**2 * normal(10, 64, 64) @ normal(11, 64, 64) / 8
+    w, cotangent = normal(12, 64, 64), normal(13, 64, 64)
+
+    def run(dtype):
+        def loss(logits, w):
+            out = apply_pinv(jax.nn.softmax(logits), w)
+            return (out * cotangent.astype(dtype)).sum(), out
+
+        (_, out), grads = jitted(jax.value_and_grad(loss, (0, 1), has_aux=True))(
+            logits.astype(dtype), w.astype(dtype)
+        )
+        return jax.tree.map(np.asarray, (out, *grads))
+
+    found = run(np.float32)
+    with jax.enable_x64(True):
+        expected = run(np.float64)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max(), rtol=0)
+
+
 def test_computes_in_float32():
     a = softmax_matrices(9)
     z = pinv(a.astype(jnp.bfloat16), 6)
