@@ -7,9 +7,9 @@ import ml_collections
 
 import lra_tasks
 from experiment.checkpoints import CheckpointError, Checkpoints
-from experiment.load import best_model, best_step, read_config
+from experiment.load import best_model, best_step, own_vocabulary, read_config
 from experiment.objectives import mask_token
-from experiment.workdir import WorkdirError, read_result, recorded
+from experiment.workdir import WorkdirError, has_saved, read_result, recorded
 
 # Fields that give an encoder's weights their meaning, whatever their shapes.
 OF_THE_WEIGHTS = ("num_heads", "position", "norm")
@@ -18,7 +18,7 @@ EMBEDDINGS = "encoder/token_embed/embedding"
 
 def source_problems(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
     """Why a run in `workdir` can't begin as config.init_from says; a run begun needs it no more."""
-    if not config.init_from or any((workdir / "checkpoints").glob("[0-9]*")):
+    if not config.init_from or has_saved(workdir):
         return []
     try:
         read_source(config.init_from)
@@ -55,9 +55,11 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
     """
     source, checkpoints, step = read_source(config.init_from)
     source_task = lra_tasks.without_data(source.task)
+    folder = Path(config.init_from).expanduser()
     try:
+        its = own_vocabulary(folder / lra_tasks.store.VOCABULARY, checkpoints)
         found = weights_by_name(best_model(source, source_task, checkpoints, step))
-    except CheckpointError as error:
+    except (CheckpointError, WorkdirError) as error:
         raise WorkdirError(f"config.init_from={config.init_from!r}: {error}") from error
     wanted = weights_by_name(params)
     problems = [
@@ -70,8 +72,7 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
             f"config.model.pooling: {source.model.pooling!r} there, {config.model.pooling!r} here, "
             "of which one has a token put first"
         )
-    its = Path(config.init_from).expanduser() / lra_tasks.store.VOCABULARY
-    if task.tokenizer and its.is_file() and its.read_bytes() != task.tokenizer.read_bytes():
+    if task.tokenizer and its and its.read_bytes() != task.tokenizer.read_bytes():
         problems.append(
             f"config.task.tokenizer={config.task.tokenizer!r}: another vocabulary than that run's; "
             f"give {config.init_from!r}"
@@ -103,7 +104,7 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
         "fingerprint": checkpoints.records[step]["progress"].get("fingerprint"),
         "step": step,
         "num_train_steps": source.num_train_steps,
-        "finished": read_result(Path(config.init_from).expanduser()) is not None,
+        "finished": read_result(folder) is not None,
         "config": recorded(source),
     }
     return jax.tree_util.tree_map_with_path(

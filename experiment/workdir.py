@@ -129,10 +129,21 @@ def record_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def keep_tokenizer(workdir: Path, tokenizer: Path | None) -> None:
-    """Copies the vocabulary of a task, if it has one, into the run's folder."""
-    if tokenizer is None or (workdir / tokenizer.name).exists():
+    """Copies the vocabulary of a task, if it has one, into the run's folder.
+
+    That of a run which has saved a step stays; of one that has not, the data may be others by now.
+    """
+    if tokenizer is None:
         return
-    _write(workdir / tokenizer.name, tokenizer.read_bytes())
+    kept, vocabulary = workdir / tokenizer.name, tokenizer.read_bytes()
+    if kept.exists() and (has_saved(workdir) or kept.read_bytes() == vocabulary):
+        return
+    _write(kept, vocabulary)
+
+
+def has_saved(workdir: Path) -> bool:
+    """Whether a run's folder has a checkpoint."""
+    return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
 
 
 def check_same_config(workdir: Path, config: ml_collections.ConfigDict) -> None:

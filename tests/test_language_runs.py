@@ -1,6 +1,7 @@
 """Pretraining on documents and fine-tuning on reviews, from folder to label."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -118,6 +119,23 @@ def test_another_vocabulary_than_the_encoders_is_refused(pretrained, tmp_path):
     given = {"init_from": str(pretrained[0]), "task.tokenizer": str(other)}
     with pytest.raises(WorkdirError, match=r"task\.tokenizer=.*another vocabulary than that run's"):
         run(small(finetune_imdb, **given), tmp_path)
+    # Nor is it taken for that run's own.
+    copy = shutil.copytree(pretrained[0], tmp_path / "copy")
+    keep_tokenizer(copy, other)
+    assert (copy / "tokenizer.model").read_bytes() != other.read_bytes()
+    shutil.copy(other, copy)
+    with pytest.raises(WorkdirError, match="not the vocabulary that the run was trained with"):
+        run(small(finetune_imdb, **given | {"init_from": str(copy)}), tmp_path / "second")
+
+
+def test_the_vocabulary_kept_is_that_of_the_data_trained_on(tmp_path):
+    """A run that ended before its first checkpoint may begin again with other data."""
+    given = tmp_path / "tokenizer.model"
+    for content in (b"first", b"second"):
+        given.write_bytes(content)
+        (tmp_path / "run").mkdir(exist_ok=True)
+        keep_tokenizer(tmp_path / "run", given)
+        assert (tmp_path / "run" / "tokenizer.model").read_bytes() == content
 
 
 def test_documents_without_labels_are_for_hidden_tokens_alone():

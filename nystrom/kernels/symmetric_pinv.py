@@ -38,7 +38,9 @@ def apply_pinv(
     Backward, every iteration is taken as a function of Y_j alone. As the matrices are symmetric,
     only the symmetric part of a gradient matters, and Y_{j+1} takes three products where eq. 7
     takes eight. Of each iteration Y_j is kept, and nothing else of its size. It goes matrix by
-    matrix, so that a CPU's cache holds what it makes. Beyond 6 iterations eq. 7 is followed as written.
+    matrix, so that a CPU's cache holds what it makes.
+
+    Beyond 6 iterations eq. 7 is followed as written.
     """
     if num_iterations > NEVER_STOPPED:
         return matmul(iterative_pinv(a, num_iterations), w)
