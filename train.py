@@ -127,8 +127,9 @@ def train(
         state["params"], progress["init_from"] = processes.arrays_of_first(
             lambda: start_from(config, task, params), mesh, params
         )
-    code = provenance.code(progress.get("commits", []))
-    progress["commits"] = [*code.get("earlier_commits", []), code["commit"]]
+    made_by = provenance.made_by(progress.get("starts", []))
+    now = {name: made_by[name] for name in ("commit", "versions", "hardware")}
+    progress["starts"] = [*made_by.get("earlier_starts", []), now]
     parts = choose_accumulate_steps(
         config,
         mesh.shape["data"],
@@ -238,7 +239,7 @@ def train(
         **{f"validation_{name}": value for name, value in validated.items()},
         **({"unigram_nats": unigram_nats(batches, test)} if config.objective == "masked" else {}),
         **({"init_from": progress["init_from"]} if config.init_from else {}),
-        **code,
+        **made_by,
         "best_step": best_step,
         "num_train_steps": config.num_train_steps,
         "accumulate_steps": parts,

@@ -165,12 +165,16 @@ def by_hardware(group: Group) -> dict[str, list[Run]]:
     """A group's runs by what they ran on: times of different machines are never mixed."""
     found = {}
     for run in group.runs:
-        hardware = run.result["hardware"]
-        device = hardware.get("device", "unknown")
-        if hardware.get("platform") == "cpu":
-            device = f"{hardware.get('processor', device)} ({hardware.get('num_cores', '?')} cores)"
-        found.setdefault(f"{hardware.get('num_devices', 1)} x {device}", []).append(run)
+        names = dict.fromkeys(_hardware_name(start["hardware"]) for start in run.starts)
+        found.setdefault(", then ".join(names), []).append(run)
     return found
+
+
+def _hardware_name(hardware: dict) -> str:
+    device = hardware.get("device", "unknown")
+    if hardware.get("platform") == "cpu":
+        device = f"{hardware.get('processor', device)} ({hardware.get('num_cores', '?')} cores)"
+    return f"{hardware.get('num_devices', 1)} x {device}"
 
 
 def median_of(runs: list[Run], name: str) -> float:

@@ -39,7 +39,7 @@ def why_not_comparable(config, task: lra_tasks.Task, recipe=None) -> str:
 
 
 def describe(config, task: lra_tasks.Task, why: str) -> dict:
-    """What a result needs beside its numbers and `code`: data, recipe and hardware.
+    """What a result needs beside its numbers and `made_by`: data, recipe and memory.
 
     `why` is that of `why_not_comparable`.
     """
@@ -51,7 +51,6 @@ def describe(config, task: lra_tasks.Task, why: str) -> dict:
         "why_not_comparable": why,
         "split_sizes": {name: len(split.examples) for name, split in task.splits.items()},
         "seed": config.seed,
-        "hardware": hardware(),
         **peak_memory(),
         "config": recorded(config),
     }
@@ -72,15 +71,14 @@ def recipe_changes(config: ml_collections.ConfigDict, recipe=None) -> list[str]:
     ]
 
 
-def code(earlier: Sequence[str] = ()) -> dict:
-    """The commit and the packages that a run begins or goes on with, and its `earlier` commits.
+def made_by(earlier: Sequence[dict] = ()) -> dict:
+    """The commit, packages and hardware of a run's start, and those of its `earlier` starts.
 
     Asked for before training: while a run lasts the files may change, not what it has imported.
     """
-    commit = code_version()
-    others = [other for other in earlier if other != commit]
-    found = {"commit": commit, "versions": versions()}
-    return found | ({"earlier_commits": others} if others else {})
+    now = {"commit": code_version(), "versions": versions(), "hardware": hardware()}
+    others = [start for start in earlier if start != now]
+    return now | ({"earlier_starts": others} if others else {})
 
 
 def code_version() -> str:
@@ -90,6 +88,7 @@ def code_version() -> str:
     """
     root = Path(__file__).resolve().parent.parent
     try:
+        _git(root, "ls-files", "--error-unmatch", "experiment")  # else another project's commit
         commit = _git(root, "rev-parse", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ":!results")
     except (OSError, subprocess.SubprocessError):

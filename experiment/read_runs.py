@@ -35,6 +35,7 @@ OPTIONAL = {
     "test_bits_per_token": float,
     "unigram_nats": float,
     "init_from": dict,
+    "earlier_starts": list,
 }
 
 
@@ -99,6 +100,9 @@ def _read_finished(folder, skipped):
             right = type(value) in (int, float) and math.isfinite(value)
         _expect(path, right, f"{name}={value!r}: expected {kind.__name__}")
     _expect(path, 0 <= result["test_accuracy"] <= 1, "test_accuracy is not between 0 and 1")
+    for start in result.get("earlier_starts") or []:
+        right = isinstance(start, dict) and isinstance(start.get("hardware"), dict)
+        _expect(path, right and "commit" in start, "earlier_starts are not a run's")
     config = _checked_config(path, result["config"])
     _expect(path, config["seed"] == result["seed"], "seed and config.seed differ")
     _expect(path, config["task"]["name"] == result["task"], "task and config.task.name differ")

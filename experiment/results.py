@@ -57,6 +57,11 @@ class Run:
         return self.config["model"]["attention"]
 
     @property
+    def starts(self) -> list[dict]:
+        """Commit, versions and hardware of every time that a finished run began or went on."""
+        return [*(self.result.get("earlier_starts") or []), self.result]
+
+    @property
     def step(self) -> int:
         """Steps taken so far, by the reports."""
         return max((report["step"] for report in self.reports), default=0)
@@ -103,11 +108,10 @@ class Group:
     @property
     def of_one_code(self) -> bool:
         """Whether one known commit with one set of package versions made every run."""
-        made_by = {json.dumps([r.result["commit"], r.result.get("versions")]) for r in self.runs}
-        went_on = any(run.result.get("earlier_commits") for run in self.runs)
+        starts = [start for run in self.runs for start in run.starts]
         commit = self.first["commit"]
         known = commit != "unknown" and not commit.endswith("+changes")
-        return len(made_by) == 1 and known and not went_on
+        return known and len({json.dumps([s["commit"], s.get("versions")]) for s in starts}) == 1
 
     def mean(self, name: str) -> float:
         """The mean over runs of a field of their results; NaN where none has it."""

@@ -227,8 +227,10 @@ def test_data_made_here_are_marked(tmp_path):
     assert "50.00 (1)‡" in [row["Text"] for row in rows]
 
 
-def test_a_run_of_several_commits_is_marked(tmp_path):
-    write_run(tmp_path, "a", 0.5, earlier_commits=["d" * 40])
+@pytest.mark.parametrize("other", [{"commit": "d" * 40}, {"versions": {"jax": "0.11.2"}}])
+def test_a_run_of_several_codes_is_marked(tmp_path, other):
+    made_by = {"commit": "c" * 40, "versions": {"jax": "0.10.2"}, "hardware": {}}
+    write_run(tmp_path, "a", 0.5, earlier_starts=[made_by | other])
     rows = rows_of("lra", tmp_path)
     assert "50.00 (1)†" in [row["Text"] for row in rows]
 
@@ -280,6 +282,7 @@ def test_broken_and_foreign_files_are_named_and_skipped(tmp_path, capsys):
         "flag": ({"seed": True}, "seed=True: expected int"),
         "hardware": ({"hardware": "H100"}, "hardware='H100': expected dict"),
         "config": ({"config": {"task": 3}}, "not a run's: no config.task"),
+        "starts": ({"earlier_starts": [{"commit": "c"}]}, "earlier_starts are not a run's"),
         "rate": ({"examples_per_second": "fast"}, "examples_per_second='fast': expected float"),
         "share": (with_fields({"masked": None}), "config.masked.head=None, expected str"),
         "length": (with_fields({"task.max_length": "x"}), "max_length='x', expected int"),
@@ -379,13 +382,16 @@ def test_times_on_different_hardware_are_kept_apart(tmp_path):
     write_run(tmp_path, "a", seed=0, examples_per_second=10.0, hardware=cpu)
     write_run(tmp_path, "b", seed=1, examples_per_second=1_000.0)
     write_run(tmp_path, "c", seed=2, examples_per_second=2_000.0)
+    earlier = [{"commit": "c" * 40, "hardware": cpu}]
+    write_run(tmp_path, "d", seed=3, examples_per_second=50.0, earlier_starts=earlier)
     (group,) = read_runs([tmp_path]).groups
     assert {name: len(runs) for name, runs in by_hardware(group).items()} == {
         "1 x EPYC (2 cores)": 1,
         "1 x H100": 2,
+        "1 x EPYC (2 cores), then 1 x H100": 1,
     }
     rows = rows_of("speed", tmp_path)
-    assert [row["examples/s"] for row in rows] == ["10.0", "1,500.0"]
+    assert [row["examples/s"] for row in rows] == ["10.0", "1,500.0", "50.0"]
 
 
 def test_plots_are_drawn_and_those_of_an_earlier_report_go(tmp_path):

@@ -349,8 +349,11 @@ def test_a_run_that_goes_on_with_other_code_names_both(whole, task, tmp_path, mo
         train(make_config(), tmp_path, cut_off(task, 5))
     monkeypatch.setattr(provenance, "code_version", lambda: "second")
     result = train(make_config(), tmp_path, task)
-    assert (result["commit"], result["earlier_commits"]) == ("second", ["first"])
-    assert "earlier_commits" not in whole[1]
+    (earlier,) = result["earlier_starts"]
+    assert (result["commit"], earlier["commit"]) == ("second", "first")
+    assert earlier | {"commit": "second"} == {name: result[name] for name in earlier}
+    assert earlier.keys() == {"commit", "versions", "hardware"}
+    assert "earlier_starts" not in whole[1]
 
 
 def test_another_number_of_devices_goes_on_with_the_same_command(whole, task, tmp_path, run_train):

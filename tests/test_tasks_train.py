@@ -122,3 +122,7 @@ def test_a_commit_with_changes_is_marked_unless_they_are_results(tmp_path, monke
     assert provenance.code_version() == commit
     (tmp_path / "experiment/provenance.py").write_text("2")
     assert provenance.code_version() == f"{commit}+changes"
+    # Unpacked inside another project's repository, the code has no commit.
+    git("rm", "-q", "-r", "--cached", "experiment")
+    git("commit", "-q", "-m", "another project")
+    assert provenance.code_version() == "unknown"
