@@ -34,7 +34,13 @@ from experiment.cores import cpu_devices
 from experiment.grid import GridError, Run, make_runs
 from experiment.processes import no_devices
 from experiment.signals import STOPPED, StopSignals, exit_status
-from experiment.workdir import WorkdirError, check_same_config, is_running, read_result
+from experiment.workdir import (
+    WorkdirError,
+    check_same_config,
+    is_running,
+    read_result,
+    steps_saved,
+)
 
 TRAIN = Path(__file__).resolve().with_name("train.py")
 POLL_SECONDS = 0.2
@@ -222,7 +228,7 @@ class Sweep:
     def __init__(self, runs: list[Run], missing: list[Run], num_jobs: int):
         self.runs, self.num_jobs = runs, num_jobs
         self.waiting, self.jobs, self.failed, self.stopped = list(missing), [], [], []
-        self.before = {run.workdir: steps_done(run) for run in missing}
+        self.before = {run.workdir: steps_saved(run.workdir) for run in missing}
         self.total = sum(run.config.num_train_steps for run in missing)
         self.bar = tqdm.tqdm(
             total=self.total,
@@ -268,6 +274,9 @@ class Sweep:
 
     def begin_more(self) -> None:
         """Starts runs while there is room; one that another process runs waits for that."""
+        for run in filter(is_finished, list(self.waiting)):
+            self.waiting.remove(run)
+            self.say(f"{run.label}: finished by another process")
         while self.waiting and len(self.jobs) < self.num_jobs:
             run = next((run for run in self.waiting if not is_running(run.workdir)), None)
             if run is None:
@@ -281,7 +290,7 @@ class Sweep:
     def begin(self, run: Run) -> None:
         """Starts a run, and says so."""
         self.jobs.append(start(run))
-        done = self.before[run.workdir]
+        done = steps_saved(run.workdir)
         self.say(f"{run.label}: " + (f"goes on after step {done}" if done else "started"))
 
     def reap(self) -> None:
@@ -295,6 +304,8 @@ class Sweep:
             elif job.process.returncode in STOPPED:
                 self.stopped.append(job.run)
                 self.say(f"{job.run.label}: stopped, {job.last_words()}")
+            elif is_running(job.run.workdir):  # another process was sooner
+                self.waiting.append(job.run)
             else:
                 words = f"exit status {job.process.returncode}: {job.last_words()}"
                 self.failed.append((job, words))
@@ -322,7 +333,7 @@ class Sweep:
             self.last_line = time.monotonic()
             taken = done - sum(self.before.values())
             seconds = (self.total - done) * (time.monotonic() - self.start) / max(taken, 1)
-            left = f", about {tqdm.tqdm.format_interval(seconds)} left" if taken else ""
+            left = f", about {tqdm.tqdm.format_interval(seconds)} left" if taken > 0 else ""
             self.say(f"{done / self.total:.0%} of {self.total:,} steps{left}")
 
     def counts(self) -> str:

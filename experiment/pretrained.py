@@ -9,7 +9,7 @@ import lra_tasks
 from experiment.checkpoints import CheckpointError, Checkpoints
 from experiment.load import best_model, best_step, own_vocabulary, read_config
 from experiment.objectives import mask_token
-from experiment.workdir import WorkdirError, has_saved, read_result, recorded
+from experiment.workdir import WorkdirError, read_result, recorded, steps_saved
 
 # Fields that give an encoder's weights their meaning, whatever their shapes.
 OF_THE_WEIGHTS = ("num_heads", "position", "norm")
@@ -18,7 +18,7 @@ EMBEDDINGS = "encoder/token_embed/embedding"
 
 def source_problems(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
     """Why a run in `workdir` can't begin as config.init_from says; a run begun needs it no more."""
-    if not config.init_from or has_saved(workdir):
+    if not config.init_from or steps_saved(workdir):
         return []
     try:
         read_source(config.init_from)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import ml_collections
@@ -92,7 +93,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
     except OSError as error:
         raise WorkdirError(f"--workdir={workdir}: can't write there ({error})") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock)
     except OSError as error:
         lock.close()
         why = f"can't be locked ({error}); choose one where files can be"
@@ -101,6 +102,17 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
         raise WorkdirError(f"--workdir={workdir}: {why}") from error
     record_config(workdir, config)
     return lock
+
+
+def _lock(file, tries=5):
+    """Locks a file, which another process's `is_running` may hold for a moment."""
+    for left in reversed(range(tries)):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not left:
+                raise
+            time.sleep(0.05)
 
 
 def record_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -136,14 +148,15 @@ def keep_tokenizer(workdir: Path, tokenizer: Path | None) -> None:
     if tokenizer is None:
         return
     kept, vocabulary = workdir / tokenizer.name, tokenizer.read_bytes()
-    if kept.exists() and (has_saved(workdir) or kept.read_bytes() == vocabulary):
+    if kept.exists() and (steps_saved(workdir) or kept.read_bytes() == vocabulary):
         return
     _write(kept, vocabulary)
 
 
-def has_saved(workdir: Path) -> bool:
-    """Whether a run's folder has a checkpoint."""
-    return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
+def steps_saved(workdir: Path) -> int:
+    """The latest step that a run's folder has a checkpoint of; 0 if there is none."""
+    names = (path.name for path in (workdir / "checkpoints").glob("*"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def check_same_config(workdir: Path, config: ml_collections.ConfigDict) -> None:

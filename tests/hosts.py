@@ -24,6 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from experiment.workdir import steps_saved
 from tests.conftest import SMALL_ONE_LENGTH, start_train
 
 # Enough steps to be stopped in.
@@ -109,16 +110,10 @@ def loss_differences(workdir: Path, whole: Path) -> dict[str, float]:
     return found
 
 
-def saved_step(workdir: Path) -> int:
-    """The newest step there is a whole checkpoint of, 0 if there is none."""
-    names = (path.name for path in (workdir / "checkpoints").glob("*"))
-    return max((int(name) for name in names if name.isdecimal()), default=0)
-
-
 def stopped_by_a_signal(workdir: Path, results) -> int:
     """The step at which all stopped, as one of them was told by SIGTERM; asserts that they did."""
     assert [status for status, _, _ in results] == [143] * len(results), results
-    step = saved_step(workdir)
+    step = steps_saved(workdir)
     assert f"SIGTERM: stopped at step {step}, which is saved" in results[0][2]
     assert not any(err for _, _, err in results[1:]), results
     return step
@@ -180,13 +175,13 @@ def move_quick(folder: Path) -> None:
         return {name: result[name] for name in result if name.startswith(("test_", "validation_"))}
 
     running = start_quick(2, 2, "moved")
-    wait_until(running, lambda: saved_step(folder / "moved"))
+    wait_until(running, lambda: steps_saved(folder / "moved"))
     running[1].kill()
-    print("killed after step", saved_step(folder / "moved"), "and exited", end=" ")
+    print("killed after step", steps_saved(folder / "moved"), "and exited", end=" ")
     print([status for status, _, _ in finish(running, PATIENCE)], flush=True)
     running = start_quick(1, 1, "moved")
-    first = saved_step(folder / "moved")
-    wait_until(running, lambda: saved_step(folder / "moved") > first)
+    first = steps_saved(folder / "moved")
+    wait_until(running, lambda: steps_saved(folder / "moved") > first)
     running[0].send_signal(signal.SIGTERM)
     print("one process stopped at step", stopped_by_a_signal(folder / "moved", finish(running)))
     print("four end with", [status for status, _, _ in finish(start_quick(4, 1, "moved"), 900)])

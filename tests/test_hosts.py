@@ -10,7 +10,7 @@ import lra_tasks
 from configs import reading
 from experiment import processes
 from experiment.processes import ProcessError
-from experiment.workdir import record_config
+from experiment.workdir import record_config, steps_saved
 from tests import hosts
 from tests.conftest import ROOT
 from tests.test_resume import PowerCutError, cut_off, make_config
@@ -31,17 +31,17 @@ def test_a_run_that_moves_ends_as_one_that_never_did(tmp_path, cache_home, monke
 
     # The death of one of two processes ends the other, with an error.
     running = start(2, 2)
-    hosts.wait_until(running, lambda: hosts.saved_step(moved) and hosts.num_lines(moved) > 12)
+    hosts.wait_until(running, lambda: steps_saved(moved) and hosts.num_lines(moved) > 12)
     running[1].kill()
     ((status, _, err),) = hosts.finish(running[:1], hosts.PATIENCE)
     assert status not in (0, 143) and err
     running[1].communicate()
-    died_at = hosts.saved_step(moved)
+    died_at = steps_saved(moved)
     assert 0 < died_at < 30
     # One process of one device goes on, then four processes.
     with pytest.raises(PowerCutError):
         train(config, moved, cut_off(task, 11))
-    assert died_at < hosts.saved_step(moved) < 40
+    assert died_at < steps_saved(moved) < 40
     assert all(status == 0 for status, _, _ in hosts.finish(start(4, 1)))
 
     undisturbed = train(config, whole, task)

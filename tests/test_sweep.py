@@ -149,6 +149,41 @@ def test_a_run_that_another_process_runs_waits_for_it(tmp_path, monkeypatch, cap
     assert started == [second, first] and not whole.waiting
 
 
+def test_a_run_that_another_process_began_first_is_waited_for(tmp_path, monkeypatch, capsys):
+    (run,) = make_runs([LISTOPS], tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+    process.wait()
+    log_path(run).write_text("another process is running in it\n")
+    whole = Sweep([run], [run], 1)
+    whole.jobs, whole.waiting = [Job(run, process, 0, 0.0)], []
+    with claim(run.workdir, run.config):
+        whole.reap()
+        assert (whole.waiting, whole.jobs, whole.failed) == ([run], [], [])
+        (run.workdir / "result.json").write_text(json.dumps(RESULT))
+        whole.begin_more()
+    assert not whole.waiting and whole.end("") == 0
+    assert "finished by another process" in capsys.readouterr().err
+    whole.jobs = [Job(run, process, 0, 0.0)]
+    (run.workdir / "result.json").unlink()
+    whole.reap()
+    assert whole.end("") == 1
+
+
+def test_a_run_goes_on_after_its_last_checkpoint_not_its_last_report(tmp_path, monkeypatch, capsys):
+    (run,) = make_runs([LISTOPS], tmp_path)
+    (run.workdir / "checkpoints" / "100").mkdir(parents=True)
+    (run.workdir / "checkpoints" / "120.tmp").mkdir()
+    (run.workdir / "metrics.jsonl").write_text('{"step": 150}\n')
+    monkeypatch.setattr("sweep.start", lambda run: run)
+    whole = Sweep([run], [run], 1)
+    whole.begin_more()
+    assert "goes on after step 100" in capsys.readouterr().err
+    (run.workdir / "metrics.jsonl").write_text("")  # as the run that goes on does
+    monkeypatch.setattr("sweep.LINE_SECONDS", 0)
+    whole.show()
+    assert capsys.readouterr().err.endswith("0% of 5,000 steps\n")
+
+
 def test_configs_of_all_runs_are_checked_before_the_first_starts(tmp_path):
     refused = sweep(
         *SMALL,
