@@ -110,9 +110,14 @@ def softmax(query, key, key_mask, scale, product=einsum, axis_name=None, is_caus
 
 def by_group(product, spec, x, y):
     """The product of x *B H N D with y *B G M E, whose heads are shared by H / G of x each."""
-    shape = x.shape[:-1]
-    out = product(spec, x.reshape(*y.shape[:-2], -1, x.shape[-1]), y)
-    return out.reshape(*shape, out.shape[-1])
+    *batch, heads, length, depth = x.shape
+    groups = y.shape[-3]
+    if heads == groups:
+        return product(spec, x, y)
+    # An axis at a time, as arrays on Explicit axes need it.
+    apart = x.reshape(*batch, groups, -1, length, depth)
+    out = product(spec, apart.reshape(*batch, groups, -1, depth), y)
+    return out.reshape(*apart.shape[:-1], -1).reshape(*batch, heads, length, -1)
 
 
 def zero_padding(matrix, rows, columns):

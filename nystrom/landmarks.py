@@ -63,7 +63,7 @@ def landmark_means(x, num_landmarks, mask, axis_name=None):
         segments = x.reshape(*x.shape[:-3], num_landmarks, size, *x.shape[-2:])
         return segments.mean(axis=-3, dtype=accumulator(x.dtype)), None
     if mask is None:
-        mask = jnp.ones(x.shape[:-2], bool)
+        mask = jnp.all(jnp.ones_like(x, bool), axis=(-2, -1))  # cut over devices as x is
     segment, size = segment_of_token(mask, num_landmarks, axis_name)
     total = segment_sums(x, segment, num_landmarks)
     if axis_name is not None:
@@ -86,7 +86,7 @@ def segment_sums(
 
     def sums(x, segment):
         x = jnp.where((segment < num_landmarks)[:, None], x, jnp.zeros((), x.dtype))
-        member = segment[None] == jnp.arange(num_landmarks)[:, None]
+        member = segment[None] == jnp.arange(num_landmarks, dtype=segment.dtype)[:, None]
         return einsum("ln,nc->lc", member.astype(x.dtype), x)
 
     def sums_in_pieces(x, segment):

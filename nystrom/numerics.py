@@ -51,8 +51,11 @@ def heads_first(x: Array) -> Array:
 
 def repeat_heads(x: Array, num_heads: int) -> Array:
     """*B N G D as *B N num_heads D: those of queries in a row get the head that they share."""
-    repeats = num_heads // max(x.shape[-2], 1)
-    return x if repeats == 1 else jnp.repeat(x, repeats, axis=-2)
+    *batch, heads, depth = x.shape
+    if heads == num_heads:
+        return x
+    shared = jnp.broadcast_to(x[..., None, :], (*batch, heads, num_heads // heads, depth))
+    return shared.reshape(*batch, num_heads, depth)
 
 
 def zero_padded(x: Array, mask: Array | None) -> Array:

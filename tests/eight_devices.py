@@ -66,6 +66,7 @@ def arrays_on_a_mesh_of_explicit_axes_are_attended_to():
     taps = np.ones((2, 5), np.float32)
     for attend, places in (
         (partial(nystrom.nystrom_attention, num_landmarks=64), (examples, heads)),
+        (partial(nystrom.nystrom_attention, num_landmarks=60), (examples, heads)),
         (nystrom.softmax_attention, (examples, heads)),
         (nystrom.linear_attention, (examples,)),
         (lambda q, k, v, mask: nystrom.depthwise_convolution(v, taps, mask), (examples,)),
@@ -87,6 +88,23 @@ def arrays_on_a_mesh_of_explicit_axes_are_attended_to():
                 whole = results(x, given)
                 np.testing.assert_allclose(found[0], whole[0], rtol=1e-5)
                 np.testing.assert_allclose(found[1], whole[1], atol=1e-4)
+
+
+def heads_of_keys_on_explicit_axes_may_be_shared():
+    mesh = jax.make_mesh((4,), ("devices",), axis_types=(AxisType.Explicit,))
+    shapes = (4, 12, 8, 4), (4, 12, 4, 4), (4, 12, 4, 3)
+    arrays = [RNG.normal(size=shape).astype(np.float32) for shape in shapes]
+    for attend in (
+        partial(nystrom.nystrom_attention, num_landmarks=4),
+        partial(nystrom.nystrom_attention, num_landmarks=5),
+        nystrom.softmax_attention,
+    ):
+        grads = jax.grad(lambda *x, attend=attend: (attend(*x) ** 2).sum(), (0, 1, 2))
+        expected = grads(*arrays)
+        for place in (PartitionSpec("devices"), PartitionSpec(None, None, "devices")):
+            with jax.set_mesh(mesh):
+                found = grads(*jax.device_put(arrays, NamedSharding(mesh, place)))
+            assert_close(found, expected, 1e-3)
 
 
 def models_take_arrays_on_explicit_axes_inside_auto_axes():

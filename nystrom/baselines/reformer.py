@@ -123,11 +123,12 @@ def _attend(rotations, bucket_size, q, k, v, query_mask, key_mask):
     k_windows = windows(chunks(from_all(_unit(k), k_order, k_place)))
     v_windows = windows(chunks(from_all(v, k_order, k_place)))
     logits = exact_einsum("rgcd,rgwd->rgcw", q_chunks, k_windows)
-    logits -= jnp.log(_rounds_in_reach(q_order, q_place, k_order, k_place, chunks, windows))
+    rounds = _rounds_in_reach(q_order, q_place, k_order, k_place, chunks, windows)
+    logits -= jnp.log(rounds.astype(logits.dtype))
     itself = chunks(q_order)[..., :, None] == windows(chunks(k_order))[..., None, :]
     logits = jnp.where(itself, SELF, logits)
-    in_reach = jnp.ones_like(k_order, dtype=bool) if key_mask is None else key_mask[k_order]
-    logits = jnp.where(windows(chunks(in_reach))[..., None, :], logits, MASKED)
+    is_real = jnp.ones_like(k_order, dtype=bool) if key_mask is None else key_mask[k_order]
+    logits = jnp.where(windows(chunks(is_real))[..., None, :], logits, MASKED)
 
     log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     out = exact_einsum("rgcw,rgwd->rgcd", jnp.exp(logits - log_total), v_windows)
@@ -175,7 +176,7 @@ def _rounds_in_reach(q_order, q_place, k_order, k_place, chunks, windows):
         k_chunk = jnp.take_along_axis(jnp.roll(k_place, shift, axis=0) // size, k_order, axis=1)
         behind = chunks(q_chunk)[..., :, None] - windows(chunks(k_chunk))[..., None, :]
         count = count + ((behind == 0) | (behind == 1)).astype(jnp.int32)
-    return jnp.asarray(count, jnp.float32)
+    return count
 
 
 def _permute(x, order, place):

@@ -217,6 +217,11 @@ def test_strict_modes(name):
         arrays = map(jnp.asarray, SMALL)
         grads = jax.grad(lambda *a: PUBLIC[name](*a).sum(), (0, 1))(*arrays)
         assert all(np.isfinite(g).all() for g in grads)
+    with MODES["promotion"](), MODES["rank"](), MODES["x64"]():
+        for dtype in (np.float32, np.float64):
+            arrays = [jnp.asarray(x, dtype) for x in SMALL]
+            out, grad = jax.value_and_grad(lambda x, f: PUBLIC[name](x, f).sum())(*arrays)
+            assert np.isfinite(out) and out.dtype == grad.dtype == dtype
 
 
 @pytest.mark.parametrize("name", PUBLIC)
