@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ ATTENTIONS = ("softmax", "nystrom")
 PADDINGS = ("inert", "transformers")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 OUR_OWN = ("padding", "unread")  # fields that no config.json has
+LARGEST = 3e38  # of float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +76,12 @@ class LanguageConfig:
             yield f"conv_kernel_size={self.conv_kernel_size}: expected an odd number, or null"
         if self.padding == "transformers" and self.inv_coeff_init_option:
             yield "inv_coeff_init_option=True: transformers can't run it; use padding='inert'"
+        problem_type = PROBLEM_TYPES[0] if self.problem_type is None else self.problem_type
         for check, *arguments in (
             (check_rate, "hidden_dropout_prob", self.hidden_dropout_prob),
             (check_choice, "hidden_act", self.hidden_act, tuple(ACTIVATIONS)),
             (check_choice, "padding", self.padding, PADDINGS),
-            (check_choice, "problem_type", self.problem_type or PROBLEM_TYPES[0], PROBLEM_TYPES),
+            (check_choice, "problem_type", problem_type, PROBLEM_TYPES),
             (_check_bool, "tie_word_embeddings", self.tie_word_embeddings),
             (_check_bool, "inv_coeff_init_option", self.inv_coeff_init_option),
             (_check_positive, "layer_norm_eps", self.layer_norm_eps),
@@ -169,5 +170,6 @@ def _check_bool(name, value):
 
 
 def _check_positive(name, value):
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= LARGEST:
         raise ValueError(f"{name}={value!r}: expected a finite number above 0")

@@ -29,7 +29,7 @@ def layer_norm(config: LanguageConfig, dtype, rngs) -> nnx.LayerNorm:
     """LayerNorm over features with the config's epsilon."""
     return nnx.LayerNorm(
         config.hidden_size,
-        epsilon=config.layer_norm_eps,
+        epsilon=float(config.layer_norm_eps),
         use_fast_variance=False,
         dtype=dtype,
         rngs=rngs,

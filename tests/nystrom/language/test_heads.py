@@ -149,6 +149,9 @@ def test_what_does_not_fit_is_refused(arguments, error, message):
         ({"layer_norm_eps": 0}, "layer_norm_eps=0: expected a finite number above 0"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no': expected true or false"),
         ({"problem_type": "x"}, "problem_type='x'"),
+        ({"problem_type": ""}, "problem_type=''"),
+        ({"problem_type": []}, r"problem_type=\[\]"),
+        ({"initializer_range": 10**400}, "initializer_range=1000.*: expected a finite number"),
         (
             {"inv_coeff_init_option": True, "padding": "transformers"},
             "inv_coeff_init_option=True: transformers can't run it",
