@@ -61,6 +61,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; the default is
 PROFILE = flags.DEFINE_string("profile", None, "START:STOP: a trace of the steps between.")
 DISTRIBUTED = flags.DEFINE_boolean("distributed", None, "One of several processes of a run.")
 
+# Fields that a finished run may be asked for with other values of, if the data are the same.
+OF_THE_DATA = ("source", "data_dir", "tokenizer")
+
 # Said when a signal comes, which is heeded between steps alone.
 SAVING = "saves after this step or evaluation; again: ends at once, unsaved"
 
@@ -293,7 +296,7 @@ def run(config, signals: StopSignals | None):
     processes.first(lambda: locks.append(claim(workdir, config)))
     if finished := processes.first(lambda: read_result(workdir)):
         named = finished["config"]["task"]
-        if any(config.task[field] != named.get(field) for field in ("source", "data_dir")):
+        if any(config.task[field] != named.get(field) for field in OF_THE_DATA):
             task = load_data(config, workdir)
             if task.fingerprint != finished["fingerprint"]:
                 raise Stop(other_data(workdir, finished["fingerprint"], task))

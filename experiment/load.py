@@ -48,13 +48,17 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
     kept = workdir / lra_tasks.store.VOCABULARY
     if config.task.tokenizer and kept.exists():
         config.task.tokenizer = str(kept)
-    if config.task.data_dir and not Path(config.task.data_dir).expanduser().exists():
-        config.task.data_dir = ""  # what was prepared from it is in the cache, if it is there
     checkpoints = Checkpoints(workdir / "checkpoints")
     best_step(checkpoints)  # says if there is none
     source, trained_on = data_so_far(checkpoints)
     if config.task.source == "auto":
         config.task.source = source
+    data_dir = config.task.data_dir
+    if data_dir and (
+        not Path(data_dir).expanduser().exists()
+        or lra_tasks.is_prepared(config.task, cache_dir or None, trained_on)
+    ):
+        config.task.data_dir = ""  # what was prepared from it then: it may have changed, or be gone
     if with_data:
         task = lra_tasks.load(config.task, cache_dir or None, fingerprint=trained_on)
         checkpoints = Checkpoints(workdir / "checkpoints")  # a run that is under way has gone on

@@ -31,6 +31,7 @@ __all__ = [
     "Task",
     "TaskConfig",
     "check",
+    "is_prepared",
     "load",
     "open_set",
     "prefetch",
@@ -132,6 +133,14 @@ def prepare_set(task_config, cache_dir=None, progress: bool = True, fingerprint:
     files = module.find_files(config, source)
     name = store.directory_name(config.name, module, config, source, files)
     return store.prepare(root, name, module, config, source, files, progress)
+
+
+def is_prepared(task_config, cache_dir, fingerprint: str) -> bool:
+    """Whether a release with that fingerprint has been prepared, whatever files it came from."""
+    config = read_config(task_config)
+    module, root = task_module(config.name), store.datasets_dir(cache_dir)
+    found = prepared_releases(config, module, root) if "release" in module.SOURCES else []
+    return any(store.fingerprint(path) == fingerprint for path in found)
 
 
 def _without_release(config: TaskConfig, module, root: Path, show: bool) -> tuple[TaskConfig, str]:

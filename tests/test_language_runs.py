@@ -128,6 +128,30 @@ def test_another_vocabulary_than_the_encoders_is_refused(pretrained, tmp_path):
         run(small(finetune_imdb, **given | {"init_from": str(copy)}), tmp_path / "second")
 
 
+def test_a_finished_run_does_not_answer_for_another_vocabulary(pretrained, tmp_path, run_train):
+    fields = SMALL | {"init_from": str(pretrained[0]), "task.tokenizer": str(pretrained[0])}
+    command = ["--config=configs/finetune_imdb.py", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    run_train(*command)
+    other = tmp_path / "tokenizer.model"
+    other.write_bytes(tokenizer.train([f"other words, number {n}" for n in range(500)], 320))
+    refused = run_train(*command, f"--config.task.tokenizer={other}", check=False)
+    assert refused.returncode == 1 and "the run began with other data" in refused.stderr
+
+
+def test_documents_that_changed_since_are_taken_from_the_cache(tmp_path):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    for number in range(6):
+        lines = (f"document {number} has line {n} of {number * n}\n" for n in range(60))
+        (folder / f"{number}.txt").write_text("".join(lines))
+    given = {"task.source": "release", "task.data_dir": str(folder)}
+    given |= {f"task.num_{split}": 0 for split in ("train", "validation", "test")}
+    _, result = run(small(mlm, "imdb", **given), tmp_path)
+    (folder / "new.txt").write_text("one more\n")
+    assert load_run(tmp_path / "run").task.fingerprint == result["fingerprint"]
+
+
 def test_the_vocabulary_kept_is_that_of_the_data_trained_on(tmp_path):
     """A run that ended before its first checkpoint may begin again with other data."""
     given = tmp_path / "tokenizer.model"
