@@ -13,7 +13,10 @@ named and skipped.
 import argparse
 import statistics
 import sys
+import warnings
 from pathlib import Path
+
+import matplotlib
 
 from experiment.plots import (
     TITLES,
@@ -80,16 +83,19 @@ def write_report(found: Found, out: Path) -> None:
     """Writes report.md, a CSV for each of its tables (as data: `experiment.records`), the plots."""
     out.mkdir(parents=True, exist_ok=True)
     pictures = {}
-    figures = (
-        plot_landmarks(found.groups),
-        plot_speed(found.groups),
-        plot_curves(found.groups, found.unfinished),
-    )
-    for name, figure in zip(PNG, figures, strict=True):
-        (out / name).unlink(missing_ok=True)  # one of an earlier report
-        if figure:
-            figure.savefig(out / name, dpi=110)
-            pictures[name] = f"\n\n![{name.removesuffix('.png')}]({name})"
+    # Names of folders may hold dollars, and letters that no font here has.
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        figures = (
+            plot_landmarks(found.groups),
+            plot_speed(found.groups),
+            plot_curves(found.groups, found.unfinished),
+        )
+        for name, figure in zip(PNG, figures, strict=True):
+            (out / name).unlink(missing_ok=True)  # one of an earlier report
+            if figure:
+                figure.savefig(out / name, dpi=110)
+                pictures[name] = f"\n\n![{name.removesuffix('.png')}]({name})"
     sections, groups = ["# Results"], found.groups
 
     def section(title, text, records, columns=None, picture="", rows=None):

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import tpu_aot
-from experiment.traffic import num_bytes
+from benchmarks.traffic import num_bytes
 
 FIGURES = ("memory_mb", "accessed_mb", "kernels", "compile_s")
 TARGETS = {  # what the compiler asks of a device

@@ -53,7 +53,7 @@ def measure(length, dtype):
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
     import nystrom
-    from experiment.traffic import collective_bytes
+    from benchmarks.traffic import collective_bytes
 
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((length, 1, 64)).astype(dtype) for _ in range(4)]

@@ -6,7 +6,7 @@ import lra_tasks
 import nystrom
 from configs import base, reading
 from experiment.mesh import mesh_problems
-from experiment.workdir import ADDRESS
+from experiment.workdir import path_problem
 
 # The least that a number may be.
 AT_LEAST = {
@@ -82,11 +82,8 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         expect(_get(config, field) < MAX_FLOAT, field, "expected a finite number, in float32")
     for field, most in AT_MOST.items():
         expect(_get(config, field) <= most, field, f"expected {AT_LEAST[field]} to {most}")
-    expect(
-        not ADDRESS.match(config.cache_dir),
-        "cache_dir",
-        "expected a folder of a file system, no address",
-    )
+    problem = path_problem(config.cache_dir) if config.cache_dir else ""
+    expect(not problem, "cache_dir", problem)
     problems += check_choices(config, CHOICES)
     if problems:  # what follows divides by these numbers
         return problems + lra_tasks.check(config.task, config.cache_dir or None)

@@ -79,8 +79,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
         named), is in use by another process, can't be written, or holds something else; or it has
         a name that checkpoints can't have.
     """
-    if ADDRESS.match(str(workdir)):
-        raise WorkdirError(f"--workdir={workdir}: an address; expected a folder of a file system")
+    if problem := path_problem(workdir):
+        raise WorkdirError(f"--workdir={workdir}: {problem}")
     full = str(workdir.absolute())
     if not fnmatch.fnmatchcase(full, full):  # orbax takes the path for a pattern
         raise WorkdirError(
@@ -102,6 +102,17 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
         raise WorkdirError(f"--workdir={workdir}: {why}") from error
     record_config(workdir, config)
     return lock
+
+
+def path_problem(path: str | Path) -> str:
+    """Why checkpoints or data can't be written below a path, '' if nothing speaks against it."""
+    if ADDRESS.match(str(path)):
+        return "an address; expected a folder of a file system"
+    try:
+        str(Path(path).absolute()).encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8; expected one that is"
+    return ""
 
 
 def _lock(file, tries=5):

@@ -12,12 +12,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import lra_tasks
 import nystrom
+from benchmarks.traffic import collective_bytes
 from configs import reading
 from experiment import mesh as meshes
 from experiment import training
 from experiment.model import head_of, make_model
 from experiment.objectives import make_objective
-from experiment.traffic import collective_bytes
 from nystrom import landmarks
 from nystrom.landmarks import landmark_means
 from nystrom.models import pool

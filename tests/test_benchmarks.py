@@ -20,7 +20,7 @@ from benchmarks import (
     tables,
     tpu_aot,
 )
-from experiment.traffic import collective_bytes
+from benchmarks.traffic import collective_bytes
 from tests.conftest import SMALL_ONE_LENGTH
 from tests.written_runs import RESULT
 

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import statistics
+import warnings
 
 import numpy as np
 import pytest
@@ -421,6 +422,16 @@ def test_reports_that_are_no_file_and_names_that_are_no_text(tmp_path):
     text = make_report(tmp_path / "runs", tmp_path / "out")
     assert "50.00 (1)" in text and "metrics.jsonl | not readable" in text
     assert "runs/\\xff | its name is not UTF-8" in text
+
+
+def test_names_that_are_no_formulas_and_not_of_latin_letters(tmp_path):
+    folder = write_run(tmp_path / "runs", "a$_{b$", 0.5, reports=[(500, 0.6), (1000, 0.7)])
+    (folder / "result.json").unlink()
+    folder = write_run(tmp_path / "runs", "\u8a13\u7df4", 0.5, reports=[(500, 0.7), (1000, 0.6)])
+    (folder / "result.json").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert report.PNG[2] in make_report(tmp_path / "runs", tmp_path / "out")
 
 
 def test_an_out_that_can_not_be_written_is_refused_in_a_line(tmp_path, capsys):

@@ -329,7 +329,16 @@ def test_a_workdir_that_is_an_address_is_refused():
     ):
         claim(Path("gs://bucket/run"), make_config())
     (problem,) = check_config(make_config(cache_dir="gs://bucket/cache"))
-    assert "config.cache_dir='gs://bucket/cache': expected a folder of a file system" in problem
+    assert "config.cache_dir='gs://bucket/cache': an address; expected a folder" in problem
+
+
+def test_a_path_that_is_not_utf_8_is_refused(tmp_path):
+    """Checkpoints could not be written there."""
+    with pytest.raises(WorkdirError, match="its name is not UTF-8"):
+        claim(tmp_path / "a\udcff", make_config())
+    assert not list(tmp_path.iterdir())
+    (problem,) = check_config(make_config(cache_dir="/a\udcff"))
+    assert problem.startswith("config.cache_dir=") and "not UTF-8" in problem
 
 
 def test_a_run_goes_on_with_the_data_that_it_began_with(whole, task, tmp_path, monkeypatch):

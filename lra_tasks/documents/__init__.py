@@ -7,6 +7,7 @@ segments. With config.task.sop a row is a pair of halves, and its label whether 
 
 import contextlib
 import functools
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -106,9 +107,16 @@ def find_files(config, source: str) -> list[Path]:
 
 
 def document_files(folder: Path) -> list[Path]:
-    """All files in a folder and those in it, but for hidden ones, in a fixed order."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return [p for p in found if not any(x.startswith(".") for x in p.relative_to(folder).parts)]
+    """All files in a folder and those in it, linked ones once, but for hidden ones, in order."""
+    found, seen = [], set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(here)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(here, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
 
 
 def examples(

@@ -66,6 +66,20 @@ def vocabulary(folder):
     return tokenizer.train(lines, SIZE)
 
 
+def test_linked_folders_are_entered_once(tmp_path):
+    write_documents(tmp_path / "a", 6)
+    write_documents(tmp_path / "b", 3)
+    (tmp_path / "a" / "more").symlink_to(tmp_path / "b")
+    (tmp_path / "a" / "part0" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "gone").symlink_to(tmp_path / "nowhere")
+    found = [
+        str(path.relative_to(tmp_path / "a")) for path in documents.document_files(tmp_path / "a")
+    ]
+    assert found == [f"more/part{n}/{n}.txt" for n in range(3)] + [
+        f"part{n}/{m}.txt" for n in range(3) for m in (n, n + 3)
+    ]
+
+
 def texts_of(task):
     """The text of every row of every split, special tokens left in."""
     found = {}
