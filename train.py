@@ -130,9 +130,9 @@ def train(
         state["params"], progress["init_from"] = processes.arrays_of_first(
             lambda: start_from(config, task, params), mesh, params
         )
-    made_by = provenance.made_by(progress.get("starts", []))
-    now = {name: made_by[name] for name in ("commit", "versions", "hardware")}
-    progress["starts"] = [*made_by.get("earlier_starts", []), now]
+    now = provenance.start()
+    earlier = [start for start in progress.get("starts", []) if start != now]
+    progress["starts"] = [*earlier, now]
     parts = choose_accumulate_steps(
         config,
         mesh.shape["data"],
@@ -242,7 +242,8 @@ def train(
         **{f"validation_{name}": value for name, value in validated.items()},
         **({"unigram_nats": unigram_nats(batches, test)} if config.objective == "masked" else {}),
         **({"init_from": progress["init_from"]} if config.init_from else {}),
-        **made_by,
+        **({"earlier_starts": earlier} if earlier else {}),
+        **now,
         "best_step": best_step,
         "num_train_steps": config.num_train_steps,
         "accumulate_steps": parts,

@@ -6,7 +6,6 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def why_not_comparable(config, task: lra_tasks.Task, recipe=None) -> str:
 
 
 def describe(config, task: lra_tasks.Task, why: str) -> dict:
-    """What a result needs beside its numbers and `made_by`: data, recipe and memory.
+    """What a result needs beside its numbers and `start`: data, recipe and memory.
 
     `why` is that of `why_not_comparable`.
     """
@@ -71,14 +70,12 @@ def recipe_changes(config: ml_collections.ConfigDict, recipe=None) -> list[str]:
     ]
 
 
-def made_by(earlier: Sequence[dict] = ()) -> dict:
-    """The commit, packages and hardware of a run's start, and those of its `earlier` starts.
+def start() -> dict:
+    """What a run begins or goes on with: the commit, packages and hardware.
 
     Asked for before training: while a run lasts the files may change, not what it has imported.
     """
-    now = {"commit": code_version(), "versions": versions(), "hardware": hardware()}
-    others = [start for start in earlier if start != now]
-    return now | ({"earlier_starts": others} if others else {})
+    return {"commit": code_version(), "versions": versions(), "hardware": hardware()}
 
 
 def code_version() -> str:
