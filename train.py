@@ -9,7 +9,6 @@ checkpoint is, to the same bits as if it had never stopped.
 
 import contextlib
 import math
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -23,17 +22,17 @@ import lra_tasks
 from configs import reading
 from experiment import metrics, processes, provenance
 from experiment.checkpoints import NOT_EVALUATED
-from experiment.command_line import fail, parse_flags
+from experiment.command_line import check_command, fail, leave, parse_flags, show_result
 from experiment.config_checks import check_config, choose_accumulate_steps
 from experiment.cores import use_every_core
-from experiment.load import load_data
+from experiment.load import check_same_data, load_data
 from experiment.mesh import make_mesh, own_rows, put_batch, put_whole, sequence_axis
 from experiment.model import head_of, make_model
 from experiment.objectives import checkpoint_score, make_objective, unigram_nats
-from experiment.pretrained import begins_with, source_problems, start_from
-from experiment.profiling import Profiler, parse_steps
+from experiment.pretrained import begins_with, start_from
+from experiment.profiling import Profiler
 from experiment.shared_checkpoints import open_checkpoints
-from experiment.signals import StopSignals, exit_status
+from experiment.signals import StopSignals
 from experiment.training import (
     STEPS_AHEAD,
     evaluate,
@@ -44,7 +43,6 @@ from experiment.training import (
     train_step,
 )
 from experiment.workdir import (
-    WorkdirError,
     claim,
     default_workdir,
     keep_tokenizer,
@@ -93,8 +91,9 @@ def train(
     several processes (jax.distributed) all call this; the first writes into the workdir.
 
     Raises:
-      ValueError: the config can't be run, the workdir is another run's, or no checkpoint is whole.
-      Stop: a loss or gradient was not finite, or the run began with other data.
+      ValueError: the config can't be run, the workdir is another run's or of other data, or no
+        checkpoint is whole.
+      Stop: a loss or gradient was not finite.
       Stopped: SIGINT or SIGTERM came.
     """
     workdir = Path(workdir)
@@ -124,8 +123,7 @@ def train(
     if resumed := checkpoints.resume(state):
         start_step, state, saved = resumed
         progress |= saved
-        if progress["fingerprint"] != task.fingerprint:
-            raise Stop(other_data(workdir, progress["fingerprint"], task))
+        check_same_data(workdir, progress["fingerprint"], task)
     elif config.init_from:
         state["params"], progress["init_from"] = processes.arrays_of_first(
             lambda: start_from(config, task, params), mesh, params
@@ -271,7 +269,7 @@ def main(_):
         leave(stopped.signal)
     except KeyboardInterrupt:
         leave("SIGINT")
-    except (WorkdirError, Stop, ValueError, OSError) as error:
+    except (Stop, ValueError, OSError) as error:
         fail(str(error))
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() > 1:
@@ -286,7 +284,7 @@ def run(config, signals: StopSignals | None):
     holder = FLAGS["config"]
     workdir = Path(WORKDIR.value or default_workdir(holder.config_filename, holder.override_values))
     workdir = workdir.expanduser()
-    profile = processes.together(lambda: check_command(config, workdir))
+    profile = processes.together(lambda: check_command(config, workdir, PROFILE.value))
     processes.check_same(recorded(config) | {"devices": jax.local_device_count()})
     recipe = reading.load_recipe(holder.config_filename)
     cache = lra_tasks.store.datasets_dir(config.cache_dir or None).parent
@@ -298,9 +296,7 @@ def run(config, signals: StopSignals | None):
     if finished := processes.first(lambda: read_result(workdir)):
         named = finished["config"]["task"]
         if any(config.task[field] != named.get(field) for field in OF_THE_DATA):
-            task = load_data(config, workdir)
-            if task.fingerprint != finished["fingerprint"]:
-                raise Stop(other_data(workdir, finished["fingerprint"], task))
+            check_same_data(workdir, finished["fingerprint"], load_data(config, workdir))
         show_result(finished, workdir)
         if processes.is_first():
             said = f"{workdir} is finished; choose another --workdir to run again"
@@ -313,41 +309,6 @@ def run(config, signals: StopSignals | None):
     result = train(config, workdir, task, profile, signals)
     processes.first(lambda: write_result(workdir, result | provenance.describe(config, task, why)))
     show_result(result, workdir)
-
-
-def check_command(config, workdir: Path) -> tuple[int, int]:
-    """The steps to profile; ValueError if they or the config are wrong."""
-    profile = (0, 0)
-    if PROFILE.value:
-        profile = parse_steps(PROFILE.value, config.num_train_steps)
-    problems = check_config(config, jax.device_count())
-    if processes.is_first():  # the others may not see these folders
-        problems += source_problems(config, workdir)
-    if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems)
-        raise ValueError(f"The config can't be run:\n{listed}")
-    return profile
-
-
-def other_data(workdir: Path, began_with: str, task: lra_tasks.Task) -> str:
-    """Why a run in `workdir` is not one on these data."""
-    return (
-        f"--workdir={workdir}: the run began with other data (fingerprint {began_with}, now "
-        f"{task.fingerprint}); bring that data back, or choose another --workdir"
-    )
-
-
-def show_result(result: dict, workdir: Path) -> None:
-    """The end of a run in one line."""
-    if processes.is_first():
-        print(f"{metrics.result_line(result)}, result in {workdir / 'result.json'}")
-
-
-def leave(signal_name: str):
-    """Says how to go on with a run that a signal ended, and exits as the signal would have."""
-    if processes.is_first():
-        print(f"to go on: {shlex.join(sys.orig_argv)}", file=sys.stderr)
-    sys.exit(exit_status(signal_name))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,19 @@
-"""train.py's command line: its help, and errors that are ours."""
+"""train.py's command line: its help, errors that are ours, and what a run ends with."""
 
+import shlex
 import sys
 import textwrap
+from pathlib import Path
 
+import jax
 from absl import flags
 
 from configs import base, reading
-from experiment.config_checks import CHOICES
+from experiment import metrics, processes
+from experiment.config_checks import CHOICES, check_config
+from experiment.pretrained import source_problems
+from experiment.profiling import parse_steps
+from experiment.signals import exit_status
 
 HELP = """usage: python train.py --config=FILE[:VARIANT] [--config.FIELD=VALUE ...]
                        [--workdir=DIR]
@@ -50,6 +57,31 @@ def parse_flags(argv: list[str]) -> list[str]:
     except reading.ArgumentError as error:
         fail(str(error))
     return rest
+
+
+def check_command(config, workdir: Path, profile: str | None) -> tuple[int, int]:
+    """The steps to profile; ValueError if they or the config are wrong."""
+    steps = parse_steps(profile, config.num_train_steps) if profile else (0, 0)
+    problems = check_config(config, jax.device_count())
+    if processes.is_first():  # the others may not see these folders
+        problems += source_problems(config, workdir)
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise ValueError(f"The config can't be run:\n{listed}")
+    return steps
+
+
+def show_result(result: dict, workdir: Path) -> None:
+    """The end of a run in one line."""
+    if processes.is_first():
+        print(f"{metrics.result_line(result)}, result in {workdir / 'result.json'}")
+
+
+def leave(signal_name: str):
+    """Says how to go on with a run that a signal ended, and exits as the signal would have."""
+    if processes.is_first():
+        print(f"to go on: {shlex.join(sys.orig_argv)}", file=sys.stderr)
+    sys.exit(exit_status(signal_name))
 
 
 def fail(message: str):

@@ -62,15 +62,20 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
     if with_data:
         task = lra_tasks.load(config.task, cache_dir or None, fingerprint=trained_on)
         checkpoints = Checkpoints(workdir / "checkpoints")  # a run that is under way has gone on
-        if task.fingerprint != trained_on:
-            raise WorkdirError(
-                f"--workdir={workdir}: the run was trained on other data (fingerprint "
-                f"{trained_on}, now {task.fingerprint}); bring that data back"
-            )
+        check_same_data(workdir, trained_on, task)
     else:
         task = lra_tasks.without_data(config.task)
         task = dataclasses.replace(task, tokenizer=own_vocabulary(kept, checkpoints))
     return Loaded(best_model(config, task, checkpoints, best_step(checkpoints)), task, config)
+
+
+def check_same_data(workdir: Path, began_with: str, task: lra_tasks.Task) -> None:
+    """Raises WorkdirError unless the run in `workdir` began with data of the task's fingerprint."""
+    if task.fingerprint != began_with:
+        raise WorkdirError(
+            f"--workdir={workdir}: the run began with other data (fingerprint {began_with}, now "
+            f"{task.fingerprint}); bring that data back, or choose another --workdir"
+        )
 
 
 def own_vocabulary(kept: Path, checkpoints: Checkpoints) -> Path | None:

@@ -207,5 +207,5 @@ def test_what_is_no_run_is_refused_in_a_line(trained, tmp_path, capsys):
     shutil.copytree(workdir, other)
     config["task"]["data_seed"] = 5
     (other / "config.json").write_text(json.dumps(config))
-    assert "trained on other data" in error_of(other)
+    assert "began with other data" in error_of(other)
     assert evaluate.main([f"--workdir={other}", f"--text={TEXT}"]) == 0

@@ -249,7 +249,7 @@ def test_a_run_that_began_with_other_data_stops(task, tmp_path):
     with pytest.raises(PowerCutError):
         train(make_config(), tmp_path, cut_off(task, 5))
     others = dataclasses.replace(task, fingerprint="0" * 64)
-    with pytest.raises(Stop, match=rf"began with other data \(fingerprint {task.fingerprint}"):
+    with pytest.raises(WorkdirError, match=rf"other data \(fingerprint {task.fingerprint}"):
         train(make_config(), tmp_path, others)
 
 
