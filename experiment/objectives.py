@@ -130,7 +130,7 @@ class Masked:
         }
         if not self.order:
             return found
-        guess, label, each = model.order_logits(hidden), batch["label"], weight.sum(axis=-1)
+        guess, label, each = model.order_logits(hidden, mask), batch["label"], weight.sum(axis=-1)
         order = jnp.sum(optax.softmax_cross_entropy_with_integer_labels(guess, label) * each)
         return found | {
             "loss": (lost + order, total),

@@ -51,7 +51,7 @@ class EncoderBlock(nnx.Module):
         keys = split_keys(dropout_key, 3)
 
         def drop(x, key):
-            return dropout(x, self.dropout_rate, key, self.axis_name, mask)
+            return dropout(x, self.dropout_rate, key, self.axis_name, None if trailing else mask)
 
         def mlp(x):
             return drop(self.mlp_out(drop(gelu(self.mlp_in(x)), keys[1])), keys[2])
@@ -194,7 +194,8 @@ class Encoder(nnx.Module):
             tokens, mask = unless_trailing(to_front, mask, tokens, mask)
         *keys, embedding_key = split_keys(dropout_key, len(self.blocks) + 1)
         x = self._embed(zero_padded(tokens, mask), mask)
-        x = dropout(x, self.dropout_rate, embedding_key, self.axis_name, mask)
+        ranked = None if trailing else mask
+        x = dropout(x, self.dropout_rate, embedding_key, self.axis_name, ranked)
         call = _remat if self.remat else EncoderBlock.__call__
         for block, key in zip(self.blocks, keys, strict=True):
             x = call(block, x, mask, key, trailing)

@@ -147,7 +147,7 @@ def _padding_mask(mask, key, float_masks) -> Bool[Array, "*B M"]:
         )
     if not jnp.issubdtype(mask.dtype, jnp.bool_):
         _check_numbers(mask, float_masks)
-    return jnp.broadcast_to(mask[..., 0, 0, :] != 0, (*batch, length))
+    return jnp.broadcast_to(mask[..., 0, 0, :].astype(jnp.bool_), (*batch, length))
 
 
 def _check_numbers(mask, float_masks):

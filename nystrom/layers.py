@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float, Int
+from nystrom.checks import all_known
 from nystrom.landmarks import token_ranks
 from nystrom.numerics import accumulator
 
@@ -111,8 +112,8 @@ def dropout(
     `jax.random`, which cost as much as a dense layer on CPU, the hash fuses with the product,
     forward and backward, so no mask need be stored. There is one key, or one for every example
     (*B): what is dropped of an example then depends on nothing else. `axis_name` is the axis over
-    which N is cut inside `jax.shard_map`; there real tokens are counted by their mask, as if they
-    stood in front of the padding. 64 bits of key; indices repeat after 2^32 elements.
+    which N is cut inside `jax.shard_map`; with a `mask` real tokens are counted, as if they stood
+    in front of the padding. 64 bits of key; indices repeat after 2^32 elements.
 
     Raises:
       ValueError: rate is not in [0, 1), or keys are not one an example.
@@ -127,9 +128,9 @@ def dropout(
     if axis_name is not None:
         first = jax.lax.axis_index(axis_name) * x.shape[-2]
         length = jax.lax.axis_size(axis_name) * x.shape[-2]
-        if mask is not None:
-            here = jnp.arange(x.shape[-2]).reshape(*(1,) * (x.ndim - 2), -1, 1)
-            first = real_ranks(mask, mask.shape, axis_name)[..., None] - here
+    if mask is not None:
+        here = jnp.arange(x.shape[-2], dtype=jnp.int32).reshape(*(1,) * (x.ndim - 2), -1, 1)
+        first = real_ranks(mask, mask.shape, axis_name)[..., None] - here
     below = np.uint32(min(round(rate * 2**32), 2**32 - 1))
     keep = hash_bits(key, x.shape, first, length) >= below
     return jnp.where(keep, x * (1 / (1 - rate)), jnp.zeros((), x.dtype))
@@ -169,7 +170,9 @@ def hash_bits(
         place = jax.lax.broadcasted_iota(jnp.uint32, sizes, axis)
         if axis == len(shape) - 2:
             place += jnp.asarray(first, jnp.uint32)
-        index = index + place * np.uint32(stride % 2**32)
+        index = index + place * (
+            np.uint32(stride % 2**32) if all_known(stride) else jnp.asarray(stride, jnp.uint32)
+        )
         stride *= length if length is not None and axis == len(shape) - 2 else shape[axis]
     return _mix(_mix(index + words[0]) ^ words[1])
 

@@ -174,7 +174,7 @@ class TokenPredictor(nnx.Module):
     ) -> Float[Array, "*B K vocab_size"]:
         """Logits over the vocabulary at places of the sequences."""
         if self.cls_token is not None:
-            places = places.astype(jnp.promote_types(places.dtype, jnp.int32)) + 1
+            places = _wide(places) + 1
         x = jnp.take_along_axis(hidden, places[..., None], axis=-2)
         if self.logits is not None:
             return self.logits(x).astype(jnp.float32)
@@ -183,11 +183,16 @@ class TokenPredictor(nnx.Module):
         logits = (x @ table.T).astype(jnp.float32)
         return logits + jnp.broadcast_to(self.bias[...], logits.shape)
 
-    def order_logits(self, hidden: Float[Array, "*B M C"]) -> Float[Array, "*B 2"]:
-        """Logits of halves in order and swapped, from the first token's hidden state."""
+    def order_logits(
+        self, hidden: Float[Array, "*B M C"], mask: Bool[Array, "*B N"] | None = None
+    ) -> Float[Array, "*B 2"]:
+        """Logits of halves in order and swapped, from the first real token's hidden state."""
         if self.order_hidden is None or self.order is None:
             raise ValueError("order_logits: this TokenPredictor was made without order=True")
-        return self.order(jnp.tanh(self.order_hidden(hidden[..., 0, :]))).astype(jnp.float32)
+        first = hidden[..., 0, :]
+        if mask is not None and self.cls_token is None:
+            first = zero_padded(hidden, mask & (jnp.cumsum(mask, axis=-1) == 1)).sum(axis=-2)
+        return self.order(jnp.tanh(self.order_hidden(first))).astype(jnp.float32)
 
 
 def document_keys(key: Array | None, shape: tuple[Any, ...]) -> Array | None:
@@ -260,6 +265,11 @@ def _with_cls(encoder, tokens, mask, cls_token):
 
 
 def _put_first(x, first):
-    if jnp.issubdtype(x.dtype, jnp.integer) and jnp.iinfo(x.dtype).bits < 32:
-        x = x.astype(jnp.int32)  # a narrow type may not have the token
+    x = _wide(x)
     return jnp.concatenate([jnp.full_like(x, first, shape=(*x.shape[:-1], 1)), x], axis=-1)
+
+
+def _wide(ids):
+    """Ids or places in a type that has one more; a mask as it is."""
+    is_narrow = jnp.issubdtype(ids.dtype, jnp.integer) and jnp.iinfo(ids.dtype).bits < 32
+    return ids.astype(jnp.int32) if is_narrow else ids

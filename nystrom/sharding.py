@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import nystrom_attention
-from nystrom.checks import check_inputs
+from nystrom.checks import check_inputs, is_empty
 
 
 def sharded_attention(
@@ -47,6 +47,12 @@ def sharded_attention(
         raise TypeError("axis_name is given by sequence_axis: leave it out")
     pieces = 1 if sequence_axis is None else mesh.shape[sequence_axis]
     attend = partial(nystrom_attention, axis_name=sequence_axis, **options)
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    explicit = [axis for axis, kind in kinds.items() if kind == AxisType.Explicit]
+
+    def cut_over(*axes):  # as far as types of arrays say it
+        spec = PartitionSpec(*(axis if axis in explicit else None for axis in axes))
+        return NamedSharding(mesh, spec)
 
     @jax.jit
     def attention(query, key, value, query_mask, key_mask):
@@ -54,16 +60,17 @@ def sharded_attention(
         num_batch = query.ndim - 3
         if batch_axis is not None and not num_batch:
             raise ValueError(f"batch_axis={batch_axis!r}: query {query.shape} has no examples")
+        out_shape = (*query.shape[:-1], value.shape[-1])
+        if is_empty(*out_shape):  # which JAX can't cut
+            return jnp.zeros(out_shape, query.dtype)
         query, query_mask = _padded(query, query_mask, pieces)
         (key, _), (value, key_mask) = (_padded(x, key_mask, pieces) for x in (key, value))
         batch = (batch_axis, *[None] * (num_batch - 1)) if num_batch else ()
         specs = [PartitionSpec(*batch, sequence_axis)] * 5
         arrays = (query, key, value, query_mask, key_mask)
-        explicit = AxisType.Explicit in mesh.axis_types
         if explicit:
-            arrays = tuple(
-                None if x is None else jax.reshard(x, NamedSharding(mesh, specs[0])) for x in arrays
-            )
+            place = cut_over(*batch, sequence_axis)
+            arrays = tuple(None if x is None else jax.reshard(x, place) for x in arrays)
 
         def local(query, key, value, query_mask, key_mask):
             return attend(query, key, value, query_mask=query_mask, key_mask=key_mask)
@@ -73,7 +80,7 @@ def sharded_attention(
         if out.shape[-3] == length:
             return out
         if explicit:  # which has no pieces of unequal lengths
-            out = jax.reshard(out, NamedSharding(mesh, PartitionSpec(*batch)))
+            out = jax.reshard(out, cut_over(*batch))
         return out[..., :length, :, :]
 
     def sharded(

@@ -150,6 +150,19 @@ def dropout_of_cut_sequences_is_the_wholes_wherever_padding_stands():
             assert_close(found, encoder(None)(tokens, mask, key), 1e-5)
 
 
+def sharded_attention_takes_axes_of_both_types_and_empty_arrays():
+    q = RNG.normal(size=(2, 5, 2, 3)).astype(np.float32)
+    auto, explicit = AxisType.Auto, AxisType.Explicit
+    for kinds in ((auto, explicit), (explicit, auto), (explicit, explicit)):
+        mesh = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=kinds)
+        for batch_axis in ("data", None):
+            sharded = nystrom.sharded_attention(mesh, batch_axis=batch_axis, num_landmarks=2)
+            assert_close(
+                sharded(q, q, q), nystrom.nystrom_attention(q, q, q, num_landmarks=2), 1e-5
+            )
+            assert np.asarray(sharded(q[:, :0], q, q)).shape == (2, 0, 2, 3)
+
+
 def no_more_landmarks_than_tokens_are_made():
     mesh = jax.make_mesh((8,), ("sequence",), axis_types=(AxisType.Auto,))
     attend = nystrom.sharded_attention(mesh, num_landmarks=100_000)

@@ -14,6 +14,7 @@ CHECKS = {
         "arrays_on_a_mesh_of_explicit_axes_are_attended_to",
         "heads_of_keys_on_explicit_axes_may_be_shared",
         "models_take_arrays_on_explicit_axes_inside_auto_axes",
+        "sharded_attention_takes_axes_of_both_types_and_empty_arrays",
         "no_more_landmarks_than_tokens_are_made",
         "axes_and_batches_that_are_not_there_are_refused",
     ),

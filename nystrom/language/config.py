@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nystrom.checks import check_choice, check_count
 from nystrom.language.activations import ACTIVATIONS
 from nystrom.layers import check_rate
@@ -116,7 +118,8 @@ class LanguageConfig:
         if len(fields.get("id2label") or ()) != self.num_labels:
             fields["id2label"] = labels
             fields["label2id"] = {label: int(i) for i, label in labels.items()}
-        fields |= dataclasses.asdict(self)
+        for name, value in dataclasses.asdict(self).items():  # JSON has no numbers of NumPy's
+            fields[name] = value.item() if isinstance(value, np.generic) else value
         for name in (*OUR_OWN, "num_labels"):
             del fields[name]
         return fields | {"model_type": "nystromformer"}
@@ -141,7 +144,7 @@ def read_config(path: Path) -> tuple[LanguageConfig, dict[str, Any]]:
         )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds a {type(fields).__name__}: expected an object of fields")

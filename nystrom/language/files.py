@@ -60,11 +60,13 @@ def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _read_safetensors(path):
     safetensors = _safetensors()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}, which {INDEX} names, is missing")
     try:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}, which {INDEX} names, is missing")
         with safetensors.safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except FileNotFoundError:
+        raise
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
     except (AttributeError, TypeError) as error:
@@ -76,7 +78,7 @@ def _parts(path):
     try:
         names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
         outside = [name for name in names if Path(name).name != name]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no index of weights: {error!r}") from None
     if outside:
         raise ValueError(f"{path} names {outside[0]}: expected names of files in the same folder")

@@ -148,7 +148,9 @@ class TokenClassification(Head):
         dropout_key: Array | None = None,
     ) -> Float[Array, "*B N num_labels"]:
         """Logits of hidden states."""
-        return self.out(dropout(hidden, self.config.hidden_dropout_prob, dropout_key))
+        counted = mask if self.config.padding == "inert" else None
+        rate = self.config.hidden_dropout_prob
+        return self.out(dropout(hidden, rate, dropout_key, mask=counted))
 
     def loss(
         self, logits: Float[Array, "*B N num_labels"], labels: Int[Array, "*B N"]

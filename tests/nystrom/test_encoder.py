@@ -577,3 +577,28 @@ def test_a_layer_alone_ignores_what_padding_holds():
     run = jitted(jax.value_and_grad(loss, (0, 1)))
     expected = run(state, np.where(mask[..., None], x, 0))
     assert_trees_close(run(state, np.where(mask[..., None], x, np.nan)), expected)
+
+
+def test_the_order_of_halves_is_told_by_the_first_real_token():
+    encoder = nystrom.Encoder(11, 12, width=8, num_layers=1, mlp_width=8, rngs=nnx.Rngs(0))
+    model = nystrom.TokenPredictor(encoder, 9, width=8, order=True, rngs=nnx.Rngs(1))
+    logits = []
+    for tokens in ([[3, 4, 5]], [[0, 0, 3, 4, 5]]):
+        tokens = jnp.array(tokens)
+        logits.append(model.order_logits(model.hidden(tokens, tokens > 0), tokens > 0))
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-6)
+
+
+def test_dropout_is_exported_for_any_length():
+    encoder = nystrom.Encoder(
+        11, 12, width=8, num_layers=1, mlp_width=8, dropout_rate=0.3, rngs=nnx.Rngs(0)
+    )
+
+    def run(tokens):
+        return encoder(tokens, None, jax.random.key(0))
+
+    (length,) = jax.export.symbolic_shape("n", constraints=["n <= 12"])
+    shape = jax.ShapeDtypeStruct((2, length), jnp.int32)
+    tokens = jnp.arange(14).reshape(2, 7) % 11
+    found = jax.export.export(jax.jit(run))(shape).call(tokens)
+    np.testing.assert_allclose(found, run(tokens), atol=1e-5)

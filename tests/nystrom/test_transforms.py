@@ -424,3 +424,11 @@ def test_unknown_forms_are_refused():
         nystrom.depthwise_convolution(q, q[:1, :, 0], implementation="Plain")
     with pytest.raises(ValueError, match="no causal form"):
         nystrom.softmax_attention(q, q, q, is_causal=True, implementation="tiled")
+
+
+def test_a_flax_mask_under_strict_promotion():
+    x, real = jnp.ones((1, 4, 1, 2)), jnp.array([[True, True, True, False]])
+    expected = nystrom.nystrom_attention(x, x, x, mask=real, num_landmarks=2)
+    with MODES["promotion"]():
+        found = nystrom.attention_fn(num_landmarks=2)(x, x, x, mask=real[:, None, None])
+    np.testing.assert_allclose(found[:, :3], expected[:, :3], atol=1e-6)

@@ -174,3 +174,11 @@ def test_a_head_is_found_by_its_arrays_where_the_architecture_is_unknown(folder)
     model = language.from_pretrained(folder, head="masked_lm")
     assert type(model) is language.MaskedLM
     language.save_pretrained(model, folder)
+
+
+def test_an_index_that_names_a_file_that_no_system_has(folder):
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"x": "a" * 5_000}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        language.from_pretrained(folder)

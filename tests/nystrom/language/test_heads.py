@@ -1,5 +1,6 @@
 """The heads' losses, dropout and what they refuse."""
 
+import json
 import shutil
 
 import jax
@@ -162,3 +163,20 @@ def test_what_does_not_fit_is_refused(arguments, error, message):
 def test_configs_that_can_not_be_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         language.LanguageConfig(**SMALL | fields)
+
+
+def test_dropout_of_a_tokens_head_does_not_depend_on_where_padding_stands():
+    fields = SMALL | {"hidden_dropout_prob": 0.4}
+    config = language.LanguageConfig(**fields)
+    model = language.TokenClassification(config, rngs=nnx.Rngs(0))
+    key, tokens = jax.random.split(jax.random.key(0), 1), jnp.array([[3, 4, 5]])
+    padded = jnp.array([[0, 0, 3, 4, 5]])
+    found = model(padded, padded > 0, None, key)[:, 2:]
+    np.testing.assert_allclose(found, model(tokens, None, None, key), atol=1e-6)
+
+
+@pytest.mark.unchecked
+def test_numbers_of_numpy_are_saved_as_json_has_them():
+    fields = SMALL | {"vocab_size": np.int64(40), "hidden_dropout_prob": np.float32(0.5)}
+    told = json.loads(json.dumps(language.LanguageConfig(**fields).to_dict()))
+    assert (told["vocab_size"], told["hidden_dropout_prob"]) == (40, 0.5)
