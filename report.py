@@ -2,11 +2,12 @@
 
     python report.py runs/ [results/ ...] [--out=report]
 
-Reads every result.json under the folders. Results that compare with LRA make the table beside the
-paper's numbers; all others stand apart, with the reason, in a table for each track: the paper's
-recipe on other data, tuned at its size, of another size, self-pretrained, begun with another run's
-encoder; and runs on hidden tokens in one of their own. Only runs that differ in
-nothing but the seed are averaged. Unfinished runs are listed, and files that can't be read are
+Reads every result.json under the folders. Results that compare with LRA make
+the table beside the paper's numbers; all others stand apart, with the reason,
+in a table for each track: the paper's recipe on other data, tuned at its size,
+of another size, self-pretrained, begun with another run's encoder; and runs on
+hidden tokens in one of their own. Only runs that differ in nothing but the
+seed are averaged. Unfinished runs are listed, and files that can't be read are
 named and skipped.
 """
 

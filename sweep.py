@@ -1,18 +1,20 @@
-"""Runs train.py for every combination of the values given: landmark counts, seeds, attentions...
+"""Runs train.py for every combination of the values given: landmarks, seeds...
 
-    python sweep.py --config=configs/lra_text.py --config.model.num_landmarks=32,64,128,256 \\
-        --config.seed=0,1,2 [--runs_dir=runs] [--jobs=1] [--dry_run]
+    python sweep.py --config=configs/lra_text.py --config.seed=0,1,2 \\
+        --config.model.num_landmarks=32,64,128,256 \\
+        [--runs_dir=runs] [--jobs=1] [--dry_run]
 
-Arguments are train.py's --config=FILE and --config.field=value, with commas between values or
-files. Commas in brackets or quotes don't separate:
+Arguments are train.py's --config=FILE and --config.field=value, with commas
+between values or files. Commas in brackets or quotes don't separate:
 "--config.task.bucket_boundaries=(512,1024),(768,2048)" has two.
 
-Each run has the workdir that train.py would give it, in --runs_dir, and its output in
-<workdir>.log. Finished runs are skipped and unfinished ones go on where they were, so the same
-command completes a sweep that was interrupted; one that another process runs is waited for. A run
-that fails is reported and the rest go on.
-The exit status is 0 if every run is finished, 1 if one failed or was stopped by other hands, 130 or
-143 if the sweep itself was interrupted (SIGINT, SIGTERM).
+Each run has the workdir that train.py would give it, in --runs_dir, and its
+output in <workdir>.log. Finished runs are skipped and unfinished ones go on
+where they were, so the same command completes a sweep that was interrupted;
+one that another process runs is waited for. A run that fails is reported and
+the rest go on. The exit status is 0 if every run is finished, 1 if one failed
+or was stopped by other hands, 130 or 143 if the sweep itself was interrupted
+(SIGINT, SIGTERM).
 """
 
 import argparse

@@ -161,6 +161,7 @@ def load_module(file: str) -> ModuleType:
     path = Path(file.partition(":")[0])
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
+        what = what if path.name else "names no file; expected FILE or FILE:VARIANT"
         raise ArgumentError(f"--config={file}: {what}; {_other_files(path)}")
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None:
@@ -188,6 +189,8 @@ def _guard(file, run):
     except Exception as error:
         words = " ".join(str(error).split())
         if words.startswith("--config="):  # made to be read: base.unknown_variant
+            given = file.partition(":")[0]  # which may lie anywhere
+            words = words.replace(f"configs/{Path(given).name}", given)
             raise ArgumentError(words) from error
         path = os.path.abspath(file.partition(":")[0])
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]

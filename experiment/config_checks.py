@@ -42,7 +42,13 @@ BELOW_ONE = ("model.dropout_rate", "adam_b1", "adam_b2")
 FINITE = ("learning_rate", "weight_decay", "adam_eps", "model.embedding_std")
 MAX_FLOAT = 3.4e38
 # Random keys have 32 bits of seed, so larger seeds would be smaller ones again; steps are int32.
-AT_MOST = {"seed": 2**32 - 1, "num_train_steps": 2**31 - 1, "num_workers": 1024}
+AT_MOST = {
+    "seed": 2**32 - 1,
+    "num_train_steps": 2**31 - 1,
+    "num_workers": 1024,
+    "batch_size": 2**20,
+    "model.num_layers": 1024,
+}
 CHOICES = {
     "objective": ("classify", "masked"),
     "masked.head": ("tied", "own"),

@@ -4,8 +4,9 @@
     python -m experiment.evaluate --workdir=runs/lra_text --text="A film to remember."
     python -m experiment.evaluate --workdir=runs/lra_image --file=frog.png
 
---text and --file may be mixed; a task of two documents takes two of them. A file holds a text or,
-for tasks of pixels, a picture of the task's size. From another folder: python PATH/evaluate.py.
+--text and --file may be mixed; a task of two documents takes two of them. A
+file holds a text or, for tasks of pixels, a picture of the task's size. From
+another folder: python REPOSITORY/experiment/evaluate.py.
 """
 
 import argparse
@@ -18,7 +19,11 @@ from pathlib import Path
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, 1 after an error."""
-    flags = _parser().parse_args(arguments)
+    parser = _parser()
+    flags = parser.parse_args(arguments)
+    if flags.split and flags.documents:
+        parser.error("--split scores a split, --text and --file classify: give one of them")
+    flags.split = flags.split or "test"
     try:
         # JAX and the rest, after the flags are known to be right.
         from experiment import load, processes
@@ -55,7 +60,7 @@ def _parser():
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", required=True, help="a run's folder")
-    parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    parser.add_argument("--split", choices=("train", "validation", "test"), help="default: test")
     parser.add_argument("--cache_dir", default="", help="of prepared data, else ~/.cache/nystrom")
     for kind, help_text in (("text", "a document"), ("file", "a document, or a picture")):
         parser.add_argument(
@@ -86,8 +91,11 @@ def print_score(loaded, flags) -> None:
     count = len(loaded.task.splits[flags.split].lengths)
     if not (Path(flags.workdir).expanduser() / "result.json").exists():
         print("the run is unfinished; its best checkpoint so far is scored", file=sys.stderr)
+    loss = f"loss {values.get('token_loss', values['loss']):.4f}"  # without that of swapped halves
+    if loaded.config.objective == "masked":
+        loss += " nats a hidden token"
     print(
-        f"{flags.split}: accuracy {values['accuracy']:.2%}, loss {values['loss']:.4f}, "
+        f"{flags.split}: accuracy {values['accuracy']:.2%}, {loss}, "
         f"{count:,} examples of {loaded.task.name} ({loaded.task.source})"
     )
 

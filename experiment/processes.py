@@ -175,7 +175,8 @@ def out_of_memory(error: Exception) -> str:
         return ""
     return (
         f"out of memory ({_first_line(error)}). A larger config.accumulate_steps, which takes a "
-        "batch in parts, or config.model.remat=True needs less; the last checkpoint is kept."
+        "batch in parts, config.model.remat=True or a smaller model needs less; checkpoints are "
+        "kept."
     )
 
 

@@ -57,7 +57,7 @@ def pretrained(tmp_path_factory, cache_home):
     return folder / "run", result
 
 
-def test_the_loss_is_that_of_tokens_and_of_order(pretrained):
+def test_the_loss_is_that_of_tokens_and_of_order(pretrained, capsys):
     workdir, result = pretrained
     both = result["test_token_loss"] + result["test_order_loss"]
     assert result["test_loss"] == pytest.approx(both, rel=1e-5)
@@ -77,6 +77,12 @@ def test_the_loss_is_that_of_tokens_and_of_order(pretrained):
     assert (workdir / "tokenizer.model").stat().st_size > 1_000
     (group,) = read_runs([workdir]).groups
     assert group.track == "masked"
+    assert evaluate.main([f"--workdir={workdir}"]) == 0
+    shown = f"loss {result['test_token_loss']:.4f} nats a hidden token"
+    assert shown in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--workdir={workdir}", "--split=test", "--text=x"])
+    assert "--split scores a split" in capsys.readouterr().err
 
 
 def test_fine_tuning_begins_with_it_and_classifies_text(pretrained, tmp_path, capsys):

@@ -215,3 +215,15 @@ def test_help_config_explains_every_field_with_the_values_of_a_config(capsys):
         assert lines[at + 1].startswith("    "), f"{name} has no comment"
     assert "--config.num_train_steps=2000" in lines
     assert "one of iterative, chebyshev" in " ".join(line.strip() for line in lines)
+
+
+def test_a_wrong_variant_of_a_config_elsewhere_is_named_by_its_path(tmp_path):
+    text = (
+        "from configs.base import unknown_variant\ndef get_config(v):\n    raise unknown_variant("
+    )
+    (tmp_path / "mine.py").write_text(text + '"mine", v, ("long",))\n')
+    with pytest.raises(reading.ArgumentError) as error:
+        reading.load(f"{tmp_path}/mine.py:lon")
+    assert f"use {tmp_path}/mine.py or {tmp_path}/mine.py:long" in str(error.value)
+    with pytest.raises(reading.ArgumentError, match="names no file; expected FILE or FILE:VAR"):
+        reading.load(":quick")
