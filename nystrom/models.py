@@ -186,7 +186,10 @@ class TokenPredictor(nnx.Module):
     def order_logits(
         self, hidden: Float[Array, "*B M C"], mask: Bool[Array, "*B N"] | None = None
     ) -> Float[Array, "*B 2"]:
-        """Logits of halves in order and swapped, from the first real token's hidden state."""
+        """Logits of halves in order and swapped, from the first real token's hidden state.
+
+        Without a mask, and where a token is put first, it is the first of all.
+        """
         if self.order_hidden is None or self.order is None:
             raise ValueError("order_logits: this TokenPredictor was made without order=True")
         first = hidden[..., 0, :]

@@ -32,8 +32,8 @@ def apply_pinv(
     (27/8 Y_j - 11/4 U_j - U_j^2) / 4. Eq. 7 takes four. But rounding in Y_j grows up to 13/4 times
     an iteration, which eq. 7 corrects by computing A Z_j anew, so only the last three iterations
     take this form: float32 then stays within 1e-5 of float64 in values and gradients (with four it
-    is up to twice as far), or as near as eq. 7 where A is almost of rank one and the result far
-    smaller than w.
+    strays further), or as near as eq. 7 where A is almost of rank one and the result far smaller
+    than w.
 
     Backward, every iteration is taken as a function of Y_j alone. As the matrices are symmetric,
     only the symmetric part of a gradient matters, and Y_{j+1} takes three products where eq. 7
