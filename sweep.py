@@ -276,9 +276,6 @@ class Sweep:
 
     def begin_more(self) -> None:
         """Starts runs while there is room; one that another process runs waits for that."""
-        for run in filter(is_finished, list(self.waiting)):
-            self.waiting.remove(run)
-            self.say(f"{run.label}: finished by another process")
         while self.waiting and len(self.jobs) < self.num_jobs:
             run = next((run for run in self.waiting if not is_running(run.workdir)), None)
             if run is None:
@@ -287,7 +284,10 @@ class Sweep:
                     self.say(f"{self.waiting[0].label}: waits, as another process runs it")
                 return
             self.waiting.remove(run)
-            self.begin(run)
+            if is_finished(run):
+                self.say(f"{run.label}: finished by another process")
+            else:
+                self.begin(run)
 
     def begin(self, run: Run) -> None:
         """Starts a run, and says so."""

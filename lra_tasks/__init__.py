@@ -116,7 +116,7 @@ def prepare_set(task_config, cache_dir=None, progress: bool = True, fingerprint:
     root = store.datasets_dir(cache_dir)
     source = config.source
     if source in ("auto", "release") and not config.data_dir:
-        found = prepared_releases(config, module, root) if "release" in module.SOURCES else []
+        found = prepared_releases(config, module, root)
         wanted = [path for path in found if store.fingerprint(path) == fingerprint]
         found = wanted or found
         if len(found) > 1:
@@ -138,8 +138,8 @@ def prepare_set(task_config, cache_dir=None, progress: bool = True, fingerprint:
 def is_prepared(task_config, cache_dir, fingerprint: str) -> bool:
     """Whether a release with that fingerprint has been prepared, whatever files it came from."""
     config = read_config(task_config)
-    module, root = task_module(config.name), store.datasets_dir(cache_dir)
-    found = prepared_releases(config, module, root) if "release" in module.SOURCES else []
+    root = store.datasets_dir(cache_dir)
+    found = prepared_releases(config, task_module(config.name), root)
     return any(store.fingerprint(path) == fingerprint for path in found)
 
 

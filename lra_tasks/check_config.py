@@ -93,6 +93,8 @@ def prepared_releases(config: TaskConfig, module: ModuleType, root: Path) -> lis
 
     Where a vocabulary is asked for, a set must be of the same.
     """
+    if "release" not in module.SOURCES:
+        return []
     pattern = store.directory_name(config.name, module, config, "release", None)
     found = store.find_prepared(root, pattern, module.VERSION)
     if not (config.tokenizer and found):

@@ -13,7 +13,7 @@ from nystrom.checks import check_choice, check_count, check_ids, is_empty
 from nystrom.encoder import Encoder
 from nystrom.landmarks import token_ranks
 from nystrom.layers import Dense
-from nystrom.numerics import accumulator, zero_padded
+from nystrom.numerics import accumulator, first_token, zero_padded
 
 POOLINGS = ("mean", "max", "cls", "last", "mean_padded")
 
@@ -192,9 +192,7 @@ class TokenPredictor(nnx.Module):
         """
         if self.order_hidden is None or self.order is None:
             raise ValueError("order_logits: this TokenPredictor was made without order=True")
-        first = hidden[..., 0, :]
-        if mask is not None and self.cls_token is None:
-            first = zero_padded(hidden, mask & (jnp.cumsum(mask, axis=-1) == 1)).sum(axis=-2)
+        first = first_token(hidden, None if self.cls_token is not None else mask)
         return self.order(jnp.tanh(self.order_hidden(first))).astype(jnp.float32)
 
 

@@ -69,6 +69,13 @@ def zero_padded(x: Array, mask: Array | None) -> Array:
     return jnp.where(mask, x, 0)
 
 
+def first_token(x: Array, mask: Array | None) -> Array:
+    """The first real token *B C of each sequence *B N C; without a mask the first of all."""
+    if mask is None:
+        return x[..., 0, :]
+    return _take(x, jnp.argmax(mask, axis=-1)[..., None])[..., 0, :]
+
+
 def to_front(mask: Array, *arrays: Array) -> tuple[Array, ...]:
     """Tokens *B N ... in order with the real ones first."""
     order = jnp.argsort(~mask, axis=-1, stable=True)

@@ -160,7 +160,7 @@ def test_a_run_that_another_process_began_first_is_waited_for(tmp_path, monkeypa
         whole.reap()
         assert (whole.waiting, whole.jobs, whole.failed) == ([run], [], [])
         (run.workdir / "result.json").write_text(json.dumps(RESULT))
-        whole.begin_more()
+    whole.begin_more()
     assert not whole.waiting and whole.end("") == 0
     assert "finished by another process" in capsys.readouterr().err
     whole.jobs = [Job(run, process, 0, 0.0)]

@@ -14,7 +14,7 @@ from nystrom.language.activations import ACTIVATIONS
 from nystrom.language.attention import language_attention
 from nystrom.language.config import LanguageConfig
 from nystrom.layers import dropout, real_ranks, split_keys
-from nystrom.numerics import from_front, to_front, unless_trailing, zero_padded
+from nystrom.numerics import first_token, from_front, to_front, unless_trailing, zero_padded
 
 FIRST_POSITION = 2  # rows of the table that no token uses: left over from RoBERTa
 
@@ -196,7 +196,4 @@ def first_real(
     """
     if is_empty(x.shape[-2]):
         return jnp.zeros_like(x, shape=(*x.shape[:-2], x.shape[-1]))
-    if mask is None or config.padding == "transformers":
-        return x[..., 0, :]
-    first = jnp.argmax(mask, axis=-1)
-    return jnp.take_along_axis(x, first[..., None, None], axis=-2)[..., 0, :]
+    return first_token(x, None if config.padding == "transformers" else mask)
