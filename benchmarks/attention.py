@@ -33,6 +33,7 @@ import numpy as np
 from benchmarks import attention_contenders as contenders
 from benchmarks.attention_contenders import EXACT, LUCIDRAINS, NYSTROM, OURS, TORCH_NYSTROM
 from benchmarks.attention_report import MODES, draw, print_summary, print_table
+from benchmarks.command_line import count, make_parser, several, use_cores
 from benchmarks.tables import made_by, same_commit, write_csv, write_signed
 
 LENGTHS = (1024, 2048, 4096, 16384, 65536)
@@ -44,13 +45,11 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--lengths", type=_ints, default=LENGTHS)
-    parser.add_argument("--landmarks", type=_ints, default=LANDMARKS)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = make_parser(__doc__)
+    parser.add_argument("--lengths", type=several(count), default=LENGTHS)
+    parser.add_argument("--landmarks", type=several(count), default=LANDMARKS)
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--quick", action="store_true", help="lengths up to 4,096, 3 rounds")
     parser.add_argument("--fresh", action="store_true", help="measure again what is in the CSV")
     parser.add_argument("--long", action="store_true", help="long sequences instead of the grid")
@@ -65,7 +64,7 @@ def main():
         command = [sys.executable, "-m", "benchmarks.attention", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | HUGE_PAGES)
     # Before JAX starts: it takes as many threads as there are cores that it may use.
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    use_cores(arguments.threads)
     if arguments.measure:
         print(json.dumps(peak_memory(**json.loads(arguments.measure))))
         return
@@ -288,10 +287,6 @@ def _status(field):
 
 def _detach(x):
     return x.detach() if hasattr(x, "detach") else x
-
-
-def _ints(text):
-    return tuple(int(x) for x in text.split(","))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ its own, taking turns: medians of 15 calls forward, and forward and backward, in
 of those the medians over the rounds. `ratio` is this checkout's time over the other's.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -23,33 +22,29 @@ FIELDS = ("length", "landmarks", "what", "before_ms", "now_ms", "ratio", "rounds
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("before", type=Path, nargs="?", help="the other checkout")
-    parser.add_argument("--cases", default="1024/64,4096/64,1024/256,4096/256")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--output", type=Path, default="results/benchmarks/attention_versions.csv")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # the case that a process is to time
-    arguments = parser.parse_args()
-    if arguments.measure:
-        print(json.dumps(time_calls(arguments.measure)))
+    # Who measures has another checkout's modules, and takes none of the benchmarks'.
+    if len(sys.argv) == 2 and sys.argv[1].startswith("--measure="):
+        print(json.dumps(time_calls(sys.argv[1].partition("=")[2])))
         return
-    if arguments.before is None:
-        parser.error("expected the folder of another checkout")
-    if not (arguments.before / "nystrom" / "__init__.py").is_file():
-        parser.error(f"{arguments.before}: no package nystrom there, expected a checkout of this")
-    from benchmarks.tables import write_signed  # here: measuring has another checkout's
+    from benchmarks.command_line import checkout_with, count, make_parser, several
+    from benchmarks.tables import write_signed
 
+    parser = make_parser(__doc__)
+    cases, before = several(case_of), checkout_with("nystrom/__init__.py")
+    parser.add_argument("before", type=before, help="the other checkout")
+    parser.add_argument("--cases", type=cases, default="1024/64,4096/64,1024/256,4096/256")
+    parser.add_argument("--rounds", type=count, default=2)
+    parser.add_argument("--output", type=Path, default="results/benchmarks/attention_versions.csv")
+    arguments = parser.parse_args()
     rows = []
-    for case in arguments.cases.split(","):
+    for length, landmarks in arguments.cases:
+        case = f"{length}/{landmarks}"
         found = {"before": [], "now": []}
         for _ in range(arguments.rounds):
-            found["before"].append(measured(arguments.before.resolve(), case))
+            found["before"].append(measured(arguments.before, case))
             found["now"].append(measured(ROOT, case))
         for what in ("forward", "forward+backward"):
             before, now = (statistics.median(x[what] for x in each) for each in found.values())
-            length, landmarks = case.split("/")
             values = (length, landmarks, what, f"{before:.1f}", f"{now:.1f}", f"{now / before:.2f}")
             rows.append(dict(zip(FIELDS, (*values, arguments.rounds), strict=True)))
             print(*rows[-1].values(), flush=True)
@@ -65,13 +60,21 @@ def measured(checkout: Path, case: str) -> dict[str, float]:
     return json.loads(out.strip().splitlines()[-1])
 
 
+def case_of(text: str) -> tuple[int, int]:
+    """Tokens and landmarks of "tokens/landmarks"."""
+    numbers = tuple(map(int, text.split("/")))
+    if len(numbers) != 2 or min(numbers) < 1:
+        raise ValueError(f"{text}: expected tokens/landmarks")
+    return numbers
+
+
 def time_calls(case: str) -> dict[str, float]:
     """Milliseconds of a call of the attention that is imported, and of its gradient."""
     import jax
 
     import nystrom
 
-    length, landmarks = map(int, case.split("/"))
+    length, landmarks = case_of(case)
     *arrays, weight = (jax.random.normal(jax.random.key(i), (1, length, 8, 64)) for i in range(4))
 
     def attend(query, key, value):

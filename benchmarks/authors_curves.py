@@ -16,17 +16,17 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command_line import count, make_parser, seed
+
 WINDOW = 50  # steps that a curve in the figure is a mean of
 
 
 def main(arguments: list[str] | None = None):
     """Trains both and writes their losses and the figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=1_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = make_parser(__doc__)
+    parser.add_argument("--steps", type=count, default=1_000)
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--cache_dir", default="", help="where prepared data are kept")
     parser.add_argument("--output", default="results/benchmarks/authors_curves.csv", type=Path)
     parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)

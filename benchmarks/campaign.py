@@ -16,7 +16,6 @@ share of steps, and of 16,000, 2,000 and 2,000 examples, at least 32, to try it 
 arguments, --config.field=value, go to every run.
 """
 
-import argparse
 import json
 import math
 import os
@@ -26,6 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.command_line import make_parser, positive
 from experiment.config_checks import check_config
 from experiment.grid import GridError, Run, make_runs
 from experiment.signals import StopSignals, exit_status
@@ -49,17 +49,13 @@ SAVE_SECONDS = 30  # kept of the time, for a run to save and stop
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--minutes", type=float, default=25.0)
+    parser = make_parser(__doc__, allow_abbrev=False)
+    parser.add_argument("--minutes", type=positive, default=25.0)
     parser.add_argument("--out", type=_folder, required=True)
     parser.add_argument("--data_dir", type=_folder, help="where official files lie")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
-    parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--line_seconds", type=float, default=60.0)
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", choices=TASKS, default=TASKS)
+    parser.add_argument("--scale", type=positive, default=1.0)
+    parser.add_argument("--line_seconds", type=positive, default=60.0)
     options, more = parser.parse_known_args(argv)
     if not 0 < options.scale <= 1 or options.minutes <= 0:
         parser.error("expected 0 < --scale <= 1 and --minutes above 0")

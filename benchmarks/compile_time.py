@@ -10,7 +10,6 @@ this checkout's to the other's. A config that the other has not is this checkout
 `benchmarks/quick_0_1.py` both compile one model. Rows of other configs stay in the CSV.
 """
 
-import argparse
 import csv
 import itertools
 import os
@@ -21,6 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.command_line import checkout_with, count, make_parser
 from benchmarks.tables import signed, write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,20 +33,16 @@ FIELDS = (
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("before", type=Path, help="the other checkout")
+    parser = make_parser(__doc__)
+    parser.add_argument("before", type=checkout_with("train.py"), help="the other checkout")
     parser.add_argument("--config", default="configs/lra_listops.py:quick")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--cache_dir", default="", help="where prepared data are kept")
     parser.add_argument("--output", type=Path, default="results/benchmarks/compile_time.csv")
     arguments = parser.parse_args()
-    if not (arguments.before / "train.py").is_file():
-        parser.error(f"{arguments.before}: no train.py there, expected a checkout of this project")
     found = {"before": [], "now": []}
     for number in range(arguments.rounds):
-        for name, checkout in (("before", arguments.before.resolve()), ("now", ROOT)):
+        for name, checkout in (("before", arguments.before), ("now", ROOT)):
             found[name].append(compilations(checkout, arguments))
             print(f"round {number + 1}, {name}: {found[name][-1]}", flush=True)
     rows = signed([row(arguments, function, found) for function in ("train_step", "eval_step")])

@@ -9,24 +9,23 @@ ahead as `train.py` has them, beside one over batches in memory: the difference 
 costs. One device.
 """
 
-import argparse
 import importlib
-import os
 import statistics
 import time
 
+from benchmarks.command_line import count, make_parser, one_of, use_cores
+from lra_tasks.check_config import NAMES
+
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--task", default="listops")
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = make_parser(__doc__)
+    parser.add_argument("--task", type=one_of(NAMES), default="listops")
+    parser.add_argument("--steps", type=count, default=40)
+    parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--cache_dir", default="", help="where prepared data are kept")
     parser.add_argument("--num_train", type=int, default=0, help="examples; 0: the task's own")
     arguments = parser.parse_args()
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    use_cores(arguments.threads)
 
     import jax
 

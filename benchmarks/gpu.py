@@ -1,24 +1,26 @@
 """One command for a machine with a GPU: are the values right, and what do things cost there?
 
     python -m benchmarks.gpu [--minutes=6.5] [--output=results/benchmarks/gpu.csv] [--trace=DIR]
-    python -m benchmarks.gpu --quick     (tiny sizes, on any device: that it runs at all; its
-                                          CSV goes to a temporary folder)
+    python -m benchmarks.gpu --quick
 
-1. Values and gradients of the attentions against float64 (exit status 1 if ours are off).
-2. Milliseconds of attention, forward, and forward and backward: ours, eq. 9 as anyone would write
-   it, exact attention by cuDNN (bfloat16 alone) and, where PyTorch with CUDA is installed, its
-   exact attention and the Nyström attentions of `nystrom-attention` and `transformers`. They take
-   turns round by round; medians. Memory is what the compiled program needs beyond its arguments.
-   Float32 is multiplied as each does by default: ours in float32, eq. 9 by JAX in TF32.
-3. A training step of each LRA task, by its own config on synthetic data at full length. Their
-   programs are compiled side by side, in the seconds given.
+Values and gradients of the attentions are compared with float64 first (exit status 1 if ours are
+off).
+
+Then milliseconds of attention, forward, and forward and backward: ours, eq. 9 as anyone would write
+it, exact attention by cuDNN (bfloat16 alone) and, where PyTorch with CUDA is installed, its exact
+attention and the Nyström attentions of `nystrom-attention` and `transformers`. They take turns
+round by round; medians. Memory is what the compiled program needs beyond its arguments. Float32 is
+multiplied as each does by default: ours in float32, eq. 9 by JAX in TF32.
+
+At last a training step of each LRA task, by its own config on synthetic data at full length. Their
+programs are compiled side by side, in the seconds given.
 
 What runs out of memory or time, or isn't there, is said and left out. Rows that the CSV has of
-other parts, programs and sizes stay there. --trace writes a trace of
-the training steps, for TensorBoard or xprof.
+other parts, programs and sizes stay there. --trace writes a trace of the training steps, for
+TensorBoard or xprof. --quick has tiny sizes, on any device: that it runs at all; its CSV goes to a
+temporary folder.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import csv
@@ -36,6 +38,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 
+from benchmarks.command_line import count, make_parser, one_of, positive, several
 from benchmarks.gpu_attention import (
     Sizes,
     check_values,
@@ -118,13 +121,13 @@ class Bench:
 
 def main(arguments=None) -> int:
     """Runs the command; returns its exit status, 1 if values were wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = make_parser(__doc__)
+    parser.add_argument("--minutes", type=positive, default=6.5, help="none is begun after these")
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--parts", nargs="+", metavar="PART", choices=PARTS, default=PARTS)
+    parser.add_argument(
+        "--tasks", type=several(one_of(TASKS)), help="whose steps are timed, else all of LRA's"
     )
-    parser.add_argument("--minutes", type=float, default=6.5, help="nothing is begun after these")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--tasks", help="whose training steps are timed, else all of LRA's")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--trace", help="a folder for a trace of the training steps")
     parser.add_argument("--cache_dir", help="of prepared data, else ~/.cache/nystrom")
@@ -164,7 +167,7 @@ def machine() -> dict[str, str]:
 
 def time_steps(bench: Bench, flags) -> None:
     """The training steps of the tasks, compiled side by side and timed one after another."""
-    tasks = flags.tasks.split(",") if flags.tasks else QUICK_TASKS if flags.quick else TASKS
+    tasks = flags.tasks or (QUICK_TASKS if flags.quick else TASKS)
     if not bench.has_time("training steps"):
         return
     with concurrent.futures.ThreadPoolExecutor() as pool:

@@ -8,13 +8,13 @@ hidden states of all layers are stored for the masked-language head alone. Needs
 requirements-language.txt lists; the files are replaced once all are made.
 """
 
-import argparse
 import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command_line import make_parser
 from benchmarks.language_peer import (
     REAL,
     load_peer,
@@ -29,9 +29,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "tests" / "data" / "language"
 
 
 def main():
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    make_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as made:
         make(Path(made))
         shutil.copytree(made, FOLDER, dirs_exist_ok=True)

@@ -14,7 +14,6 @@ of the others stay in the CSV as they are. Needs what requirements-language.txt 
 import argparse
 import csv
 import json
-import os
 import re
 import resource
 import statistics
@@ -23,30 +22,31 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.command_line import count, make_parser, several, use_cores
 from benchmarks.tables import signed, write_csv
 
 CONTENDERS = ("ours, Nyström", "transformers, exact", "transformers, Nyström")
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--lengths", default="4096,8192,16384")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = make_parser(__doc__)
+    parser.add_argument("--lengths", type=several(count), default="4096,8192,16384")
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--only", default="", help="contenders whose names have this in them")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--output", default="results/benchmarks/language_length.csv")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)  # what a process is to do
     arguments = parser.parse_args()
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    use_cores(arguments.threads)
     if arguments.measure:
         contender, length, limit = arguments.measure
         print(json.dumps(measure(contender, int(length), int(limit), arguments.threads)))
         return
-    limit = int(0.9 * free_bytes())
-    lengths = [int(length) for length in arguments.lengths.split(",")]
     names = [name for name in CONTENDERS if arguments.only in name]
+    if not names:
+        parser.error(f"--only={arguments.only}: expected a part of {'; '.join(CONTENDERS)}")
+    limit = int(0.9 * free_bytes())
+    lengths = arguments.lengths
     found = {(name, length): [] for name in names for length in lengths}
     for _ in range(arguments.rounds):
         for (name, length), results in found.items():

@@ -13,13 +13,13 @@ padding, its landmarks average it); "inert", our default, has ours padded and th
 a difference is what padding did to ours. Needs what requirements-language.txt lists.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import language_peer as peer
+from benchmarks.command_line import make_parser
 from benchmarks.tables import signed, write_csv
 from nystrom.language import HEADS
 
@@ -37,9 +37,7 @@ BOUND = {"float64": 1e-5, "float32": 1e-4}
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--output", default="results/benchmarks/language_parity.csv")
     parser.add_argument("--tiny", action="store_true", help="leave the released size out")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """What ListOps gives away: accuracy and loss of knowing only some of an expression's tokens.
 
-    python -m benchmarks.listops_floor [--cache_dir=DIR]  # results/benchmarks/listops_floor.csv
+    python -m benchmarks.listops_floor [--cache_dir=DIR]
 
 For each row, the labels' frequencies given what the row knows, counted over the training split
 with half a count added to each label, predict validation and test. A model whose scores match a
@@ -10,7 +10,6 @@ all, which takes knowing every token's depth. Of these digits they know the leas
 greatest for MAX, the mean, rounded down, and how many (up to 4) for MED, nothing for SM.
 """
 
-import argparse
 import itertools
 from collections import defaultdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import lra_tasks
+from benchmarks.command_line import make_parser
 from benchmarks.tables import write_csv
 from configs import lra_listops
 from lra_tasks.listops import CLOSE, FIRST_DIGIT, FIRST_OPERATOR
@@ -90,9 +90,7 @@ KNOWN = {
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--cache_dir", default="")
     parser.add_argument("--output", type=Path, default="results/benchmarks/listops_floor.csv")
     arguments = parser.parse_args()

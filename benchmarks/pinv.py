@@ -9,24 +9,26 @@ without those of no more tokens than landmarks. Then milliseconds of attention, 
 of 64, in turns, medians over the rounds.
 """
 
-import argparse
-import os
 import statistics
 from functools import partial
 
 import numpy as np
 
+from benchmarks.command_line import count, make_parser, use_cores
+
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--workdir", help="a run's folder, as train.py made it")
     parser.add_argument("--cache_dir", default="", help="where prepared data are kept")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=count, default=7)
+    parser.add_argument("--threads", type=count, default=2)
     arguments = parser.parse_args()
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    use_cores(arguments.threads)
+    try:
+        of_run = list(trained(arguments.workdir, arguments.cache_dir)) if arguments.workdir else []
+    except ValueError as error:
+        parser.error(str(error))
     rng = np.random.default_rng(0)
     print(f"{'':38}|AZA - A|/|A|        error of FZG")
     print(f"{'':38}{'eq. 7':>8}{'Cheb.':>8}{'eq. 7':>13}{'Cheb.':>8}")
@@ -35,9 +37,8 @@ def main():
         query, key = scale * rng.standard_normal((2, 1, 1024, 8, 64), np.float32)
         for num_landmarks in (64, 256):
             report(f"random, std {std}, {num_landmarks} landmarks", query, key, num_landmarks)
-    if arguments.workdir:
-        for name, query, key, num_landmarks in trained(arguments.workdir, arguments.cache_dir):
-            report(name, query, key, num_landmarks)
+    for row in of_run:
+        report(*row)
     time_attention(arguments.rounds)
 
 
@@ -72,6 +73,8 @@ def trained(workdir, cache_dir):
     from experiment.load import load_run
 
     model, task, config = load_run(workdir, cache_dir)
+    if config.model.attention != "nystrom":
+        raise ValueError(f"{workdir}: a run of {config.model.attention} attention, not of nystrom")
     seen = []
 
     def recording(attention, query, key, value, **masks):
@@ -84,7 +87,7 @@ def trained(workdir, cache_dir):
     lengths = batch["mask"].sum(axis=-1)
     chosen = lengths > config.model.num_landmarks
     if not chosen.any():
-        raise SystemExit(f"{workdir}: its first 16 validation examples have too few tokens")
+        raise ValueError(f"{workdir}: its first 16 validation examples have too few tokens")
     length = int(lengths[chosen].min())  # of the shortest: no padding
     model.encoder(batch["inputs"][chosen, :length])
     for layer, (query, key) in enumerate(seen):

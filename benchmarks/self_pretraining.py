@@ -19,6 +19,9 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.command_line import count, make_parser, one_of, positive, seed, several
+from nystrom import ATTENTIONS
+
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ("config.json", "metrics.jsonl", "result.json")
 COLUMNS = ("attention", "seed", "phase", "steps", "validation_accuracy", "test_accuracy",
@@ -27,17 +30,16 @@ COLUMNS = ("attention", "seed", "phase", "steps", "validation_accuracy", "test_a
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs what is missing and writes the results; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--attentions", default="nystrom,linear", help="names with commas between")
-    parser.add_argument("--seeds", default="0,1", help="numbers with commas between")
-    parser.add_argument("--pretrain_steps", type=int, default=600)
-    parser.add_argument("--finetune_steps", type=int, default=240, help="and from scratch")
-    parser.add_argument("--pretrain_rate", type=float, default=2e-3)
-    parser.add_argument("--finetune_rate", type=float, default=1e-3, help="and from scratch")
-    parser.add_argument("--evaluations", type=int, default=4, help="in each run")
-    parser.add_argument("--num_validation", type=int, default=800, help="reviews to select by")
+    parser = make_parser(__doc__)
+    attentions = several(one_of(ATTENTIONS))
+    parser.add_argument("--attentions", type=attentions, default="nystrom,linear")
+    parser.add_argument("--seeds", type=several(seed), default="0,1")
+    parser.add_argument("--pretrain_steps", type=count, default=600)
+    parser.add_argument("--finetune_steps", type=count, default=240, help="and from scratch")
+    parser.add_argument("--pretrain_rate", type=positive, default=2e-3)
+    parser.add_argument("--finetune_rate", type=positive, default=1e-3, help="and from scratch")
+    parser.add_argument("--evaluations", type=count, default=4, help="in each run")
+    parser.add_argument("--num_validation", type=count, default=800, help="reviews to select by")
     parser.add_argument("--runs", type=Path, default=Path("runs/self_pretraining"))
     parser.add_argument("--out", type=Path, default=Path("results/self_pretraining"))
     parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
@@ -66,14 +68,14 @@ def from_root(folder: Path) -> Path:
 def plan(options) -> dict[str, list[str]]:
     """What train.py is given for each run, by its name, in the order in which they can run."""
     runs = {}
-    for seed in options.seeds.split(","):
-        for attention in options.attentions.split(","):
+    for number in options.seeds:
+        for attention in options.attentions:
             for phase in ("pretrain", "finetune", "scratch"):
                 is_masked = phase == "pretrain"
                 steps = options.pretrain_steps if is_masked else options.finetune_steps
                 rate = options.pretrain_rate if is_masked else options.finetune_rate
                 fields = {
-                    "seed": seed,
+                    "seed": number,
                     "model.attention": attention,
                     "num_train_steps": steps,
                     "warmup_steps": steps // 10,
@@ -87,10 +89,10 @@ def plan(options) -> dict[str, list[str]]:
                 if is_masked:
                     fields |= {"objective": "masked", "masked.head": "own"}
                 if phase == "finetune":
-                    source = f"{attention}-seed{seed}-pretrain"
+                    source = f"{attention}-seed{number}-pretrain"
                     fields["init_from"] = from_root(options.runs) / source
                 given = [f"--config.{field}={value}" for field, value in fields.items()]
-                runs[f"{attention}-seed{seed}-{phase}"] = [
+                runs[f"{attention}-seed{number}-{phase}"] = [
                     "--config=configs/lra_text.py:1k",
                     *given,
                     *options.overrides,

@@ -11,12 +11,12 @@ machine's cores, so that times would say nothing: none are taken. Writes
 results/benchmarks/sharding.csv and docs/sharding.png.
 """
 
-import argparse
 import os
 import platform
 from functools import partial
 from pathlib import Path
 
+from benchmarks.command_line import count, make_parser
 from benchmarks.tables import signed, write_csv
 
 LENGTHS = (65_536, 1_048_576)
@@ -24,10 +24,8 @@ DEVICES = (1, 2, 4, 8)
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser = make_parser(__doc__)
+    parser.add_argument("--lengths", type=count, nargs="+", default=LENGTHS)
     parser.add_argument("--output_dir", default="results/benchmarks")
     parser.add_argument("--plots_dir", default="docs")
     arguments = parser.parse_args()

@@ -12,7 +12,6 @@ at the highest matmul precision throughout. What the CSV has of this commit is n
 without --fresh; a program without figures does not fit the device's memory.
 """
 
-import argparse
 import csv
 import importlib
 import os
@@ -29,6 +28,7 @@ from jax.sharding import SingleDeviceSharding
 
 import nystrom
 from benchmarks.attention_contenders import forward_and_backward, plain
+from benchmarks.command_line import count, make_parser, several
 from benchmarks.tables import same_commit
 from experiment.provenance import code_version
 
@@ -50,11 +50,9 @@ def main():
 
 def options(description, topology, output):
     """The command line's, with the defaults of a platform."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(description)
     parser.add_argument("--topology", default=topology)
-    parser.add_argument("--lengths", default="4096,16384,65536")
+    parser.add_argument("--lengths", type=several(count), default="4096,16384,65536")
     parser.add_argument("--steps", action="store_true", help="training steps of LRA models too")
     parser.add_argument("--output", type=Path, default=output)
     parser.add_argument("--fresh", action="store_true", help="compile again what is in the CSV")
@@ -63,7 +61,14 @@ def options(description, topology, output):
 
 def first_device(**topology):
     """Where to put the arrays of a program for one device of a topology."""
-    return SingleDeviceSharding(topologies.get_topology_desc(**topology).devices[0])
+    try:
+        return SingleDeviceSharding(topologies.get_topology_desc(**topology).devices[0])
+    except (RuntimeError, NotImplementedError) as error:
+        lines = str(error).splitlines()
+        raise SystemExit(
+            f"error: no compiler for {topology['platform']} programs here; are this benchmark's "
+            f"requirements installed, see --help? {lines[0] if lines else ''}"
+        ) from error
 
 
 def fill_table(arguments, columns, plan):
@@ -87,7 +92,7 @@ def fill_table(arguments, columns, plan):
 
 def programs(arguments):
     """((program, dtype, length, pass), function that makes it and its arguments) of each."""
-    for length in map(int, arguments.lengths.split(",")):
+    for length in arguments.lengths:
         for dtype in (jnp.float32, jnp.bfloat16):
             for name, attention in contenders(length).items():
                 for what in ("forward", "gradient"):

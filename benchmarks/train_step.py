@@ -12,15 +12,15 @@ too, as `train.py` has it; beside that, on all cores as one device. Steps per ro
 2 padded, and 8 bucketed for the buckets to be met in proportion.
 """
 
-import argparse
 import dataclasses
 import importlib
-import os
 import statistics
 import time
 from pathlib import Path
 
+from benchmarks.command_line import count, make_parser, one_of, several, use_cores
 from benchmarks.tables import write_signed
+from lra_tasks.check_config import NAMES
 
 STEPS_PER_ROUND = {
     "PyTorch, padded": 1,
@@ -32,23 +32,21 @@ STEPS_PER_ROUND = {
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--tasks", default="listops,text")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--accumulate_steps", type=int, help="instead of the config's")
+    parser = make_parser(__doc__)
+    parser.add_argument("--tasks", type=several(one_of(NAMES)), default="listops,text")
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--threads", type=count, default=2)
+    parser.add_argument("--accumulate_steps", type=count, help="instead of the config's")
     parser.add_argument("--cache_dir", default="", help="where prepared data are kept")
     parser.add_argument("--output", default="results/benchmarks/train_step.csv")
     arguments = parser.parse_args()
     # Before JAX starts: it takes as many threads as there are cores that it may use.
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    use_cores(arguments.threads)
     import jax
 
     jax.config.update("jax_num_cpu_devices", arguments.threads)
     rows = []
-    for name in arguments.tasks.split(","):
+    for name in arguments.tasks:
         rows += benchmark(name, arguments)
     write_signed(Path(arguments.output), rows)
 

@@ -1,0 +1,90 @@
+"""The benchmarks' command lines: help that fits the terminal, values that are checked."""
+
+import argparse
+import contextlib
+import os
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+
+def make_parser(description: str, **options: Any) -> argparse.ArgumentParser:
+    """A parser whose help begins with a module's docstring, as wide as the terminal."""
+    lines = []
+    for paragraph in description.strip().split("\n\n"):
+        is_prose = not paragraph.startswith(" ")
+        lines += [paragraph] if is_prose else paragraph.splitlines()
+        lines.append("")
+    return argparse.ArgumentParser(
+        description="\n".join(map(_fill, lines)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
+
+
+def _fill(text):
+    indent = " " * (len(text) - len(text.lstrip()))
+    width = shutil.get_terminal_size().columns - 2  # argparse's own
+    more = " " * 4 if indent else ""
+    return textwrap.fill(text, width, subsequent_indent=indent + more, break_on_hyphens=False)
+
+
+def count(text: str, least: int = 1) -> int:
+    """A whole number of at least one."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {least}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """A whole number, zero too."""
+    return count(text, 0)
+
+
+def positive(text: str) -> float:
+    """A number above zero."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+
+
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """One of several names."""
+
+    def read(text):
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected one of {', '.join(names)}")
+        return text
+
+    return read
+
+
+def several(read: Callable[[str], Any]) -> Callable[[str], tuple]:
+    """Values with commas between."""
+
+    def read_all(text):
+        return tuple(read(part) for part in text.split(","))
+
+    read_all.__name__ = read.__name__  # which argparse names where `read` raises ValueError
+    return read_all
+
+
+def checkout_with(marker: str) -> Callable[[str], Path]:
+    """The folder of another checkout of this project, which has the file `marker`."""
+
+    def read(text):
+        if not (Path(text) / marker).is_file():
+            raise argparse.ArgumentTypeError(
+                f"{text}: no {marker} there, expected a checkout of this project"
+            )
+        return Path(text).resolve()
+
+    return read
+
+
+def use_cores(number: int) -> None:
+    """Leaves this process so many cores: before JAX starts, which has as many threads."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:number])

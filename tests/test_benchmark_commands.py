@@ -1,0 +1,69 @@
+"""The benchmarks' command lines: their help, and wrong values before anything is measured."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import command_line
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = [
+    path.stem
+    for path in sorted((ROOT / "benchmarks").glob("*.py"))
+    if " = make_parser(" in path.read_text() or "make_parser(__doc__).parse" in path.read_text()
+] + ["gpu_aot"]  # which has tpu_aot's
+
+
+def run(monkeypatch, name, *arguments):
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"benchmarks.{name}").main()
+    return ended.value.code
+
+
+def test_every_command_is_tried():
+    assert len(COMMANDS) == 17
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_80_columns(name, monkeypatch, capsys):
+    assert run(monkeypatch, name, "--help") == 0
+    said = capsys.readouterr().out
+    assert f"python -m benchmarks.{name}" in said
+    assert max(map(len, said.splitlines())) < 80
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("attention --lengths=1024,1k", "'1k': expected a whole number of at least 1"),
+        ("attention_versions /nowhere", "no nystrom/__init__.py there"),
+        (f"attention_versions {ROOT} --cases=1024", "--cases: invalid case_of value: '1024'"),
+        ("compile_time /nowhere", "no train.py there"),
+        ("data_loading --task=listop", "'listop': expected one of image, listops"),
+        ("data_loading --steps=0", "'0': expected a whole number of at least 1"),
+        ("gpu --minutes=nan", "'nan': expected a number above 0"),
+        ("self_pretraining --seeds=0,x", "'x': expected a whole number of at least 0"),
+        ("train_step --tasks=text,tex", "'tex': expected one of image, listops"),
+    ],
+)
+def test_wrong_values_are_named(command, problem, monkeypatch, capsys):
+    assert run(monkeypatch, *command.split()) == 2
+    assert problem in " ".join(capsys.readouterr().err.split())
+
+
+def test_long_commands_go_on_in_a_line_of_their_own(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "Prose that\nis long enough for two lines of these.\n\n"
+    text += "    python -m it --one=1 --two=222222222"
+    parser = command_line.make_parser(text)
+    assert parser.description.splitlines() == [
+        "Prose that is long enough for two",
+        "lines of these.",
+        "",
+        "    python -m it --one=1",
+        "        --two=222222222",
+    ]
