@@ -93,13 +93,11 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
-def unknown_variant(name: str, variant: str, known: tuple[str, ...]) -> ValueError:
-    """The error for `--config=configs/<name>.py:<variant>` where there is no such variant."""
-    choices = ", ".join(f"configs/{name}.py:{choice}" for choice in known)
-    close = difflib.get_close_matches(variant, known, 1)
-    return ValueError(
-        f"--config=configs/{name}.py:{variant}: no variant {variant!r}"
-        + (f"; did you mean :{close[0]}?" if close else ";")
-        + f" use configs/{name}.py"
-        + (f" or {choices}" if known else " alone")
-    )
+class UnknownVariant(ValueError):
+    """A config file has no such variant; the message names those that it has."""
+
+    def __init__(self, variant: str, known: tuple[str, ...]):
+        close = difflib.get_close_matches(variant, known, 1)
+        meant = f"; did you mean :{close[0]}? There" if close else "; there"
+        choices = ", ".join(f":{name}" for name in known) or "none"
+        super().__init__(f"no variant {variant!r}{meant} are {choices}")

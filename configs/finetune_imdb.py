@@ -21,7 +21,7 @@ VARIANTS = ("paper",)
 
 def get_config(variant: str = ""):
     if variant not in ("", *VARIANTS):
-        raise base.unknown_variant("finetune_imdb", variant, VARIANTS)
+        raise base.UnknownVariant(variant, VARIANTS)
     pretrain = "" if variant == "paper" else "imdb"
     config = mlm.get_config(pretrain)
     config.name = "finetune_imdb"

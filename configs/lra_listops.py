@@ -92,7 +92,7 @@ def get_config(variant: str = ""):
     elif variant in self_pretraining.VARIANTS:
         self_pretraining.change(config, variant, SELF_PRETRAINING)
     elif variant:
-        raise base.unknown_variant("lra_listops", variant, VARIANTS)
+        raise base.UnknownVariant(variant, VARIANTS)
     if variant == "quick":
         config.num_train_steps = 400
         config.warmup_steps = 40

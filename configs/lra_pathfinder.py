@@ -40,5 +40,5 @@ def get_config(variant: str = ""):
     if variant in self_pretraining.VARIANTS:
         self_pretraining.change(config, variant, SELF_PRETRAINING)
     elif variant not in ("", *DIFFICULTIES):
-        raise base.unknown_variant("lra_pathfinder", variant, VARIANTS)
+        raise base.UnknownVariant(variant, VARIANTS)
     return config

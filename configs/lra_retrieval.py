@@ -39,5 +39,5 @@ def get_config(variant: str = ""):
     if variant in VARIANTS:
         self_pretraining.change(config, variant, SELF_PRETRAINING)
     elif variant:
-        raise base.unknown_variant("lra_retrieval", variant, VARIANTS)
+        raise base.UnknownVariant(variant, VARIANTS)
     return config

@@ -67,5 +67,5 @@ def get_config(variant: str = ""):
     elif variant in self_pretraining.VARIANTS:
         self_pretraining.change(config, variant, SELF_PRETRAINING)
     elif variant:
-        raise base.unknown_variant("lra_text", variant, VARIANTS)
+        raise base.UnknownVariant(variant, VARIANTS)
     return config

@@ -71,5 +71,5 @@ def get_config(variant: str = ""):
         config.task.padded_length = 128
         config.task.bucket_boundaries = (64, 128)
     elif variant:
-        raise base.unknown_variant("mlm", variant, VARIANTS)
+        raise base.UnknownVariant(variant, VARIANTS)
     return config

@@ -188,10 +188,8 @@ def _guard(file, run):
         return run()
     except Exception as error:
         words = " ".join(str(error).split())
-        if words.startswith("--config="):  # made to be read: base.unknown_variant
-            given = file.partition(":")[0]  # which may lie anywhere
-            words = words.replace(f"configs/{Path(given).name}", given)
-            raise ArgumentError(words) from error
+        if isinstance(error, base.UnknownVariant):
+            raise ArgumentError(f"--config={file}: {words}") from error
         path = os.path.abspath(file.partition(":")[0])
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         if isinstance(error, SyntaxError):

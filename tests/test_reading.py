@@ -42,7 +42,7 @@ MINE = """
         if variant == "short":
             config.num_train_steps = 9_000
         elif variant:
-            raise base.unknown_variant("mine", variant, VARIANTS)
+            raise base.UnknownVariant(variant, VARIANTS)
         return config
 """
 
@@ -60,8 +60,8 @@ MINE = """
         (("--config", "configs/lra_txt.py"), ("did you mean configs/lra_text.py?",)),
         (("--config=configs",), ("--config=configs: is a folder", ALL_FILES)),
         (("--config=README.md",), ("--config=README.md: not a Python file",)),
-        ((TEXT + ":tuend",), ("no variant 'tuend'", "did you mean :tuned?", "lra_text.py:1k")),
-        (("--config=configs/lra_image.py:x",), ("no variant 'x'", "lra_image.py:pretrain")),
+        ((TEXT + ":tuend",), ("no variant 'tuend'", "did you mean :tuned? There are :1k,")),
+        (("--config=configs/lra_image.py:x",), ("no variant 'x'; there are :pretrain,",)),
         (
             (TEXT, "--config.model.atention=softmax"),
             ("no field 'atention'", "did you mean --config.model.attention?", "num_landmarks"),
@@ -219,11 +219,15 @@ def test_help_config_explains_every_field_with_the_values_of_a_config(capsys):
 
 def test_a_wrong_variant_of_a_config_elsewhere_is_named_by_its_path(tmp_path):
     text = (
-        "from configs.base import unknown_variant\ndef get_config(v):\n    raise unknown_variant("
+        "from configs.base import UnknownVariant\n"
+        "def get_config(v):\n"
+        "    raise UnknownVariant(v, ('long',))\n"
     )
-    (tmp_path / "mine.py").write_text(text + '"mine", v, ("long",))\n')
+    (tmp_path / "mine.py").write_text(text)
     with pytest.raises(reading.ArgumentError) as error:
         reading.load(f"{tmp_path}/mine.py:lon")
-    assert f"use {tmp_path}/mine.py or {tmp_path}/mine.py:long" in str(error.value)
+    assert str(error.value) == (
+        f"--config={tmp_path}/mine.py:lon: no variant 'lon'; did you mean :long? There are :long"
+    )
     with pytest.raises(reading.ArgumentError, match="names no file; expected FILE or FILE:VAR"):
         reading.load(":quick")
