@@ -1,5 +1,6 @@
 """Nyström attention and exact softmax attention: pure functions with one signature."""
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -257,7 +258,7 @@ def _exact(query, key, value, query_mask, key_mask, scale, is_causal, implementa
     key, value = zero_padded(key, key_mask), zero_padded(value, key_mask)
     arrays = (x.astype(dtype) for x in (zero_padded(query, query_mask), key, value))
     tiles = partial(tiled.exact, scale=scale)
-    logits = (*query.shape[:-1], key.shape[-3])
+    logits = (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
     out = choose(implementation, plain, tiles, *arrays, query_mask, key_mask, logits=logits)
     return zero_padded(out.astype(query.dtype), query_mask)
 
@@ -274,12 +275,18 @@ class NystromFactors(NamedTuple):
 
         Raises:
           TypeError: positions that are not integers R.
+          ValueError: positions that there are not (NaN where they are traced).
         """
         positions = jnp.asarray(positions)
         if positions.ndim != 1 or not jnp.issubdtype(positions.dtype, jnp.integer):
             found = f"{positions.dtype}{list(positions.shape)}"
             raise TypeError(f"positions are {found}: expected integers in one dimension, as [3]")
-        f = self.f[..., positions, :]
+        length = self.f.shape[-2]
+        if not isinstance(positions, jax.core.Tracer):
+            seen = np.asarray(positions)
+            if (beyond := seen[(seen < -length) | (seen >= length)]).size:
+                raise ValueError(f"position {beyond[0]}: there are {length}, counted from 0")
+        f = jnp.take(self.f, positions, axis=-2, mode="fill", fill_value=jnp.nan)
         f_a_pinv = exact_einsum("...nl,...lk->...nk", f, self.a_pinv)
         return exact_einsum("...nl,...lm->...nm", f_a_pinv, self.g)
 
@@ -347,9 +354,14 @@ def check_scale(scale, query) -> float:
     """The scale of the logits, 1 / sqrt D for None."""
     if scale is None:
         return query.shape[-1] ** -0.5
-    if not hasattr(known("scale", scale), "__float__") or np.ndim(scale) or not np.isfinite(scale):
+    is_number = hasattr(known("scale", scale), "__float__") and not isinstance(scale, bool)
+    try:
+        number = float(scale) if is_number and not np.ndim(scale) else math.nan
+    except OverflowError:  # an int beyond float64
+        number = math.inf
+    if not math.isfinite(number):
         raise ValueError(f"scale={scale!r}: expected a finite number")
-    return float(scale)
+    return number
 
 
 def check_implementation(implementation, axis_name) -> None:

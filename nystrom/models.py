@@ -174,7 +174,8 @@ class TokenPredictor(nnx.Module):
     ) -> Float[Array, "*B K vocab_size"]:
         """Logits over the vocabulary at places of the sequences."""
         if self.cls_token is not None:
-            places = _wide(places) + 1
+            places = _wide(places)
+            places = jnp.where(places < 0, places, places + 1)  # those below 0 are from the end
         x = jnp.take_along_axis(hidden, places[..., None], axis=-2)
         if self.logits is not None:
             return self.logits(x).astype(jnp.float32)

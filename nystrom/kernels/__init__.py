@@ -1,7 +1,7 @@
 """Forms of the equations that are tuned for a platform, and the choice among forms.
 
-A form is here for a measurement: `benchmarks/attention.py` has that of the tiled ones on a CPU,
-`benchmarks/gpu.py` that of the convolution's for a GPU.
+A form is here for a measurement: `benchmarks/attention.py` has that of the tiled ones on a CPU, and
+`benchmarks/forms.py` from what size on; `benchmarks/gpu.py` that of the convolution's for a GPU.
 """
 
 import math
@@ -12,8 +12,6 @@ import jax
 from jax.sharding import AxisType
 
 from nystrom.checks import all_known
-
-TILED_FROM = 2**17 + 1  # logits of all heads and examples: below, nothing leaves a CPU's cache
 
 
 def choose(
@@ -29,7 +27,7 @@ def choose(
     On an NVIDIA GPU it is `cuda(*arrays)`, where that is given and no form is named.
 
     The choice is made when a program is lowered for its platform, not when it is traced. Attentions
-    say what they count as `logits`, as a shape. Tiles of those need to know the sizes, so
+    say what they count as `logits`, as a shape *B H N M. Tiles of those need to know the sizes, so
     arrays of symbolic shapes get the plain form; and so do few logits, for which tiles are no
     faster, and take longer to compile. Arrays on a mesh with Explicit axes, whose types say how
     they are cut, get it too, for a tile's types would not.
@@ -38,13 +36,19 @@ def choose(
         implementation = "plain"
     if implementation is None and logits:
         sizes = (size for x in jax.tree.leaves(arrays) for size in x.shape)
-        if not all_known(*sizes) or math.prod(logits) < TILED_FROM:
+        if not all_known(*sizes) or _are_few(logits):
             implementation = "plain"
     if implementation == "plain":
         return plain(*arrays)
     if implementation == "tiled":
         return tiled(*arrays)
     return jax.lax.platform_dependent(*arrays, cpu=tiled, cuda=cuda or plain, default=plain)
+
+
+def _are_few(logits):
+    """Whether tiles of them would be no faster: a CPU's cache holds all, or many small heads."""
+    total, of_head = math.prod(logits), math.prod(logits[-2:])
+    return total <= 2**17 or (total <= 2**19 and of_head <= 2**15)
 
 
 def _is_cut_by_type(x):

@@ -15,23 +15,38 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """Mean cross-entropy in nats over the labels that are not `ignored`; 0 if there are none.
 
+    NaN if a label is no class: less than 0, or C or more.
+
     Raises:
       ValueError: labels are not *B.
+      TypeError: labels that are not integers.
     """
     _check_alike(labels, logits.shape[:-1])
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels have dtype {labels.dtype}: expected integers, numbers of classes")
     logits = logits.astype(accumulator(logits.dtype))
     labels = labels.astype(jnp.int32)  # narrow ones can't hold `ignored`
     labelled = labels != ignored
     index = jnp.where(labelled, labels, 0)[..., None]
+    index = jnp.where(index < 0, logits.shape[-1], index)  # not counted from the end
     nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), index, axis=-1)[..., 0]
     count = jnp.maximum(labelled.sum(dtype=jnp.int32), 1)
     return jnp.where(labelled, nats, 0).sum() / count.astype(nats.dtype)
 
 
 def squared_error(logits: Float[Array, "*B C"], labels: Float[Array, "..."]) -> Float[Array, ""]:
-    """Mean squared difference; labels are *B C, or *B where C is 1."""
+    """Mean squared difference; labels are *B C, or *B where C is 1.
+
+    Raises:
+      ValueError: labels of another shape.
+    """
+    labels = jnp.asarray(labels)
+    if logits.shape[-1] == 1 and labels.shape == logits.shape[:-1]:
+        labels = labels[..., None]
+    _check_alike(labels, logits.shape)
     wide = logits.astype(accumulator(logits.dtype))
-    return ((wide - labels.reshape(wide.shape).astype(wide.dtype)) ** 2).mean()
+    return ((wide - labels.astype(wide.dtype)) ** 2).mean()
 
 
 def binary_cross_entropy(

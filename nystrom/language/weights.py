@@ -114,8 +114,9 @@ def from_pretrained(
         config, arrays = _with_length(config, arrays, max_length)
     kind = NystromformerModel if head == "none" else HEADS[head]
     model = _fill(kind, config, dtype, arrays, rngs if is_new else None, problems)
-    if problems:
-        raise ValueError("\n  ".join([f"{folder} does not hold {kind.__name__}:", *problems]))
+    if problems:  # with a file's names in them, which may hold what terminals act on
+        lines = (x if x.isprintable() else x.encode("unicode_escape").decode() for x in problems)
+        raise ValueError("\n  ".join([f"{folder} does not hold {kind.__name__}:", *lines]))
     if attention is None and config.attention == "softmax":
         logger.warning(
             "%s: num_landmarks equals segment_means_seq_len (%d), so that attention is exact, "

@@ -177,7 +177,7 @@ def test_options_out_of_range_are_refused():
         nystrom_attention(*inputs, num_landmarks=0)
     with pytest.raises(ValueError, match=r"iterations=0: at least 1"):
         nystrom_attention(*inputs, pinv_iterations=0)
-    for scale in (float("nan"), float("inf"), "a", [1], 1j, np.ones(2)):
+    for scale in (float("nan"), float("inf"), "a", [1], 1j, np.ones(2), True, 10**400):
         said = re.escape(f"scale={scale!r}: expected a finite number")
         with pytest.raises(ValueError, match=said):
             nystrom_attention(*inputs, scale=scale)
@@ -224,6 +224,17 @@ class TestFactors:
                 TypeError, match=r"positions are \w+\[.*\]: expected integers in one"
             ):
                 self.factors().rows(positions)
+
+    @pytest.mark.unchecked
+    def test_positions_that_there_are_not_are_refused_or_nan(self):
+        factors = self.factors()
+        for position in (11, 5000, -12):
+            with pytest.raises(ValueError, match=f"position {position}: there are 11"):
+                factors.rows([0, position])
+            rows = jax.jit(factors.rows)(jnp.array([3, position]))
+            np.testing.assert_allclose(rows[:, :, :1], factors.rows([3]), atol=1e-6)
+            assert np.isnan(rows[:, :, 1]).all()
+        np.testing.assert_array_equal(factors.rows([-1]), factors.rows([10]))
 
     def test_padding_has_neither_rows_nor_columns(self):
         factors = self.factors()

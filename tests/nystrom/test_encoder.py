@@ -554,6 +554,8 @@ def test_places_of_a_narrow_dtype_count_the_token_put_first():
     tokens, places = random_tokens(7, 1, 300), np.array([[255, 127, 299 - 256]])
     expected = model(tokens, None, places.astype(np.int32))
     np.testing.assert_array_equal(model(tokens, None, places.astype(np.uint8)), expected)
+    from_end = places.astype(np.int32) - 300
+    np.testing.assert_array_equal(model(tokens, None, from_end), expected)
 
 
 def test_the_mean_of_many_halves_is_finite():

@@ -43,6 +43,19 @@ def test_labels_of_another_shape_than_the_logits_are_refused():
         language.cross_entropy(jnp.zeros((4, 3)), jnp.array([1]))
     with pytest.raises(ValueError, match=r"labels have shape \(3,\): expected \(4, 3\)"):
         binary_cross_entropy(jnp.zeros((4, 3)), jnp.zeros(3))
+    for labels in (jnp.zeros((3, 4)), jnp.zeros(12), jnp.zeros((1, 4, 3)), jnp.zeros(4)):
+        with pytest.raises(ValueError, match=r"labels have shape .*: expected \(4, 3\)"):
+            squared_error(jnp.zeros((4, 3)), labels)
+    with pytest.raises(TypeError, match="labels have dtype float32: expected integers"):
+        language.cross_entropy(jnp.zeros((2, 3)), jnp.array([0, 1.9]))
+
+
+@pytest.mark.unchecked
+def test_labels_that_are_no_class_give_nan():
+    logits = jnp.zeros((2, 3))
+    for label in (-1, -3, -101, 3):
+        assert np.isnan(language.cross_entropy(logits, jnp.array([0, label])))
+    assert language.cross_entropy(logits, [0, -100]) == language.cross_entropy(logits, [0, 1])
 
 
 @pytest.mark.unchecked

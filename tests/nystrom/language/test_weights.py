@@ -116,6 +116,7 @@ def test_one_error_lists_all_keys_that_do_not_fit(folder):
     arrays[WORDS] = arrays[WORDS][:, :-1].copy()
     arrays[f"{norm}.weight"] = np.ones(16, np.int32)
     arrays["nystromformer.encoder.layer.2.output.dense.bias"] = np.zeros(16, np.float32)
+    arrays["a\nb\x1b[31m"] = np.zeros(1, np.float32)
     rewrite(folder, arrays)
     with pytest.raises(ValueError) as error:
         language.from_pretrained(folder)
@@ -126,9 +127,10 @@ def test_one_error_lists_all_keys_that_do_not_fit(folder):
         "embeddings.word_embeddings.weight: has shape (40, 15), expected (40, 16)",
         "encoder.layer.0.output.LayerNorm.weight: has dtype int32, expected floating-point",
         "encoder.layer.2.output.dense.bias: unknown, of shape (16,)",
+        r"a\nb\x1b[31m: unknown, of shape (1,)",
     ):
         assert line in text
-    assert text.count("\n") == 4
+    assert text.count("\n") == 5
 
 
 def test_an_untied_decoder_has_a_bias_of_its_own(folder, tmp_path):
