@@ -19,6 +19,7 @@ import argparse
 import csv
 import ctypes
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -70,7 +71,12 @@ def main():
         return
     if arguments.quick:
         arguments.rounds = 3
-        arguments.lengths = [n for n in arguments.lengths if n <= 4096]
+        given, arguments.lengths = arguments.lengths, [n for n in arguments.lengths if n <= 4096]
+        if not arguments.lengths:
+            parser.error(f"--quick has lengths up to 4,096, given {', '.join(map(str, given))}")
+    for length, number in itertools.product(arguments.lengths, arguments.landmarks):
+        if length % number:  # eq. 9 as written has whole segments
+            parser.error(f"--lengths and --landmarks: {number} does not divide {length}")
     if arguments.long:
         long_sequences(arguments)
     else:
@@ -268,7 +274,7 @@ def long_sequences(arguments):
             }
         )
         print("  ".join(f"{name} {value:,.5g}" for name, value in rows[-1].items()), flush=True)
-    write_signed(Path(arguments.output_dir) / "attention_long.csv", rows)
+    write_signed(Path(arguments.output_dir) / "attention_long.csv", rows, ("length", "threads"))
     fitted = [row for row in rows if row["length"] <= 262144]
     for name in ("seconds", "extra_megabytes"):
         logs = np.log([[row["length"], row[name]] for row in fitted])

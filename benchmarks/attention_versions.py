@@ -48,7 +48,7 @@ def main():
             values = (length, landmarks, what, f"{before:.1f}", f"{now:.1f}", f"{now / before:.2f}")
             rows.append(dict(zip(FIELDS, (*values, arguments.rounds), strict=True)))
             print(*rows[-1].values(), flush=True)
-    write_signed(arguments.output, rows)
+    write_signed(arguments.output, rows, ("length", "landmarks", "what"))
 
 
 def measured(checkout: Path, case: str) -> dict[str, float]:

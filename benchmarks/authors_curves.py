@@ -28,9 +28,12 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--cache_dir", default="", help="where prepared data are kept")
-    parser.add_argument("--output", default="results/benchmarks/authors_curves.csv", type=Path)
+    parser.add_argument("--output", type=Path, help="else results/benchmarks/authors_curves.csv")
     parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.overrides and not options.output:
+        parser.error("other fields need an --output of their own")
+    options.output = options.output or Path("results/benchmarks/authors_curves.csv")
     import torch
 
     import lra_tasks

@@ -17,11 +17,19 @@ def signed(rows: list[dict]) -> list[dict]:
     return [row | about for row in rows]
 
 
-def write_signed(path: Path, rows: list[dict]) -> None:
-    """Writes rows, signed; those of other processors that the file has stay before them."""
+def write_signed(path: Path, rows: list[dict], names: tuple[str, ...]) -> None:
+    """Writes rows, signed, in place of those that the file has with the same `names`.
+
+    What it has of other processors and with other names stays, before them.
+    """
+
+    def what(row):
+        return [str(row.get(name, "")) for name in (*names, "processor")]
+
     rows = signed(rows)
     there = csv.DictReader(path.read_text().splitlines()) if path.exists() else ()
-    write_csv(path, [x for x in there if x["processor"] != rows[0]["processor"]] + rows)
+    measured = [what(row) for row in rows]
+    write_csv(path, [row for row in there if what(row) not in measured] + rows)
 
 
 def same_commit(row: dict, about: dict) -> bool:

@@ -48,7 +48,7 @@ def main():
     rows = []
     for name in arguments.tasks:
         rows += benchmark(name, arguments)
-    write_signed(Path(arguments.output), rows)
+    write_signed(Path(arguments.output), rows, ("task", "contender", "threads"))
 
 
 def benchmark(task_name, arguments) -> list[dict]:

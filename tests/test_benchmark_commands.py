@@ -25,7 +25,7 @@ def run(monkeypatch, name, *arguments):
 
 
 def test_every_command_is_tried():
-    assert len(COMMANDS) == 17
+    assert len(COMMANDS) == 18
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -40,6 +40,9 @@ def test_help_fits_80_columns(name, monkeypatch, capsys):
     ("command", "problem"),
     [
         ("attention --lengths=1024,1k", "'1k': expected a whole number of at least 1"),
+        ("attention --quick --lengths=16384", "--quick has lengths up to 4,096, given 16384"),
+        ("attention --lengths=100", "--lengths and --landmarks: 64 does not divide 100"),
+        ("authors_curves -- --config.seed=1", "other fields need an --output of their own"),
         ("attention_versions /nowhere", "no nystrom/__init__.py there"),
         (f"attention_versions {ROOT} --cases=1024", "--cases: invalid case_of value: '1024'"),
         ("compile_time /nowhere", "no train.py there"),

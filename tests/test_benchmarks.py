@@ -323,11 +323,17 @@ def test_attention_is_measured_again_at_other_threads_and_commits(tmp_path, monk
 
 def test_figures_of_another_processor_stay(tmp_path, monkeypatch):
     path = tmp_path / "figures.csv"
-    for processor, value in (("EPYC", 1), ("Xeon", 2), ("EPYC", 3)):
+    for processor, length, value in (
+        ("EPYC", 8, 1),
+        ("Xeon", 8, 2),
+        ("EPYC", 9, 3),
+        ("EPYC", 8, 4),
+    ):
         about = {"commit": "a", "processor": processor}
         monkeypatch.setattr(tables, "made_by", lambda about=about: about)
-        tables.write_signed(path, [{"value": value}])
-    assert path.read_text() == "value,commit,processor\n2,a,Xeon\n3,a,EPYC\n"
+        tables.write_signed(path, [{"length": length, "value": value}], ("length",))
+    rows = "8,2,a,Xeon\n9,3,a,EPYC\n8,4,a,EPYC\n"
+    assert path.read_text() == f"length,value,commit,processor\n{rows}"
 
 
 def test_self_pretraining_asks_train_whether_finished_runs_are_those_asked_for(
