@@ -5,7 +5,8 @@
 Sizes are batch x tokens x heads x features of a head x landmarks, with 0 landmarks for exact
 attention, in float32, with a padding mask where the batch is larger than 1. The forms take turns;
 medians over the rounds, in milliseconds, and the CPU time of compiling each once. `ratio` is plain
-over tiled: by it `nystrom.kernels` chooses. Sizes that the CSV has and that are not measured stay.
+over tiled; where it is about 1 or less with gradients, `nystrom.kernels` chooses the plain form.
+Sizes that the CSV has and that are not measured stay there.
 """
 
 import time

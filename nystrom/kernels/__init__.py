@@ -46,9 +46,9 @@ def choose(
 
 
 def _are_few(logits):
-    """Whether tiles of them would be no faster: a CPU's cache holds all, or many small heads."""
+    """Whether tiles of them are no faster: a CPU's cache holds all, or all of many small heads."""
     total, of_head = math.prod(logits), math.prod(logits[-2:])
-    return total <= 2**17 or (total <= 2**19 and of_head <= 2**15)
+    return total <= 2**17 or (total <= 2**19 and of_head <= 2**14)
 
 
 def _is_cut_by_type(x):

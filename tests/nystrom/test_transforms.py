@@ -313,6 +313,24 @@ def test_each_export_holds_its_platforms_form():
     np.testing.assert_allclose(all_at_once.call(*inputs), attention(*inputs), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("shape", "has_tiles"),
+    [
+        ((32, 128, 4, 16), False),  # a quick try's batch: 2^19 logits in small heads
+        ((33, 128, 4, 16), True),
+        ((1, 4096, 1, 64), False),  # 2^17 in one head
+        ((1, 4128, 1, 64), True),
+        ((2, 1024, 4, 16), True),  # 2^18 in heads of 2^15
+    ],
+)
+def test_few_logits_are_plain_on_a_cpu(shape, has_tiles):
+    attend = partial(nystrom.nystrom_attention, num_landmarks=32)
+    text = lowered_text(attend, [jax.ShapeDtypeStruct(shape, jnp.float32)] * 3, "cpu")
+    plain = partial(attend, implementation="plain")
+    at_once = lowered_text(plain, [jax.ShapeDtypeStruct(shape, jnp.float32)] * 3, "cpu")
+    assert (text.count("dot_general") != at_once.count("dot_general")) == has_tiles
+
+
 def test_each_export_holds_its_platforms_convolution():
     """Products of blocks on a CPU, in a loop, and on a GPU; else XLA's grouped convolution."""
     shapes = jax.ShapeDtypeStruct((2, 128, 2, 4), jnp.float32), SMALL[1]
