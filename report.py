@@ -233,7 +233,8 @@ def table(records: list[dict], columns: dict) -> tuple[list[str], list[list[str]
             return column(record)
         name, form, *unit = column
         value = record[name]
-        return NONE if value is None else format(value / unit[0] if unit else value, form)
+        none = value is None or value != value  # a mean over none is NaN
+        return NONE if none else format(value / unit[0] if unit else value, form)
 
     return list(columns), [[cell(r, column) for column in columns.values()] for r in records]
 

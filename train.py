@@ -267,8 +267,8 @@ def main(_):
             run(CONFIG.value, signals)
     except Stopped as stopped:
         leave(stopped.signal)
-    except KeyboardInterrupt:
-        leave("SIGINT")
+    except KeyboardInterrupt as error:
+        leave(*error.args or ("SIGINT",))
     except (Stop, ValueError, OSError) as error:
         fail(str(error))
     except jax.errors.JaxRuntimeError as error:
@@ -302,7 +302,7 @@ def run(config, signals: StopSignals | None):
             said = f"{workdir} is finished; choose another --workdir to run again"
             print(said, file=sys.stderr)
         return
-    task = load_data(config, workdir)
+    task = load_data(config, workdir, signals)
     processes.check_same({"fingerprint of the data": task.fingerprint})
     processes.first(lambda: keep_tokenizer(workdir, task.tokenizer))
     why = provenance.why_not_comparable(config, task, recipe)

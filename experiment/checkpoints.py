@@ -49,12 +49,21 @@ class Checkpoints:
         self.say = say
         self.records, self.broken = {}, {}  # by step: records of whole steps; what ails the others
         self._quiet = contextlib.ExitStack()
-        for folder in self.directory.glob("[0-9]*"):
+        for folder in self._folders():
             if folder.name.isdecimal() and folder.name == str(int(folder.name)):
                 try:
                     self.records[int(folder.name)] = _read_record(folder)
                 except Damaged as error:
                     self.broken[int(folder.name)] = str(error)
+
+    def _folders(self):
+        """What the directory holds: nothing where there is none."""
+        try:
+            return [self.directory / name for name in os.listdir(self.directory)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CheckpointError(f"{self.directory} can't be read ({error})") from error
 
     @functools.cached_property
     def manager(self) -> ocp.CheckpointManager:

@@ -1,5 +1,6 @@
 """A trained run from its folder: model, task and config, as a notebook or a program needs them."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from experiment import processes
 from experiment.checkpoints import Checkpoints
 from experiment.config_checks import CHOICES, check_choices, check_fields
 from experiment.model import head_of, make_model
+from experiment.signals import StopSignals
 from experiment.training import initial_state, make_optimizer
 from experiment.workdir import WorkdirError, read_result, saved_config
 from lra_tasks.progress import plain_warnings
@@ -92,16 +94,24 @@ def own_vocabulary(kept: Path, checkpoints: Checkpoints) -> Path | None:
     return kept
 
 
-def load_data(config: ml_collections.ConfigDict, workdir: Path) -> lra_tasks.Task:
-    """The data of a run, from the source that it began with; of several processes each in turn."""
+def load_data(
+    config: ml_collections.ConfigDict, workdir: Path, signals: StopSignals | None = None
+) -> lra_tasks.Task:
+    """The data of a run, from the source that it began with; of several processes each in turn.
+
+    Preparing them may take hours: a signal that `signals` notes interrupts it, in all processes.
+    """
     first, fields = processes.is_first(), config.task.copy_and_resolve_references()
     source, began_with = processes.first(lambda: data_so_far(Checkpoints(workdir / "checkpoints")))
     if fields.source == "auto":
         fields.source = source
+
+    def load():
+        with signals.raising() if signals else contextlib.nullcontext():
+            return lra_tasks.load(fields, config.cache_dir or None, first, began_with)
+
     with plain_warnings(first):
-        return processes.in_turn(
-            lambda: lra_tasks.load(fields, config.cache_dir or None, first, began_with)
-        )
+        return processes.in_turn(load)
 
 
 def data_so_far(checkpoints: Checkpoints) -> tuple[str, str]:

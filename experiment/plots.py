@@ -153,7 +153,7 @@ def plot_curves(
                 middle = (low + high) / 2
                 axes.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
         axes.set_xlabel("training step")
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         which = "training" if split == "train" else split
         axes.set_ylabel(f"{which} accuracy (%)" if accuracy else f"{which} loss (nats)")

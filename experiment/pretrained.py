@@ -39,7 +39,7 @@ def read_source(init_from: str) -> tuple[ml_collections.ConfigDict, Checkpoints,
             raise WorkdirError("no such folder; train that run first, or give another's folder")
         checkpoints = Checkpoints(folder / "checkpoints")
         return read_config(folder), checkpoints, best_step(checkpoints)
-    except WorkdirError as error:
+    except (CheckpointError, WorkdirError) as error:
         raise WorkdirError(f"config.init_from={init_from!r}: {error}") from error
 
 
@@ -57,7 +57,7 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
     source_task = lra_tasks.without_data(source.task)
     folder = Path(config.init_from).expanduser()
     try:
-        its = own_vocabulary(folder / lra_tasks.store.VOCABULARY, checkpoints)
+        kept = own_vocabulary(folder / lra_tasks.store.VOCABULARY, checkpoints)
         found = weights_by_name(best_model(source, source_task, checkpoints, step))
     except (CheckpointError, WorkdirError) as error:
         raise WorkdirError(f"config.init_from={config.init_from!r}: {error}") from error
@@ -72,7 +72,10 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
             f"config.model.pooling: {source.model.pooling!r} there, {config.model.pooling!r} here, "
             "of which one has a token put first"
         )
-    if task.tokenizer and its and its.read_bytes() != task.tokenizer.read_bytes():
+    digest = lra_tasks.disk.sha256_of_file
+    made_by = checkpoints.records[step]["progress"]
+    its = made_by.get("vocabulary") or (kept and digest(kept))
+    if task.tokenizer and its and its != digest(task.tokenizer):
         problems.append(
             f"config.task.tokenizer={config.task.tokenizer!r}: another vocabulary than that run's; "
             f"give {config.init_from!r}"
@@ -101,7 +104,7 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
     record = {
         "workdir": config.init_from,
         "objective": source.objective,
-        "fingerprint": checkpoints.records[step]["progress"].get("fingerprint"),
+        "fingerprint": made_by.get("fingerprint"),
         "step": step,
         "num_train_steps": source.num_train_steps,
         "finished": read_result(folder) is not None,

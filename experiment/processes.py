@@ -6,11 +6,14 @@ coordination service, which has patience, where a collective of devices gives up
 """
 
 import collections
+import contextlib
 import faulthandler
 import itertools
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 import jax
@@ -26,6 +29,7 @@ from experiment.workdir import differing_fields
 COUNTS = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 DEATH_SECONDS = 30  # without a sign of a process, after which JAX ends the others
 STOPS = ("", "SIGINT", "SIGTERM")  # by the number in a batch
+SILENT_SECONDS = 5  # of waiting for the others to join
 END_SECONDS = 20  # for which a process that ends waits for the others to end too
 
 _turns = itertools.count()  # calls are the same in all processes, so this names them
@@ -76,12 +80,13 @@ def start(asked: bool | None = None) -> bool:
         faulthandler.disable()
         # JAX's own handler would take SIGTERM from ours, and knows no Ctrl-C: see Votes.
         jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(
-            num_processes=count,
-            process_id=index,
-            heartbeat_timeout_seconds=DEATH_SECONDS,
-            shutdown_timeout_seconds=END_SECONDS,
-        )
+        with _interruptible(), _saying_that_it_waits():
+            jax.distributed.initialize(
+                num_processes=count,
+                process_id=index,
+                heartbeat_timeout_seconds=DEATH_SECONDS,
+                shutdown_timeout_seconds=END_SECONDS,
+            )
     except (ValueError, RuntimeError) as error:
         raise ProcessError(
             f"--distributed: {error}\nGive each process JAX_COORDINATOR_ADDRESS=HOST:PORT (of the "
@@ -89,6 +94,29 @@ def start(asked: bool | None = None) -> bool:
             "mpirun; --nodistributed is for a process on its own. See docs/hosts.md."
         ) from error
     return True
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """Within it Ctrl-C ends the process, where Python's handler would wait for compiled code."""
+    usual = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+@contextlib.contextmanager
+def _saying_that_it_waits():
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "the address that was found")
+    line = f"waits for the run's other processes, at {address}; Ctrl-C ends this one"
+    timer = threading.Timer(SILENT_SECONDS, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def is_first() -> bool:
@@ -236,6 +264,9 @@ def _tell(key, work):
     client = distributed.global_state.client
     try:
         value = work()
+    except KeyboardInterrupt as error:
+        client.key_value_set(key, json.dumps({"interrupt": error.args or ("SIGINT",)}))
+        raise
     except BaseException as error:
         told = isinstance(error, ValueError | OSError)  # written for users
         problem = str(error) if told else f"process {jax.process_index()}: {error!r}"
@@ -255,6 +286,8 @@ def _hear(key):
             if "DEADLINE_EXCEEDED" not in str(error):  # in between, Python looks for signals
                 raise
     told = json.loads(told)
+    if "interrupt" in told:
+        raise KeyboardInterrupt(*told["interrupt"])
     if "problem" in told:
         raise ProcessError(told["problem"])
     return told["value"]

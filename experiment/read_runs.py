@@ -37,6 +37,7 @@ OPTIONAL = {
     "init_from": dict,
     "earlier_starts": list,
 }
+MAX_NUMBER = 1e300  # of what is divided and drawn
 
 
 def read_runs(paths: list[Path]) -> Found:
@@ -96,8 +97,8 @@ def _read_finished(folder, skipped):
             continue
         _expect(path, name in result, f"not a result of train.py: {name} is missing")
         right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if kind is float:
-            right = type(value) in (int, float) and math.isfinite(value)
+        if kind in (int, float):
+            right = type(value) in (int, kind) and abs(value) < MAX_NUMBER  # and so no NaN
         _expect(path, right, f"{name}={value!r}: expected {kind.__name__}")
     _expect(path, 0 <= result["test_accuracy"] <= 1, "test_accuracy is not between 0 and 1")
     for start in result.get("earlier_starts") or []:

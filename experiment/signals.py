@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a request to save and stop."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -32,11 +33,23 @@ class StopSignals:
         self._noted, self._before, self._notice = "", before, notice
         self._interrupting = interrupting
         self._usual: dict = {}  # what each signal did before any of these was entered
+        self._raises = False
 
     @property
     def received(self) -> str:
         """The signal's name, "" for none."""
         return self._noted or (self._before.received if self._before else "")
+
+    @contextlib.contextmanager
+    def raising(self):
+        """Within it a signal, also one that came before, raises KeyboardInterrupt with its name."""
+        self._raises = True
+        try:
+            if self.received:
+                raise KeyboardInterrupt(self.received)
+            yield
+        finally:
+            self._raises = False
 
     def __enter__(self):
         main = threading.current_thread() is threading.main_thread()
@@ -53,5 +66,7 @@ class StopSignals:
         for s in SIGNALS:
             usual = signal.default_int_handler if self._interrupting else self._usual[s]
             signal.signal(s, usual)
+        if self._raises:
+            raise KeyboardInterrupt(self._noted)
         if self._notice:  # not by print, which may be what it interrupts
             os.write(2, f"\n{self._noted}: {self._notice}\n".encode())

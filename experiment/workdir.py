@@ -74,6 +74,8 @@ def with_defaults(config: dict, defaults: dict | None = None) -> dict:
 def claim(workdir: Path, config: ml_collections.ConfigDict):
     """Creates or re-enters a workdir for a config; returns a lock to hold while the run lasts.
 
+    A finished run's may be one that can't be written to: there is no lock then.
+
     Raises:
       WorkdirError: the workdir belongs to a run with another config (the differing fields are
         named), is in use by another process, can't be written, or holds something else; or it has
@@ -91,6 +93,9 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
     except OSError as error:
+        if read_result(workdir) is not None:  # finished: it is shown, and nothing written
+            check_same_config(workdir, config)
+            return None
         raise WorkdirError(f"--workdir={workdir}: can't write there ({error})") from error
     try:
         _lock(lock)

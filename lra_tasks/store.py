@@ -119,8 +119,17 @@ def find_prepared(root: Path, name: str, version: str) -> list[Path]:
 
 def fingerprint(directory: Path) -> str | None:
     """What set.json says a prepared set's data are, or None; unread, `open_splits` checks it."""
+    return _described(directory, lambda description: description["fingerprint"])
+
+
+def has_given_vocabulary(directory: Path) -> bool:
+    """Whether set.json says that a prepared set's vocabulary was not learnt from its texts."""
+    return _described(directory, lambda description: description["notes"]["vocabulary"]) == "given"
+
+
+def _described(directory, read):
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        return json.loads((directory / "set.json").read_text())["fingerprint"]
+        return read(json.loads((directory / "set.json").read_text()))
     return None
 
 

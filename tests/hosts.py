@@ -140,6 +140,8 @@ def one_try(workdir: Path) -> str:
     if (workdir / "result.json").exists():
         assert [status for status, _, _ in results] == [0, 0], results
         return f"process {chosen}: in its last steps, and finished"
+    if not steps_saved(workdir) and all(status == 143 for status, _, _ in results):
+        return f"process {chosen}: while data were loaded"
     step = stopped_by_a_signal(workdir, results)
     return f"process {chosen}: stopped at step {step} in {time.monotonic() - start_time:.1f} s"
 

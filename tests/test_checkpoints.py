@@ -82,6 +82,13 @@ def files_of(directory):
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path):
+    assert Checkpoints(tmp_path / "none").latest_step() is None
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"file can't be read \(.*Not a directory"):
+        Checkpoints(tmp_path / "file")
+
+
 def test_the_latest_two_and_the_best_are_kept_and_restored(copy):
     assert sorted(path.name for path in copy.iterdir()) == ["12", "4", "8"]
     assert resume(copy) == (12, [])

@@ -12,7 +12,7 @@ from experiment import processes
 from experiment.processes import ProcessError
 from experiment.workdir import record_config, steps_saved
 from tests import hosts
-from tests.conftest import ROOT
+from tests.conftest import ROOT, start_train
 from tests.test_resume import PowerCutError, cut_off, make_config
 from train import train
 
@@ -63,6 +63,33 @@ def test_sigterm_to_one_of_two_stops_both_at_the_same_step(tmp_path, cache_home)
     # The first alone writes, the trace too.
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
     assert len(list(tmp_path.glob("0/plugins/profile/*/*.xplane.pb"))) == 1
+
+
+def test_a_signal_to_one_of_two_interrupts_the_preparation_of_data_in_both(tmp_path):
+    given = {"source": "generated", "num_train": 10_000_000}
+    fields = [f"--config.task.{name}={value}" for name, value in given.items()]
+    cache = tmp_path / "cache"
+    fields += [f"--config.cache_dir={cache}", f"--workdir={tmp_path / 'run'}"]
+    running = hosts.start(2, 1, *fields)
+    hosts.wait_until(running, lambda: list(cache.glob("datasets/*")))
+    running[0].send_signal(signal.SIGTERM)
+    (first, _, err), (second, _, quiet) = hosts.finish(running, hosts.PATIENCE)
+    assert (first, second) == (143, 143) and not quiet
+    assert "will be prepared from its beginning" in err and "to go on: " in err
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_ends_a_process_that_waits_for_others_to_join(tmp_path):
+    address = f"localhost:{hosts.free_port()}"
+    env = {"JAX_PLATFORMS": "cpu", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+    env |= {"JAX_COORDINATOR_ADDRESS": address}
+    alone = start_train(*hosts.ARGUMENTS, f"--workdir={tmp_path}", env=env)
+    assert alone.stderr.readline() == (
+        f"waits for the run's other processes, at {address}; Ctrl-C ends this one\n"
+    )
+    alone.send_signal(signal.SIGINT)
+    ((status, _, err),) = hosts.finish([alone], hosts.PATIENCE)
+    assert (status, err) == (-signal.SIGINT, "")
 
 
 def test_all_fail_alike_of_what_the_first_alone_can_see(tmp_path, cache_home):

@@ -130,8 +130,14 @@ def test_another_vocabulary_than_the_encoders_is_refused(pretrained, tmp_path):
     keep_tokenizer(copy, other)
     assert (copy / "tokenizer.model").read_bytes() != other.read_bytes()
     shutil.copy(other, copy)
+    given |= {"init_from": str(copy)}
     with pytest.raises(WorkdirError, match="not the vocabulary that the run was trained with"):
-        run(small(finetune_imdb, **given | {"init_from": str(copy)}), tmp_path / "second")
+        run(small(finetune_imdb, **given), tmp_path / "second")
+    (copy / "tokenizer.model").unlink()  # its checkpoints know which it was
+    with pytest.raises(WorkdirError, match=r"task\.tokenizer=.*another vocabulary than that run's"):
+        run(small(finetune_imdb, **given), tmp_path / "third")
+    its = {"task.tokenizer": str(pretrained[0])}
+    run(small(finetune_imdb, **given | its), tmp_path / "fourth")
 
 
 def test_a_finished_run_does_not_answer_for_another_vocabulary(pretrained, tmp_path, run_train):
@@ -156,6 +162,35 @@ def test_documents_that_changed_since_are_taken_from_the_cache(tmp_path):
     _, result = run(small(mlm, "imdb", **given), tmp_path)
     (folder / "new.txt").write_text("one more\n")
     assert load_run(tmp_path / "run").task.fingerprint == result["fingerprint"]
+
+
+def test_documents_of_before_are_named_and_none_of_a_vocabulary_that_is_not_asked_for(
+    pretrained, tmp_path, capsys
+):
+    folder, cache = tmp_path / "documents", tmp_path / "cache"
+    folder.mkdir()
+    for number in range(6):
+        lines = (f"document {number} has line {n} of {number * n}\n" for n in range(60))
+        (folder / f"{number}.txt").write_text("".join(lines))
+    fields = {"task.source": "release", "task.vocab_size": 320}
+    fields |= {f"task.num_{split}": 0 for split in ("train", "validation", "test")}
+
+    def prepare(**given):
+        config = small(mlm, "imdb", **fields | {f"task.{k}": str(v) for k, v in given.items()})
+        return lra_tasks.load(config.task, cache)
+
+    of_given = prepare(data_dir=folder, tokenizer=pretrained[0])
+    with pytest.raises(ValueError, match="data_dir='': expected a folder"):
+        prepare()
+    assert prepare(tokenizer=pretrained[0]).fingerprint == of_given.fingerprint
+    learnt = prepare(data_dir=folder)
+    assert learnt.fingerprint != of_given.fingerprint
+    capsys.readouterr()
+    assert prepare().fingerprint == learnt.fingerprint
+    assert "using the prepared set" in capsys.readouterr().err
+    config = small(mlm, "imdb", **fields)
+    again = lra_tasks.load(config.task, cache, fingerprint=of_given.fingerprint)
+    assert again.fingerprint == of_given.fingerprint and not capsys.readouterr().err
 
 
 def test_the_vocabulary_kept_is_that_of_the_data_trained_on(tmp_path):

@@ -71,6 +71,15 @@ def test_losses_are_drawn_from_the_reports_of_training(tmp_path):
     assert figure.axes[0].get_ylabel() == "training loss (nats)"
 
 
+def test_few_steps_are_ticked_once_each(tmp_path):
+    write_run(tmp_path, "a", reports=[(step, 0.6) for step in (3, 4, 5, 6)])
+    figure = plot_curves(read_runs([tmp_path]).groups)
+    figure.draw_without_rendering()
+    (axes,) = [axes for axes in figure.axes if axes.lines]
+    shown = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert len(set(shown)) == len(shown) >= 4
+
+
 def test_speeds_on_other_lengths_have_panels_of_their_own_and_bars_the_width(tmp_path):
     many_runs(tmp_path)
     figure = plot_speed(read_runs([tmp_path]).groups)

@@ -279,6 +279,8 @@ def test_broken_and_foreign_files_are_named_and_skipped(tmp_path, capsys):
     wrong = {
         "percent": ({"test_accuracy": 62.1}, "test_accuracy is not between 0 and 1"),
         "nan": ({"test_accuracy": float("nan")}, "test_accuracy=nan: expected float"),
+        "time": ({"wall_seconds": 10**400}, "expected float"),
+        "memory": ({"peak_memory_bytes": 10**400}, "expected int"),
         "text": ({"comparable_to_lra": "yes"}, "comparable_to_lra='yes': expected bool"),
         "flag": ({"seed": True}, "seed=True: expected int"),
         "hardware": ({"hardware": "H100"}, "hardware='H100': expected dict"),
@@ -585,6 +587,10 @@ def test_tracks_are_never_mixed_in_a_table(tmp_path):
         "pretrained": {"54.0", "55.0", "56.0"},
         "masked": {"57.0", "58.0"},
     }
+    write_run(tmp_path / "old", "hidden", 0.59, config, **hidden | {"unigram_nats": None}, **APART)
+    (row,) = data_of(tmp_path / "old", tmp_path / "old", "hidden_tokens")
+    assert row["unigram_nats"] == ""
+    assert "2.5000 | – | 3.6067 | 59.00 (1)" in (tmp_path / "old" / "report.md").read_text()
     text = (tmp_path / "report.md").read_text()
     assert "60.00 ± 0.00 (2)" in text and "2.5000 | 3.1000 | 3.6067 | 57.00 (1) | 30%" in text
     sections = {part.splitlines()[0]: part for part in text.split("\n## ")}

@@ -55,6 +55,20 @@ def test_where_it_is_to_interrupt_a_second_one_of_either_kind_does():
     assert signal.getsignal(signal.SIGTERM) is usual
 
 
+def test_work_that_may_be_interrupted_is_by_the_first_signal_and_by_one_before():
+    with StopSignals() as stop:
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"), stop.raising():
+            send(signal.SIGTERM)
+        assert stop.received == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"), stop.raising():
+            pytest.fail("not reached")
+    with StopSignals() as stop:
+        with stop.raising():
+            pass
+        send()
+        assert stop.received == "SIGINT"
+
+
 def test_want_of_memory_says_what_needs_less():
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\nmore")
     why = processes.out_of_memory(error)

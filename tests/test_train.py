@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,6 +199,20 @@ def test_a_finished_run_is_not_repeated(whole_run, tmp_path, run_train):
     assert "cache_dir" not in config
     assert "is finished" in again.stderr
     assert reports(workdir) == before
+
+
+def test_a_finished_run_that_cannot_be_written_to_is_shown(whole_run, tmp_path, run_train):
+    workdir, out, _ = whole_run
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    (copy / ".lock").unlink()
+    (copy / ".lock").mkdir()  # as good as a folder without permission
+    again = run_train(*SMALL, f"--workdir={copy}")
+    assert again.stdout == out.replace(str(workdir), str(copy)) and "is finished" in again.stderr
+    refused = run_train(*SMALL, f"--workdir={copy}", "--config.seed=1", check=False)
+    assert refused.returncode == 1 and "config.seed: 0 there, 1 now" in refused.stderr
+    (copy / "result.json").unlink()
+    refused = run_train(*SMALL, f"--workdir={copy}", check=False)
+    assert refused.returncode == 1 and "can't write there" in refused.stderr
 
 
 def test_a_finished_run_does_not_answer_for_other_data(whole_run, tmp_path, run_train):

@@ -134,6 +134,7 @@ def examples(
             model = tokenizer.train(_lines(texts("train")), config.vocab_size)
         known = tokenizer.Tokenizer(model, config.tokenizer or "the vocabulary")
         notes["pieces"] = len(known)
+        notes["vocabulary"] = "given" if given else "learnt"
         notes[VOCABULARY] = model
         return known
 
