@@ -42,14 +42,28 @@ class StopSignals:
 
     @contextlib.contextmanager
     def raising(self):
-        """Within it a signal, also one that came before, raises KeyboardInterrupt with its name."""
+        """Within it a signal, also one that came before, raises KeyboardInterrupt with its name.
+
+        Again each second until it is left: Python drops what is raised while it collects garbage.
+        """
+        usual = signal.signal(signal.SIGALRM, self._raise)
         self._raises = True
         try:
             if self.received:
-                raise KeyboardInterrupt(self.received)
+                self._raise()
             yield
+        except Exception:
+            if self.received:  # of what was interrupted half way
+                raise KeyboardInterrupt(self.received) from None
+            raise
         finally:
             self._raises = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, usual)
+
+    def _raise(self, *_):
+        signal.setitimer(signal.ITIMER_REAL, 1)
+        raise KeyboardInterrupt(self.received)
 
     def __enter__(self):
         main = threading.current_thread() is threading.main_thread()
@@ -67,6 +81,6 @@ class StopSignals:
             usual = signal.default_int_handler if self._interrupting else self._usual[s]
             signal.signal(s, usual)
         if self._raises:
-            raise KeyboardInterrupt(self._noted)
+            self._raise()
         if self._notice:  # not by print, which may be what it interrupts
             os.write(2, f"\n{self._noted}: {self._notice}\n".encode())

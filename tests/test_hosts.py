@@ -71,7 +71,7 @@ def test_a_signal_to_one_of_two_interrupts_the_preparation_of_data_in_both(tmp_p
     cache = tmp_path / "cache"
     fields += [f"--config.cache_dir={cache}", f"--workdir={tmp_path / 'run'}"]
     running = hosts.start(2, 1, *fields)
-    hosts.wait_until(running, lambda: list(cache.glob("datasets/*")))
+    hosts.wait_until(running, lambda: any(x.is_dir() for x in cache.glob("datasets/preparing/*")))
     running[0].send_signal(signal.SIGTERM)
     (first, _, err), (second, _, quiet) = hosts.finish(running, hosts.PATIENCE)
     assert (first, second) == (143, 143) and not quiet

@@ -1,7 +1,9 @@
 """Signals that a run notes, and errors that end it: what is said, and what a second one does."""
 
+import contextlib
 import os
 import signal
+import time
 
 import jax
 import pytest
@@ -67,6 +69,22 @@ def test_work_that_may_be_interrupted_is_by_the_first_signal_and_by_one_before()
             pass
         send()
         assert stop.received == "SIGINT"
+
+
+def test_an_interruption_that_is_swallowed_comes_again_and_none_is_another_error():
+    with StopSignals() as stop:
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"), stop.raising():
+            with contextlib.suppress(KeyboardInterrupt):
+                send(signal.SIGTERM)
+            time.sleep(30)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    with StopSignals() as stop, pytest.raises(KeyboardInterrupt, match="SIGINT"), stop.raising():
+        try:
+            send()
+        except KeyboardInterrupt:
+            raise AttributeError("of a lock") from None
+    with StopSignals() as stop, pytest.raises(AttributeError), stop.raising():
+        raise AttributeError("a mistake")
 
 
 def test_want_of_memory_says_what_needs_less():
