@@ -30,6 +30,7 @@ from nystrom.numerics import (
     exact_einsum,
     heads_first,
     repeat_heads,
+    widened,
     zero_padded,
 )
 from nystrom.pinv import iterative_pinv
@@ -281,7 +282,7 @@ class NystromFactors(NamedTuple):
         if positions.ndim != 1 or not jnp.issubdtype(positions.dtype, jnp.integer):
             found = f"{positions.dtype}{list(positions.shape)}"
             raise TypeError(f"positions are {found}: expected integers in one dimension, as [3]")
-        length = self.f.shape[-2]
+        positions, length = widened(positions), self.f.shape[-2]
         if not isinstance(positions, jax.core.Tracer):
             seen = np.asarray(positions)
             if (beyond := seen[(seen < -length) | (seen >= length)]).size:

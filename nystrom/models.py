@@ -13,7 +13,7 @@ from nystrom.checks import check_choice, check_count, check_ids, is_empty
 from nystrom.encoder import Encoder
 from nystrom.landmarks import token_ranks
 from nystrom.layers import Dense
-from nystrom.numerics import accumulator, first_token, zero_padded
+from nystrom.numerics import accumulator, first_token, widened, zero_padded
 
 POOLINGS = ("mean", "max", "cls", "last", "mean_padded")
 
@@ -174,7 +174,7 @@ class TokenPredictor(nnx.Module):
     ) -> Float[Array, "*B K vocab_size"]:
         """Logits over the vocabulary at places of the sequences."""
         if self.cls_token is not None:
-            places = _wide(places)
+            places = widened(places)
             places = jnp.where(places < 0, places, places + 1)  # those below 0 are from the end
         x = jnp.take_along_axis(hidden, places[..., None], axis=-2)
         if self.logits is not None:
@@ -267,11 +267,5 @@ def _with_cls(encoder, tokens, mask, cls_token):
 
 
 def _put_first(x, first):
-    x = _wide(x)
+    x = widened(x)
     return jnp.concatenate([jnp.full_like(x, first, shape=(*x.shape[:-1], 1)), x], axis=-1)
-
-
-def _wide(ids):
-    """Ids or places in a type that has one more; a mask as it is."""
-    is_narrow = jnp.issubdtype(ids.dtype, jnp.integer) and jnp.iinfo(ids.dtype).bits < 32
-    return ids.astype(jnp.int32) if is_narrow else ids

@@ -44,6 +44,12 @@ def common_dtype(*arrays: Array) -> jnp.dtype:
     return functools.reduce(jnp.promote_types, (x.dtype for x in arrays))
 
 
+def widened(ids: Array) -> Array:
+    """Ids or places in a type that has more than narrow ones hold; what is no integer as it is."""
+    is_narrow = jnp.issubdtype(ids.dtype, jnp.integer) and jnp.iinfo(ids.dtype).bits < 32
+    return ids.astype(jnp.int32) if is_narrow else ids
+
+
 def heads_first(x: Array) -> Array:
     """*B N H D as *B H N D, and back."""
     return jnp.swapaxes(x, -2, -3)

@@ -235,6 +235,9 @@ class TestFactors:
             np.testing.assert_allclose(rows[:, :, :1], factors.rows([3]), atol=1e-6)
             assert np.isnan(rows[:, :, 1]).all()
         np.testing.assert_array_equal(factors.rows([-1]), factors.rows([10]))
+        many = factors._replace(f=np.concatenate([factors.f] * 30, axis=-2))  # 330 positions
+        last = factors.rows(np.array([10], np.int8))
+        np.testing.assert_allclose(many.rows(np.array([-1], np.int8)), last, atol=1e-6)
 
     def test_padding_has_neither_rows_nor_columns(self):
         factors = self.factors()
