@@ -159,6 +159,7 @@ def train(
     def save(step, score=NOT_EVALUATED):
         progress["seconds"] = time.monotonic() - clock
         progress["compile_seconds"] = compiled + log.compile_seconds
+        log.sync()
         checkpoints.save(step, state, progress, score)
 
     def evaluated(params, batches):

@@ -48,6 +48,11 @@ AT_MOST = {
     "num_workers": 1024,
     "batch_size": 2**20,
     "model.num_layers": 1024,
+    "model.width": 2**20,
+    "model.num_heads": 2**20,
+    "model.mlp_width": 2**20,
+    "model.head_width": 2**20,
+    "model.pinv_iterations": 1000,  # which are written out
 }
 CHOICES = {
     "objective": ("classify", "masked"),
@@ -67,6 +72,8 @@ OWN_FIELDS = {
 for entry in nystrom.ATTENTIONS.values():
     for option, allowed in entry.allowed.items():
         (CHOICES if isinstance(allowed, tuple) else AT_LEAST)[f"model.{option}"] = allowed
+        if not isinstance(allowed, tuple):
+            AT_MOST.setdefault(f"model.{option}", 2**20)
 
 
 def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> list[str]:

@@ -62,7 +62,16 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
     ):
         config.task.data_dir = ""  # what was prepared from it then: it may have changed, or be gone
     if with_data:
-        task = lra_tasks.load(config.task, cache_dir or None, fingerprint=trained_on)
+        try:
+            task = lra_tasks.load(config.task, cache_dir or None, fingerprint=trained_on)
+        except ValueError as error:
+            if data_dir and not config.task.data_dir:
+                raise WorkdirError(
+                    f"{workdir}: its data were read from {data_dir!r}, which is gone, and are not "
+                    "prepared here. Bring the folder back, or prepare them from where they are "
+                    f"now: python -m lra_tasks.prepare --help. ({error})"
+                ) from error
+            raise
         checkpoints = Checkpoints(workdir / "checkpoints")  # a run that is under way has gone on
         check_same_data(workdir, trained_on, task)
     else:

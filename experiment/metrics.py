@@ -13,6 +13,7 @@ import tensorboardX
 import tqdm
 
 from experiment.workdir import strict_json
+from lra_tasks.disk import sync
 from lra_tasks.progress import terminal_width
 
 # A metric is a (sum, weight) pair; a set of them is a dict. Sums are Python floats (float64) once
@@ -81,6 +82,11 @@ class Reporter:
         width = None if self.bar.disable else terminal_width()
         self.bar.set_description_str(self._status(), refresh=False)
         self.say(report_line(step, self.num_steps, split, values, left, width))
+
+    def sync(self) -> None:
+        """Has what is reported on the disk, as a checkpoint is once it is saved."""
+        if self.path.exists():
+            sync(self.path)
 
     def progress(self, step: int) -> None:
         """Moves the progress bar to `step`."""
@@ -192,7 +198,7 @@ class Silence:
     def _nothing(self, *_):
         """Says nothing."""
 
-    report = progress = doing = say = close = _nothing
+    report = progress = doing = say = sync = close = _nothing
 
     def seconds(self) -> float:
         """Since the start."""

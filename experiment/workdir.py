@@ -144,6 +144,11 @@ def record_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         others = sorted(p.name for p in workdir.iterdir() if p.name not in (".lock", ".config.tmp"))
+        if "checkpoints" in others:
+            raise WorkdirError(
+                f"--workdir={workdir}: holds checkpoints, but the config.json of their run is "
+                "missing: put it back, or choose another --workdir"
+            )
         if others:
             raise WorkdirError(
                 f"--workdir={workdir}: holds {', '.join(others[:5])} but no config.json, so it is "

@@ -13,6 +13,7 @@ NAMES = ("image", "listops", "pathfinder", "pathx", "retrieval", "text")
 LANGUAGE_NAMES = ("documents", "reviews")  # of tokens of a vocabulary
 SOURCES = ("release", "generated", "package", "synthetic")
 MAX_SEED = 2**32 - 1
+MAX_LENGTH = 2**24
 # What store.py says that every task defines.
 CONSTANTS = ("TITLE", "NUM_CLASSES", "VOCAB_SIZE", "NUM_DOCUMENTS", "ID_OFFSET", "FIRST_ID")
 CONSTANTS += ("VERSION", "SOURCES", "LABEL_NAMES")
@@ -64,6 +65,8 @@ def check(task_config, cache_dir=None) -> list[str]:
             if getattr(config, field):
                 named = " and ".join(LANGUAGE_NAMES)
                 problems.append(_problem(config, field, f"only {named} have a vocabulary"))
+    if config.difficulty and config.name in {*NAMES, *LANGUAGE_NAMES} - {"pathfinder", "pathx"}:
+        problems.append(_problem(config, "difficulty", "only pathfinder and pathx have one"))
     if config.augment and not hasattr(module, "augment"):
         problems.append(
             _problem(config, "augment", f"expected False: {config.name} has nothing to change")
@@ -153,6 +156,12 @@ def _check_lengths(config: TaskConfig) -> list[str]:
             _problem(config, "padded_length", f"expected max_length={config.max_length} or more")
         )
     bounds = config.bucket_boundaries
+    for field, lengths in (
+        ("padded_length", [config.padded_length]),
+        ("bucket_boundaries", bounds),
+    ):
+        if max(lengths, default=0) > MAX_LENGTH:
+            problems.append(_problem(config, field, f"expected at most {MAX_LENGTH}"))
     if any(a >= b for a, b in itertools.pairwise(bounds)) or any(b < 1 for b in bounds):
         problems.append(
             _problem(config, "bucket_boundaries", "expected ascending positive lengths")

@@ -87,6 +87,10 @@ def test_data_that_have_moved_since_are_taken_from_the_cache(trained, tmp_path):
     config["task"]["data_dir"] = str(tmp_path / "gone")
     (folder / "config.json").write_text(json.dumps(config))
     assert load_run(folder).task.fingerprint == trained[1]["fingerprint"]
+    config["task"]["source"] = "release"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"were read from '.*/gone', which is gone, and are not"):
+        load_run(folder, tmp_path / "empty")
 
 
 @pytest.mark.parametrize("part, field", [("model", "attention"), ("task", "name")])

@@ -201,6 +201,12 @@ def test_a_finished_run_is_not_repeated(whole_run, tmp_path, run_train):
     assert reports(workdir) == before
 
 
+def test_checkpoints_without_their_config_are_kept_for_it(tmp_path, run_train):
+    (tmp_path / "checkpoints").mkdir()
+    refused = run_train(*SMALL, f"--workdir={tmp_path}", check=False)
+    assert refused.returncode == 1 and "config.json of their run is missing: put" in refused.stderr
+
+
 def test_a_finished_run_that_cannot_be_written_to_is_shown(whole_run, tmp_path, run_train):
     workdir, out, _ = whole_run
     copy = shutil.copytree(workdir, tmp_path / "run")

@@ -28,6 +28,7 @@ def test_a_good_config_has_no_problems(make_config, tmp_path):
         ("bucket_boundaries", (64, 64, 128), "ascending"),
         ("bucket_boundaries", (0, 128), "positive"),
         ("bucket_boundaries", (32, 64), "max_length=100 or more"),
+        ("bucket_boundaries", (128, 10**20), "at most 16777216"),
         ("num_train", -1, "0 or more"),
         ("num_validation", -5, "0 or more"),
         ("num_test", -5, "0 or more"),
