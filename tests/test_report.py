@@ -288,6 +288,7 @@ def test_broken_and_foreign_files_are_named_and_skipped(tmp_path, capsys):
         "starts": ({"earlier_starts": [{"commit": "c"}]}, "earlier_starts are not a run's"),
         "rate": ({"examples_per_second": "fast"}, "examples_per_second='fast': expected float"),
         "share": (with_fields({"masked": None}), "config.masked.head=None, expected str"),
+        "landmarks": (with_fields({"model.num_landmarks": 10**20}), "expected int"),
         "length": (with_fields({"task.max_length": "x"}), "max_length='x', expected int"),
     }
     for name, (result, _) in wrong.items():
