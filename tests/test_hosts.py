@@ -76,7 +76,6 @@ def test_a_signal_to_one_of_two_interrupts_the_preparation_of_data_in_both(tmp_p
     (first, _, err), (second, _, quiet) = hosts.finish(running, hosts.PATIENCE)
     assert (first, second) == (143, 143) and not quiet
     assert "will be prepared from its beginning" in err and "to go on: " in err
-    assert "Traceback" not in err
 
 
 def test_ctrl_c_ends_a_process_that_waits_for_others_to_join(tmp_path):
