@@ -86,7 +86,8 @@ class Reporter:
     def sync(self) -> None:
         """Has what is reported on the disk, as a checkpoint is once it is saved."""
         if self.path.exists():
-            sync(self.path)
+            with naming(self.path):
+                sync(self.path)
 
     def progress(self, step: int) -> None:
         """Moves the progress bar to `step`."""

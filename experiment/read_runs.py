@@ -37,7 +37,6 @@ OPTIONAL = {
     "init_from": dict,
     "earlier_starts": list,
 }
-MAX_NUMBER = 1e300  # of what is divided and drawn
 
 
 def read_runs(paths: list[Path]) -> Found:
@@ -96,10 +95,7 @@ def _read_finished(folder, skipped):
         if value is None and name in OPTIONAL:
             continue
         _expect(path, name in result, f"not a result of train.py: {name} is missing")
-        right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if kind in (int, float):
-            right = type(value) in (int, kind) and abs(value) < MAX_NUMBER  # and so no NaN
-        _expect(path, right, f"{name}={value!r}: expected {kind.__name__}")
+        _expect(path, _is(value, kind), f"{name}={value!r}: expected {kind.__name__}")
     _expect(path, 0 <= result["test_accuracy"] <= 1, "test_accuracy is not between 0 and 1")
     for start in result.get("earlier_starts") or []:
         right = isinstance(start, dict) and isinstance(start.get("hardware"), dict)
@@ -146,12 +142,23 @@ def _checked_config(path, config):
     known = fields(config)
     for name, default in fields(recorded(base.get_config())).items():
         value, kind = known.get(name), type(default)
-        right = type(value) is kind or (kind is float and type(value) is int)
-        right = right and (kind is not int or abs(value) < 2**63)  # which NumPy's hold
-        _expect(path, right, f"not a run's: config.{name}={value!r}, expected {kind.__name__}")
+        _expect(
+            path,
+            _is(value, kind),
+            f"not a run's: config.{name}={value!r}, expected {kind.__name__}",
+        )
     name = known["task.name"]
     _expect(path, name in TASKS, f"config.task.name={name!r}: expected one of {', '.join(TASKS)}")
     return config
+
+
+def _is(value, kind):
+    """Whether a value of JSON is of a kind; numbers are those that can be divided and drawn."""
+    if kind is int:
+        return type(value) is int and abs(value) < 2**63
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < 1e300  # and so no NaN
+    return isinstance(value, kind)
 
 
 def _expect(path, good, why):

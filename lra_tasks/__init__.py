@@ -118,16 +118,16 @@ def prepare_set(task_config, cache_dir=None, progress: bool = True, fingerprint:
     if source in ("auto", "release") and not config.data_dir:
         found = prepared_releases(config, module, root)
         wanted = [path for path in found if store.fingerprint(path) == fingerprint]
-        if not wanted and not config.tokenizer:
+        if wanted:
+            return wanted[0]
+        if not config.tokenizer:
             found = [path for path in found if not store.has_given_vocabulary(path)]
-        if len(found) > 1 and not wanted:
+        if len(found) > 1:
             warnings.warn(
                 f"{len(found)} prepared {config.name} sets of source 'release' fit; using the "
                 f"newest, {found[0]}. Set config.task.data_dir to choose by the official files.",
                 stacklevel=3,
             )
-        if wanted:
-            return wanted[0]
         if found:
             say(f"using the prepared set {found[0]}", progress)
             return found[0]

@@ -151,12 +151,17 @@ def test_a_finished_run_does_not_answer_for_another_vocabulary(pretrained, tmp_p
     assert refused.returncode == 1 and "the run began with other data" in refused.stderr
 
 
-def test_documents_that_changed_since_are_taken_from_the_cache(tmp_path):
-    folder = tmp_path / "documents"
+def write_documents(folder):
+    """Six texts of sixty lines in a new folder."""
     folder.mkdir()
     for number in range(6):
         lines = (f"document {number} has line {n} of {number * n}\n" for n in range(60))
         (folder / f"{number}.txt").write_text("".join(lines))
+
+
+def test_documents_that_changed_since_are_taken_from_the_cache(tmp_path):
+    folder = tmp_path / "documents"
+    write_documents(folder)
     given = {"task.source": "release", "task.data_dir": str(folder)}
     given |= {f"task.num_{split}": 0 for split in ("train", "validation", "test")}
     _, result = run(small(mlm, "imdb", **given), tmp_path)
@@ -168,10 +173,7 @@ def test_documents_of_before_are_named_and_none_of_a_vocabulary_that_is_not_aske
     pretrained, tmp_path, capsys
 ):
     folder, cache = tmp_path / "documents", tmp_path / "cache"
-    folder.mkdir()
-    for number in range(6):
-        lines = (f"document {number} has line {n} of {number * n}\n" for n in range(60))
-        (folder / f"{number}.txt").write_text("".join(lines))
+    write_documents(folder)
     fields = {"task.source": "release", "task.vocab_size": 320}
     fields |= {f"task.num_{split}": 0 for split in ("train", "validation", "test")}
 
