@@ -1,11 +1,6 @@
 """Nyströmformer in JAX: attention whose time and memory grow linearly with the length."""
 
-from nystrom.attention import (
-    NystromFactors,
-    nystrom_attention,
-    nystrom_factors,
-    softmax_attention,
-)
+from nystrom.attention import nystrom_attention, softmax_attention
 from nystrom.baselines.identity import identity_attention
 from nystrom.baselines.linear import linear_attention
 from nystrom.baselines.linformer import linformer_attention
@@ -15,6 +10,7 @@ from nystrom.chebyshev import chebyshev_pinv
 from nystrom.checks import IMPLEMENTATIONS, PINVS
 from nystrom.convolution import depthwise_convolution
 from nystrom.encoder import NORMS, POSITIONS, Encoder
+from nystrom.factors import NystromFactors, nystrom_factors
 from nystrom.flax_adapter import attention_fn, cross_attention_fn
 from nystrom.landmarks import segment_means
 from nystrom.models import POOLINGS, Classifier, PairClassifier, TokenPredictor
