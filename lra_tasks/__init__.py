@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import lra_tasks.needs  # noqa: F401  first, since it says what to install
-from lra_tasks import store
+from lra_tasks import store, writing
 from lra_tasks.check_config import (
     LANGUAGE_NAMES,
     NAMES,
@@ -19,6 +19,7 @@ from lra_tasks.check_config import (
     read_config,
     task_module,
 )
+from lra_tasks.disk import lock
 from lra_tasks.progress import say
 from lra_tasks.task import Batches, Split, Task, prefetch
 
@@ -136,7 +137,7 @@ def prepare_set(task_config, cache_dir=None, progress: bool = True, fingerprint:
         source = "release"
     files = module.find_files(config, source)
     name = store.directory_name(config.name, module, config, source, files)
-    return store.prepare(root, name, module, config, source, files, progress)
+    return writing.prepare(root, name, module, config, source, files, progress)
 
 
 def is_prepared(task_config, cache_dir, fingerprint: str) -> bool:
@@ -155,7 +156,7 @@ def _without_release(config: TaskConfig, module, root: Path, show: bool) -> tupl
         folder = root.parent / "downloads" / owner
         here = dataclasses.replace(config, data_dir=str(folder))
         try:
-            with store.lock(folder.with_name(f"{owner}.lock"), show):
+            with lock(folder.with_name(f"{owner}.lock"), show):
                 with contextlib.suppress(ValueError, OSError):
                     module.find_files(here, "release")
                     return here, "release"

@@ -47,7 +47,7 @@ class LongRangeArena(tfds.core.GeneratorBasedBuilder):
         return builder_config  # without the warning that it is not one of BUILDER_CONFIGS
 
     def _log_download_bytes(self) -> None:
-        """Nothing is downloaded here, and store.py reports what is prepared."""
+        """Nothing is downloaded here, and writing.py reports what is prepared."""
 
     def _log_download_done(self) -> None:
         """See _log_download_bytes."""

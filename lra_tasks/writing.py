@@ -1,0 +1,157 @@
+"""Preparing a set of examples: written once, whole or not at all. store.py says what it holds."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from lra_tasks import progress
+from lra_tasks.disk import digest_of, lock, naming_cache_dir, sha256_of_file, sync
+from lra_tasks.packed import document_names, foreign_ids
+from lra_tasks.store import SPLITS
+
+
+def prepare(root: Path, name: str, module: ModuleType, config, source: str, files, show: bool):
+    """Prepares a set unless it is there, safely against other processes; returns its directory.
+
+    Whatever ends the preparation early (an exception, Ctrl-C, kill -9) leaves nothing that counts
+    as a set: it is written in a sibling and renamed when whole. OSError if the cache can't be
+    written.
+    """
+    target = root / "lra" / name / module.VERSION
+    remove_stale(root)
+    if (target / "set.json").is_file():
+        return target
+    with naming_cache_dir(root), lock(root / "preparing" / f"{name}.lock", show):
+        if (target / "set.json").is_file():  # another process made it meanwhile
+            return target
+        progress.say(f"preparing {name} in {root}", show)
+        temporary = root / "preparing" / name
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)  # no set.json: not one of ours, or damaged
+        try:
+            written = _write(temporary, name, module, config, source, files, show)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(written, target)
+            sync(target.parent)
+        except KeyboardInterrupt:
+            progress.say(f"interrupted: {name} will be prepared from its beginning", show)
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def remove_stale(root: Path) -> None:
+    """Removes what interrupted preparations left; leaves those that are under way alone."""
+    for temporary in (root / "preparing").glob("*/"):
+        with contextlib.suppress(OSError), lock(Path(f"{temporary}.lock"), wait=False):
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(temporary: Path, name, module, config, source, files, show: bool) -> Path:
+    """Writes the whole set below `temporary`; returns the directory to rename."""
+    from lra_tasks.builder import LongRangeArena
+
+    notes: dict = {}
+    totals = module.num_examples(config, source)
+    digests, lengths = {}, {}
+
+    def watched(split, make):
+        def examples():
+            digests[split] = hashlib.sha256()
+            rows = lengths[split] = []
+            for row in progress.track(make(), f"{name} {split}", totals.get(split), show):
+                rows.append(_measure(row, module, split, len(rows), digests[split]))
+                yield {name: as_stored(value) for name, value in row.items()}
+
+        return examples
+
+    makers = module.examples(config, source, files, notes)
+    if set(makers) != set(SPLITS):
+        raise ValueError(f"task module {module.__name__} makes splits {sorted(makers)}")
+    builder = LongRangeArena(
+        set_name=name,
+        version=module.VERSION,
+        num_documents=module.NUM_DOCUMENTS,
+        data_dir=str(temporary),
+        splits={split: watched(split, make) for split, make in makers.items()},
+    )
+    builder.download_and_prepare()
+    directory = Path(builder.data_dir)
+    for split in SPLITS:
+        if not lengths[split]:
+            read = ", ".join([*map(str, files[:2]), "..."] if files[2:] else map(str, files))
+            raise ValueError(f"{name}: no examples for the {split} split; files read: {read}")
+        np.save(directory / f"lengths-{split}.npy", np.array(lengths[split], np.int32))
+        np.save(directory / f"sums-{split}.npy", np.array(builder.record_sums[split], np.uint32))
+    extra = module.extra_files(notes) if hasattr(module, "extra_files") else {}
+    for file_name, data in extra.items():
+        (directory / file_name).write_bytes(data)
+    # One file says what the examples are, unless ids follow from a vocabulary too.
+    of_file = len(files) == 1 and files[0].is_file() and not extra
+    if of_file:
+        fingerprint = sha256_of_file(files[0], show)
+    else:
+        joined = "".join(f"{split} {digests[split].hexdigest()}\n" for split in SPLITS)
+        fingerprint = hashlib.sha256(joined.encode()).hexdigest()
+    written = sorted(directory.iterdir())
+    description = {
+        "name": name,
+        "source": source,
+        "num_examples": {split: len(lengths[split]) for split in SPLITS},
+        "fingerprint": fingerprint,
+        "fingerprint_of": files[0].name if of_file else "examples",
+        "notes": notes,
+        "file_sizes": {path.name: path.stat().st_size for path in written},
+        "file_digests": {
+            path.name: sha256_of_file(path) for path in written if "array_record" not in path.name
+        },
+    }
+    description = json.loads(json.dumps(description))  # as it will be read
+    description["digest"] = digest_of(description)
+    (directory / "set.json").write_text(json.dumps(description, indent=2) + "\n")
+    for path in directory.iterdir():
+        sync(path)
+    return directory
+
+
+def _measure(example: dict, module: ModuleType, split: str, index: int, digest) -> list[int]:
+    """Adds an example to the digest and returns the lengths of its documents."""
+    names = document_names(module.NUM_DOCUMENTS)
+    sizes = []
+    dtype = np.dtype(getattr(module, "DTYPE", np.uint8))
+    if missing := [name for name in (*names, "label") if name not in example]:
+        raise ValueError(f"{split} example {index}: no {missing[0]}, only {', '.join(example)}")
+    for name in names:
+        document = example[name]
+        found = type(document).__name__
+        if isinstance(document, np.ndarray):
+            found = f"{document.dtype}{list(document.shape)}"
+        if found != f"{dtype}[{np.size(document)}]" or not document.size:
+            raise ValueError(
+                f"{split} example {index}: {name} is {found}, expected a non-empty {dtype} vector"
+            )
+        if problem := foreign_ids(document, module.VOCAB_SIZE - module.ID_OFFSET):
+            raise ValueError(f"{split} example {index}: {name} has {problem}")
+        digest.update(len(document).to_bytes(8, "little"))
+        digest.update(document.tobytes())
+        sizes.append(len(document))
+    label = int(example["label"])
+    if not 0 <= label < module.NUM_CLASSES:
+        expected = f"0 to {module.NUM_CLASSES - 1}"
+        raise ValueError(f"{split} example {index}: label {label}, expected {expected}")
+    digest.update(label.to_bytes(8, "little", signed=True))
+    return sizes
+
+
+def as_stored(value):
+    """A document as bytes; uint16 have the lower one first."""
+    if not isinstance(value, np.ndarray) or value.dtype == np.uint8:
+        return value
+    return value.astype("<u2").view(np.uint8)
