@@ -1,55 +1,20 @@
-"""report.py: what is averaged, what stands where, and what is refused and named."""
+"""report.py's tables: what is averaged, what stands where, what is marked."""
 
 import copy
-import csv
-import functools
 import importlib
 import json
-import os
 import statistics
-import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import report
 from configs import base
 from configs.reading import fields
-from experiment.plots import (
-    NOT_LRA,
-    by_hardware,
-    plot_curves,
-)
+from experiment.plots import plot_curves
 from experiment.read_runs import read_runs
 from experiment.results import OWN_FIELDS
-from tests.written_runs import changed, write_run
-
-
-def rows_of(name, runs):
-    """Rows of one of report.py's tables of the runs in a folder, as dicts."""
-    found = read_runs([runs])
-    if name == "lra":
-        header, rows = report.lra_table(found.groups)
-    else:
-        records = getattr(report, f"{name}_records")
-        records = records(found if name in ("unfinished", "skipped") else found.groups)
-        header, rows = report.table(records, getattr(report, name.upper()))
-    return [dict(zip(header, row, strict=True)) for row in rows]
-
-
-def data_of(runs, out, name):
-    """A CSV of a report as strict readers see it: a dict a row, as many cells as columns."""
-    make_report(runs, out)
-    with (out / f"{name}.csv").open(newline="") as file:
-        header, *rows = csv.reader(file, strict=True)
-    assert len(set(header)) == len(header) and all(header)
-    return [dict(zip(header, row, strict=True)) for row in rows]
-
-
-def make_report(runs, out):
-    assert report.main([str(runs), f"--out={out}"]) == 0
-    return (out / "report.md").read_text()
+from tests.written_runs import changed, data_of, rows_of, write_run
 
 
 def test_seeds_are_averaged_beside_the_papers_numbers(tmp_path):
@@ -256,86 +221,6 @@ def test_fields_that_the_attention_does_not_read_make_no_other_run(tmp_path):
     assert [path.parent.name for path, _ in found.skipped] == ["64-0"]
 
 
-def with_fields(fields):
-    """A result whose config has these values, of whatever kind."""
-    config = changed().to_dict()
-    for name, value in fields.items():
-        *parts, last = name.split(".")
-        functools.reduce(dict.__getitem__, parts, config)[last] = value
-    return {"config": config}
-
-
-def test_broken_and_foreign_files_are_named_and_skipped(tmp_path, capsys):
-    write_run(tmp_path / "runs", "good", 0.62)
-    broken = {
-        "half": ('{"test_accuracy": 0.', "not readable as JSON"),
-        "list": ("[1, 2]", "not a JSON object"),
-        "foreign": ('{"accuracy": 0.9}', "not a result of train.py: task is missing"),
-        "deep": ("[" * 100_000, "not readable as JSON"),
-    }
-    for name, (text, _) in broken.items():
-        (tmp_path / "runs" / name).mkdir()
-        (tmp_path / "runs" / name / "result.json").write_text(text)
-    wrong = {
-        "percent": ({"test_accuracy": 62.1}, "test_accuracy is not between 0 and 1"),
-        "nan": ({"test_accuracy": float("nan")}, "test_accuracy=nan: expected float"),
-        "time": ({"wall_seconds": 10**400}, "expected float"),
-        "memory": ({"peak_memory_bytes": 10**400}, "expected int"),
-        "text": ({"comparable_to_lra": "yes"}, "comparable_to_lra='yes': expected bool"),
-        "flag": ({"seed": True}, "seed=True: expected int"),
-        "hardware": ({"hardware": "H100"}, "hardware='H100': expected dict"),
-        "config": ({"config": {"task": 3}}, "not a run's: no config.task"),
-        "starts": ({"earlier_starts": [{"commit": "c"}]}, "earlier_starts are not a run's"),
-        "rate": ({"examples_per_second": "fast"}, "examples_per_second='fast': expected float"),
-        "share": (with_fields({"masked": None}), "config.masked.head=None, expected str"),
-        "landmarks": (with_fields({"model.num_landmarks": 10**20}), "expected int"),
-        "length": (with_fields({"task.max_length": "x"}), "max_length='x', expected int"),
-    }
-    for name, (result, _) in wrong.items():
-        write_run(tmp_path / "runs", name, **({"accuracy": 0.1} | result))
-    (tmp_path / "runs" / "binary").mkdir()
-    (tmp_path / "runs" / "binary" / "result.json").write_bytes(b"\xff\xfe\x00")
-    text = make_report(tmp_path / "runs", tmp_path / "out")
-    err = capsys.readouterr().err
-    for name, (_, why) in (broken | wrong).items():
-        path = str(tmp_path / "runs" / name / "result.json")
-        (line,) = [line for line in err.splitlines() if line.startswith(path + ":")]
-        assert why in line
-        assert path in text
-    assert str(tmp_path / "runs" / "binary") in err
-    assert "62.00 (1)" in text and "10.00" not in text
-
-
-def test_a_result_without_speed_and_memory_is_still_a_result(tmp_path):
-    folder = write_run(tmp_path, "old", 0.6)
-    result = json.loads((folder / "result.json").read_text())
-    for name in ("examples_per_second", "peak_memory_bytes", "peak_memory_of"):
-        del result[name]
-    (folder / "result.json").write_text(json.dumps(result))
-    (row,) = rows_of("speed", tmp_path)
-    assert (row["examples/s"], row["peak memory (MiB)"]) == ("–", "–")
-
-
-def test_linked_runs_are_found_once_and_closed_folders_named(tmp_path, monkeypatch):
-    write_run(tmp_path / "elsewhere", "run", 0.6)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere" / "run")
-    (tmp_path / "runs" / "again").symlink_to(tmp_path / "runs")
-    (group,) = read_runs([tmp_path / "runs"]).groups
-    assert [run.folder.name for run in group.runs] == ["linked"]
-    (tmp_path / "runs" / "closed").mkdir()
-    scandir = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("closed"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)  # as for users who may not look into it
-    ((path, why),) = read_runs([tmp_path / "runs"]).skipped
-    assert path.name == "closed" and why == "not readable (Permission denied)"
-
-
 def test_unfinished_runs_are_listed_with_their_steps(tmp_path):
     folder = write_run(tmp_path, "begun", reports=[(500, 0.6), (1000, 0.7)])
     (folder / "result.json").unlink()
@@ -353,21 +238,6 @@ def test_unfinished_runs_are_listed_with_their_steps(tmp_path):
     assert other["file"] == str(foreign / "config.json") and "not a run's" in other["why"]
 
 
-def test_curves_of_unfinished_runs_are_apart_from_comparable_ones(tmp_path):
-    write_run(tmp_path, "whole", reports=[(500, 0.6), (1000, 0.7)])
-    begun = write_run(tmp_path, "begun", reports=[(500, 0.6)], seed=1)
-    (begun / "result.json").unlink()
-    found = read_runs([tmp_path])
-    figure = plot_curves(found.groups, found.unfinished)
-    labels = {}
-    for axes in figure.axes:
-        apart = NOT_LRA in axes.get_title()
-        if axes.lines:
-            labels[apart] = axes.get_legend_handles_labels()[1]
-    assert any("unfinished" in label for label in labels[True])
-    assert not any("unfinished" in label for label in labels[False])
-
-
 def test_landmarks_are_compared_where_they_alone_differ(tmp_path):
     for landmarks, value in ((32, 0.61), (64, 0.62), (128, 0.63)):
         for seed in (0, 1):
@@ -379,126 +249,6 @@ def test_landmarks_are_compared_where_they_alone_differ(tmp_path):
     assert [(row["landmarks"], row["test accuracy"]) for row in rows] == [
         ("32", "61.00 ± 0.00 (2)"), ("64", "62.00 ± 0.00 (2)"), ("128", "63.00 ± 0.00 (2)")
     ]  # fmt: skip
-
-
-def test_times_on_different_hardware_are_kept_apart(tmp_path):
-    cpu = {"platform": "cpu", "device": "cpu", "processor": "EPYC", "num_cores": 2}
-    write_run(tmp_path, "a", seed=0, examples_per_second=10.0, hardware=cpu)
-    write_run(tmp_path, "b", seed=1, examples_per_second=1_000.0)
-    write_run(tmp_path, "c", seed=2, examples_per_second=2_000.0)
-    earlier = [{"commit": "c" * 40, "hardware": cpu}]
-    write_run(tmp_path, "d", seed=3, examples_per_second=50.0, earlier_starts=earlier)
-    (group,) = read_runs([tmp_path]).groups
-    assert {name: len(runs) for name, runs in by_hardware(group).items()} == {
-        "1 x EPYC (2 cores)": 1,
-        "1 x H100": 2,
-        "1 x EPYC (2 cores), then 1 x H100": 1,
-    }
-    rows = rows_of("speed", tmp_path)
-    assert [row["examples/s"] for row in rows] == ["10.0", "1,500.0", "50.0"]
-
-
-def test_plots_are_drawn_and_those_of_an_earlier_report_go(tmp_path):
-    out = tmp_path / "out"
-    for landmarks in (32, 64):
-        config = changed(model__num_landmarks=landmarks)
-        reports = [(500, 0.6), (1000, 0.6 + landmarks / 1000)]
-        write_run(tmp_path / "runs", str(landmarks), 0.6, config, reports=reports)
-    text = make_report(tmp_path / "runs", out)
-    for name in report.PNG:
-        assert f"]({name})" in text
-        picture = np.asarray(Image.open(out / name))
-        assert picture.shape[0] > 200 and picture.std() > 5
-    points = data_of(tmp_path / "runs", out, "learning_curves")
-    assert [float(point["accuracy"]) for point in points] == [60, 63.2, 60, 66.4]
-
-    write_run(tmp_path / "one", "only")
-    text = make_report(tmp_path / "one", out)
-    assert "landmarks.png" not in text and not (out / "landmarks.png").exists()
-
-
-def test_reports_that_are_no_file_and_names_that_are_no_text(tmp_path):
-    folder = write_run(tmp_path / "runs", "a", 0.5, reports=[(500, 0.6)])
-    (folder / "metrics.jsonl").unlink()
-    (folder / "metrics.jsonl").mkdir()
-    write_run(tmp_path / "runs", os.fsdecode(b"\xff"), 0.7, seed=1)
-    text = make_report(tmp_path / "runs", tmp_path / "out")
-    assert "50.00 (1)" in text and "metrics.jsonl | not readable" in text
-    assert "runs/\\xff | its name is not UTF-8" in text
-
-
-def test_names_that_are_no_formulas_and_not_of_latin_letters(tmp_path):
-    folder = write_run(tmp_path / "runs", "a$_{b$", 0.5, reports=[(500, 0.6), (1000, 0.7)])
-    (folder / "result.json").unlink()
-    folder = write_run(tmp_path / "runs", "\u8a13\u7df4", 0.5, reports=[(500, 0.7), (1000, 0.6)])
-    (folder / "result.json").unlink()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert report.PNG[2] in make_report(tmp_path / "runs", tmp_path / "out")
-
-
-def test_an_out_that_can_not_be_written_is_refused_in_a_line(tmp_path, capsys):
-    write_run(tmp_path / "runs", "a")
-    (tmp_path / "file").write_text("")
-    for out in ("file", "file/under"):
-        assert report.main([str(tmp_path / "runs"), f"--out={tmp_path / out}"]) == 1
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"--out={tmp_path / out}: can't write there")
-
-
-def test_folders_without_runs_are_refused(tmp_path, capsys):
-    assert report.main([str(tmp_path / "nix")]) == 1
-    assert "nix: no such folder" in capsys.readouterr().err
-    assert report.main([str(tmp_path), f"--out={tmp_path / 'out'}"]) == 1
-    assert "no run of train.py in there" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_csvs_have_numbers_in_columns_of_their_own(tmp_path):
-    apart = {"comparable_to_lra": False, "why_not_comparable": 'a, "b"\nc'}
-    for seed, value in enumerate([0.61, 0.64, 0.655]):
-        write_run(tmp_path / "runs", f"lra-{seed}", value, seed=seed)
-    config = changed(model__num_landmarks=32)
-    write_run(tmp_path / "runs", "few", 0.5, config, examples_per_second=None)
-    write_run(tmp_path / "runs", "apart", 0.4, task="image", **apart)
-    begun = write_run(tmp_path / "runs", "begun", reports=[(1500, 0.5)], seed=7)
-    (begun / "result.json").unlink()
-    read = lambda name: data_of(tmp_path / "runs", tmp_path / "out", name)  # noqa: E731
-    rows = read("long_range_arena")
-    few, three = [row for row in rows if row["from"] == "ours"]
-    assert (float(three["mean"]), int(three["num_seeds"])) == (pytest.approx(63.5), 3)
-    assert float(three["std"]) == pytest.approx(100 * np.std([0.61, 0.64, 0.655], ddof=1), abs=1e-4)
-    assert (few["mean"], few["std"], few["num_seeds"]) == ("50.0", "", "1")
-    assert [float(row["mean"]) for row in rows if row["attention"] == "softmax"][:2] == [
-        37.1,
-        65.02,
-    ]
-    (row,) = read("papers_recipe_on_other_data")
-    assert (row["mean"], row["steps"]) == ("40.0", "35000")
-    assert row["why_not_comparable"] == apart["why_not_comparable"]
-    assert [int(row["landmarks"]) for row in read("accuracy_against_landmarks")] == [32, 64]
-    speed = {row["attention"]: row for row in read("speed_and_memory")}
-    assert speed["nystrom, num_landmarks=32"]["examples_per_second"] == ""
-    assert float(speed["nystrom, num_landmarks=64"]["peak_memory_bytes"]) == 2**30
-    (row,) = read("unfinished_runs")
-    assert (int(row["steps_done"]), int(row["steps"])) == (1500, 20000)
-
-
-def test_numbers_that_are_none_are_empty_cells(tmp_path):
-    folder = write_run(tmp_path / "runs", "a", reports=[(500, 0.6), (1000, float("nan"))])
-    text = (folder / "metrics.jsonl").read_text()
-    assert "NaN" in text  # as files of earlier versions have it
-    null = '{"step": 1500, "split": "validation", "accuracy": null, "loss": Infinity}\n'
-    (folder / "metrics.jsonl").write_text(text + null)
-    points = data_of(tmp_path / "runs", tmp_path / "out", "learning_curves")
-    assert [(p["step"], p["accuracy"], p["loss"]) for p in points] == [
-        ("500", "60.0", "1.0"),
-        ("1000", "", "1.0"),
-        ("1500", "", ""),
-    ]
-    for path in (tmp_path / "out").glob("*.csv"):
-        assert not {"nan", "inf"} & set(path.read_text().lower().replace("\n", ",").split(","))
-    assert not read_runs([tmp_path / "runs"]).skipped
 
 
 def with_gone_option(runs, name, value, config, **result):

@@ -1,8 +1,12 @@
 """Folders of runs as train.py leaves them, for the tests of reports."""
 
 import copy
+import csv
 import importlib
 import json
+
+import report
+from experiment.read_runs import read_runs
 
 # The least that counts as the result of a finished run.
 RESULT = {"test_accuracy": 0.5, "fingerprint": "f" * 64, "config": {"task": {}}}
@@ -48,3 +52,29 @@ def changed(task="text", **fields):
     config = importlib.import_module(f"configs.lra_{task}").get_config()
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
     return config
+
+
+def rows_of(name, runs):
+    """Rows of one of report.py's tables of the runs in a folder, as dicts."""
+    found = read_runs([runs])
+    if name == "lra":
+        header, rows = report.lra_table(found.groups)
+    else:
+        records = getattr(report, f"{name}_records")
+        records = records(found if name in ("unfinished", "skipped") else found.groups)
+        header, rows = report.table(records, getattr(report, name.upper()))
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def data_of(runs, out, name):
+    """A CSV of a report as strict readers see it: a dict a row, as many cells as columns."""
+    make_report(runs, out)
+    with (out / f"{name}.csv").open(newline="") as file:
+        header, *rows = csv.reader(file, strict=True)
+    assert len(set(header)) == len(header) and all(header)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def make_report(runs, out):
+    assert report.main([str(runs), f"--out={out}"]) == 0
+    return (out / "report.md").read_text()
