@@ -67,6 +67,9 @@ def open_set(task_config, directory: Path) -> Task:
     splits, description = store.open_splits(directory, module.NUM_DOCUMENTS, dtype)
     source = description["source"]
     why_not = module.why_not_comparable(config, source, description["notes"])
+    if not isinstance(why_not, str):
+        found = f"{module.__name__}.why_not_comparable gave {why_not!r}"
+        raise ValueError(f"{found}, expected a reason, or '' where there is none")
     task = _task(config, splits, source, description["fingerprint"], why_not)
     vocabulary = directory / store.VOCABULARY
     return dataclasses.replace(task, tokenizer=vocabulary if vocabulary.exists() else None)

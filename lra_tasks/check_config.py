@@ -71,7 +71,10 @@ def check(task_config, cache_dir=None) -> list[str]:
         problems.append(
             _problem(config, "augment", f"expected False: {config.name} has nothing to change")
         )
-    problems += module.check(config)
+    own = module.check(config)
+    if not isinstance(own, list):
+        return [f"{module.__name__}.check gave {own!r}, expected a list of problems"]
+    problems += own
     # Names of prepared sets are made of the fields checked above.
     return problems or _check_source(config, module, store.datasets_dir(cache_dir))
 

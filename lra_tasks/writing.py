@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import operator
 import os
 import shutil
 from pathlib import Path
@@ -85,7 +86,10 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
     builder.download_and_prepare()
     directory = Path(builder.data_dir)
     for split in SPLITS:
-        if not lengths[split]:
+        count, total = len(lengths[split]), totals.get(split)
+        if total and count and count != total:
+            progress.say(f"warning: {name}: {count} {split} examples, not {total}", show)
+        if not count:
             read = ", ".join([*map(str, files[:2]), "..."] if files[2:] else map(str, files))
             raise ValueError(f"{name}: no examples for the {split} split; files read: {read}")
         np.save(directory / f"lengths-{split}.npy", np.array(lengths[split], np.int32))
@@ -113,7 +117,7 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
             path.name: sha256_of_file(path) for path in written if "array_record" not in path.name
         },
     }
-    description = json.loads(json.dumps(description))  # as it will be read
+    description = json.loads(json.dumps(description, default=_plain))  # as it will be read
     description["digest"] = digest_of(description)
     (directory / "set.json").write_text(json.dumps(description, indent=2) + "\n")
     for path in directory.iterdir():
@@ -126,8 +130,12 @@ def _measure(example: dict, module: ModuleType, split: str, index: int, digest) 
     names = document_names(module.NUM_DOCUMENTS)
     sizes = []
     dtype = np.dtype(getattr(module, "DTYPE", np.uint8))
-    if missing := [name for name in (*names, "label") if name not in example]:
-        raise ValueError(f"{split} example {index}: no {missing[0]}, only {', '.join(example)}")
+    if not isinstance(example, dict):
+        found = type(example).__name__
+        raise ValueError(f"{split} example {index} is {found}, expected a dict")
+    if example.keys() != {*names, "label"}:
+        found, expected = ", ".join(map(str, example)), ", ".join((*names, "label"))
+        raise ValueError(f"{split} example {index} has {found}, expected {expected}")
     for name in names:
         document = example[name]
         found = type(document).__name__
@@ -142,12 +150,18 @@ def _measure(example: dict, module: ModuleType, split: str, index: int, digest) 
         digest.update(len(document).to_bytes(8, "little"))
         digest.update(document.tobytes())
         sizes.append(len(document))
-    label = int(example["label"])
-    if not 0 <= label < module.NUM_CLASSES:
-        expected = f"0 to {module.NUM_CLASSES - 1}"
-        raise ValueError(f"{split} example {index}: label {label}, expected {expected}")
+    label = example["label"]
+    if not hasattr(label, "__index__") or np.ndim(label) or not 0 <= label < module.NUM_CLASSES:
+        expected = f"an integer, 0 to {module.NUM_CLASSES - 1}"
+        raise ValueError(f"{split} example {index}: label {label!r}, expected {expected}")
+    label = operator.index(label)
     digest.update(label.to_bytes(8, "little", signed=True))
     return sizes
+
+
+def _plain(value):
+    """What of a task's notes is no JSON: NumPy's numbers, and text for anything else."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def as_stored(value):

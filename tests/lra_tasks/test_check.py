@@ -92,6 +92,10 @@ def test_what_a_task_of_ones_own_lacks_is_named(make_config, monkeypatch):
         "package, synthetic",
         "lra_tasks.listops: 2 LABEL_NAMES, expected NUM_CLASSES=10",
     ]
+    monkeypatch.undo()
+    monkeypatch.setattr(listops, "check", lambda config: None)
+    [problem] = lra_tasks.check(make_config())
+    assert problem == "lra_tasks.listops.check gave None, expected a list of problems"
     monkeypatch.delattr(listops, "FIRST_ID")
     monkeypatch.delattr(listops, "check")
     [problem] = lra_tasks.check(make_config())

@@ -95,15 +95,20 @@ BITS = np.ones(3, np.uint8)
 @pytest.mark.parametrize(
     ("example", "said"),
     [
-        ({"inputs": [1, 2], "label": 0}, "inputs is list, expected a non-empty uint8 vector"),
-        ({"inputs": 7, "label": 0}, "inputs is int, expected"),
-        ({"inputs": BITS.astype(int), "label": 0}, "inputs is int64[3], expected"),
-        ({"inputs": BITS[None], "label": 0}, "inputs is uint8[1, 3], expected"),
-        ({"inputs": np.array(7, np.uint8), "label": 0}, "inputs is uint8[], expected"),
-        ({"inputs": BITS[:0], "label": 0}, "inputs is uint8[0], expected"),
-        ({"input": BITS, "label": 0}, "no inputs, only input, label"),
-        ({"inputs": BITS}, "no label, only inputs"),
-        ({"inputs": BITS, "label": 10}, "label 10, expected 0 to 9"),
+        ({"inputs": [1, 2], "label": 0}, ": inputs is list, expected a non-empty uint8 vector"),
+        ({"inputs": 7, "label": 0}, ": inputs is int, expected"),
+        ({"inputs": BITS.astype(int), "label": 0}, ": inputs is int64[3], expected"),
+        ({"inputs": BITS[None], "label": 0}, ": inputs is uint8[1, 3], expected"),
+        ({"inputs": np.array(7, np.uint8), "label": 0}, ": inputs is uint8[], expected"),
+        ({"inputs": BITS[:0], "label": 0}, ": inputs is uint8[0], expected"),
+        ({"input": BITS, "label": 0}, " has input, label, expected inputs, label"),
+        ({"inputs": BITS}, " has inputs, expected inputs, label"),
+        ({"inputs": BITS, "label": 0, "index": 7}, " has inputs, label, index, expected inputs"),
+        ((BITS, 0), " is tuple, expected a dict"),
+        ({"inputs": BITS, "label": 10}, ": label 10, expected an integer, 0 to 9"),
+        ({"inputs": BITS, "label": 0.9}, ": label 0.9, expected an integer"),
+        ({"inputs": BITS, "label": "2"}, ": label '2', expected an integer"),
+        ({"inputs": BITS, "label": BITS[:1]}, ": label array([1], dtype=uint8), expected an"),
     ],
 )
 def test_an_example_that_a_reader_made_wrongly_is_named(
@@ -113,7 +118,26 @@ def test_an_example_that_a_reader_made_wrongly_is_named(
         return dict.fromkeys(store.SPLITS, lambda: [{"inputs": BITS, "label": 0}, example])
 
     monkeypatch.setattr(listops, "examples", examples)
-    with pytest.raises(ValueError, match=f"train example 1: {re.escape(said)}"):
+    with pytest.raises(ValueError, match=f"train example 1{re.escape(said)}"):
+        lra_tasks.load(small, tmp_path, progress=False)
+
+
+def test_what_a_task_of_ones_own_says_of_its_set_is_told_and_kept(
+    small, tmp_path, monkeypatch, capsys
+):
+    def examples(config, source, files, notes):
+        notes["mean"] = np.float32(0.5)
+        return dict.fromkeys(store.SPLITS, lambda: [{"inputs": BITS, "label": np.int8(1)}] * 3)
+
+    monkeypatch.setattr(listops, "examples", examples)
+    monkeypatch.setattr(listops, "num_examples", lambda *_: {"train": 4, "test": 3})
+    lra_tasks.load(small, tmp_path)
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(said) == 1 and said[0].endswith(": 3 train examples, not 4")
+    [path] = tmp_path.rglob("set.json")
+    assert json.loads(path.read_text())["notes"]["mean"] == 0.5
+    monkeypatch.setattr(listops, "why_not_comparable", lambda *_: None)
+    with pytest.raises(ValueError, match="why_not_comparable gave None, expected a reason"):
         lra_tasks.load(small, tmp_path, progress=False)
 
 
@@ -310,7 +334,7 @@ def test_a_set_of_the_version_without_digests_is_opened(small, tmp_path):
     ("change", "message"),
     [
         ({"inputs": np.array([1, 15, 200], np.uint8)}, "inputs has the token id 200 at position 2"),
-        ({"label": 10}, "label 10, expected 0 to 9"),
+        ({"label": 10}, "label 10, expected an integer, 0 to 9"),
     ],
 )
 def test_foreign_ids_and_labels_are_refused_when_a_set_is_prepared(
