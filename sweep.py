@@ -39,6 +39,7 @@ from experiment.signals import STOPPED, StopSignals, exit_status
 from experiment.workdir import (
     WorkdirError,
     check_same_config,
+    is_of_other_data,
     is_running,
     read_result,
     steps_saved,
@@ -143,7 +144,8 @@ def command(run: Run) -> list[str]:
 
 
 def is_finished(run: Run) -> bool:
-    return read_result(run.workdir) is not None
+    result = read_result(run.workdir)
+    return result is not None and not is_of_other_data(result)
 
 
 def log_path(run: Run) -> Path:

@@ -45,6 +45,7 @@ from experiment.training import (
 from experiment.workdir import (
     claim,
     default_workdir,
+    is_of_other_data,
     keep_tokenizer,
     read_result,
     record_config,
@@ -61,6 +62,9 @@ DISTRIBUTED = flags.DEFINE_boolean("distributed", None, "One of several processe
 
 # Fields that a finished run may be asked for with other values of, if the data are the same.
 OF_THE_DATA = ("source", "data_dir", "tokenizer")
+
+# Of a finished run whose task has raised its VERSION since.
+OTHER_EXAMPLES = "is finished, on examples that its task made otherwise; choose another --workdir"
 
 # Said when a signal comes, which is heeded between steps alone.
 SAVING = "saves after this step or evaluation; again: ends at once, unsaved"
@@ -296,6 +300,8 @@ def run(config, signals: StopSignals | None):
     processes.first(lambda: locks.append(claim(workdir, config)))
     if finished := processes.first(lambda: read_result(workdir)):
         named = finished["config"]["task"]
+        if is_of_other_data(finished):
+            raise ValueError(f"--workdir={workdir} {OTHER_EXAMPLES}")
         if any(config.task[field] != named.get(field) for field in OF_THE_DATA):
             check_same_data(workdir, finished["fingerprint"], load_data(config, workdir))
         show_result(finished, workdir)

@@ -1,5 +1,7 @@
 """Checks of a config, all of them made before any data or workdir is touched."""
 
+from pathlib import Path
+
 import ml_collections
 
 import lra_tasks
@@ -63,17 +65,18 @@ CHOICES = {
     "model.pooling": nystrom.POOLINGS,
     "model.dtype": ("float32", "bfloat16"),
 }
-# Fields that only one attention reads.
-OWN_FIELDS = {
-    f"model.{option}": name
-    for name, entry in nystrom.ATTENTIONS.items()
-    for option in entry.options
-}
-for entry in nystrom.ATTENTIONS.values():
-    for option, allowed in entry.allowed.items():
-        (CHOICES if isinstance(allowed, tuple) else AT_LEAST)[f"model.{option}"] = allowed
-        if not isinstance(allowed, tuple):
-            AT_MOST.setdefault(f"model.{option}", 2**20)
+# Fields that not every attention reads, and which do. What one of these allows, the field may be.
+OWN_FIELDS: dict[str, tuple[str, ...]] = {}
+for name, entry in nystrom.ATTENTIONS.items():
+    for option in entry.options:
+        field = f"model.{option}"
+        OWN_FIELDS[field] = (*OWN_FIELDS.get(field, ()), name)
+        allowed = entry.allowed.get(option)
+        if isinstance(allowed, tuple):
+            CHOICES[field] = tuple(dict.fromkeys((*CHOICES.get(field, ()), *allowed)))
+        elif allowed is not None:
+            AT_LEAST[field] = min(AT_LEAST.get(field, allowed), allowed)
+            AT_MOST.setdefault(field, 2**20)
 
 
 def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> list[str]:
@@ -96,6 +99,8 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
     for field, most in AT_MOST.items():
         expect(_get(config, field) <= most, field, f"expected {AT_LEAST[field]} to {most}")
     problem = path_problem(config.cache_dir) if config.cache_dir else ""
+    if not problem and config.cache_dir and Path(config.cache_dir).expanduser().is_file():
+        problem = "a file; expected a folder, or a name for one"
     expect(not problem, "cache_dir", problem)
     problems += check_choices(config, CHOICES)
     if problems:  # what follows divides by these numbers
@@ -108,6 +113,11 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         "expected () or two numbers of at least 0 and less than 1",
     )
     model, batch, parts = config.model, config.batch_size, max(config.accumulate_steps, 1)
+    for option, allowed in nystrom.ATTENTIONS[model.attention].allowed.items():
+        value, named = model[option], isinstance(allowed, tuple)
+        what = f"one of {', '.join(allowed)}" if named else f"{allowed} or more"
+        good = value in allowed if named else value >= allowed
+        expect(good, f"model.{option}", f"expected {what}, of {model.attention}")
     depth, remainder = divmod(model.width, model.num_heads)
     expect(
         remainder == 0,

@@ -46,6 +46,7 @@ def describe(config, task: lra_tasks.Task, why: str) -> dict:
         "task": task.name,
         "source": task.source,
         "fingerprint": task.fingerprint,
+        "data_version": lra_tasks.task_module(task.name).VERSION,
         "comparable_to_lra": not why,
         "why_not_comparable": why,
         "split_sizes": {name: len(split.examples) for name, split in task.splits.items()},

@@ -70,7 +70,8 @@ class _BadFile(Exception):
 def _folders(path, seen, skipped):
     """The folders of runs; what is linked, once."""
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such folder; expected one with runs, such as runs/")
+        found = "not a folder" if path.exists() else "no such folder"
+        raise FileNotFoundError(f"{path}: {found}; expected one with runs, such as runs/")
 
     def note(error):
         skipped.append((Path(error.filename), f"not readable ({error.strerror})"))

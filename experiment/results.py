@@ -153,7 +153,7 @@ def fields_read(config: dict) -> dict[str, object]:
     return {
         name: value
         for name, value in fields(config).items()
-        if OWN_FIELDS.get(name, attention) == attention
+        if attention in OWN_FIELDS.get(name, (attention,))
     }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ml_collections
 
+import lra_tasks
 from configs import base
 
 MAX_NAME = 150  # of a folder's name; file systems allow 255 bytes
@@ -218,6 +219,13 @@ def read_result(workdir: Path) -> dict | None:
     config = result.get("config")
     is_whole = isinstance(config, dict) and isinstance(config.get("task"), dict)
     return result if is_whole and {"test_accuracy", "fingerprint"} <= result.keys() else None
+
+
+def is_of_other_data(result: dict) -> bool:
+    """Whether its task's VERSION was raised since; older results don't say of which they are."""
+    if (version := result.get("data_version")) is None:
+        return False
+    return version != lra_tasks.task_module(result["config"]["task"]["name"]).VERSION
 
 
 def strict_json(value, indent: int | None = None) -> str:

@@ -86,6 +86,10 @@ def _task_or_file(text: str) -> str:
     name = text.partition(":")[0]
     if name in lra_tasks.NAMES or name.endswith(".py"):
         return text
+    if name in lra_tasks.LANGUAGE_NAMES:
+        raise argparse.ArgumentTypeError(
+            f"{name} has no recipe of its own; give a config file, such as configs/mlm.py"
+        )
     close = difflib.get_close_matches(name, lra_tasks.NAMES, 1)
     meant = f"did you mean {close[0]}? There" if close else "there"
     raise argparse.ArgumentTypeError(

@@ -68,7 +68,7 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
             digests[split] = hashlib.sha256()
             rows = lengths[split] = []
             for row in progress.track(make(), f"{name} {split}", totals.get(split), show):
-                rows.append(_measure(row, module, split, len(rows), digests[split]))
+                rows.append(_measure(row, module, config, split, len(rows), digests[split]))
                 yield {name: as_stored(value) for name, value in row.items()}
 
         return examples
@@ -125,7 +125,7 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
     return directory
 
 
-def _measure(example: dict, module: ModuleType, split: str, index: int, digest) -> list[int]:
+def _measure(example: dict, module: ModuleType, config, split, index: int, digest) -> list[int]:
     """Adds an example to the digest and returns the lengths of its documents."""
     names = document_names(module.NUM_DOCUMENTS)
     sizes = []
@@ -147,6 +147,9 @@ def _measure(example: dict, module: ModuleType, split: str, index: int, digest) 
             )
         if problem := foreign_ids(document, module.VOCAB_SIZE - module.ID_OFFSET):
             raise ValueError(f"{split} example {index}: {name} has {problem}")
+        if document.size > config.max_length:
+            found = f"{split} example {index}: {name} has {document.size} tokens"
+            raise ValueError(f"{found}, more than config.task.max_length={config.max_length}")
         digest.update(len(document).to_bytes(8, "little"))
         digest.update(document.tobytes())
         sizes.append(len(document))

@@ -40,7 +40,7 @@ class Attention(NamedTuple):
     Attributes:
       make: (setting, **options) -> attention, a function of this package's signature.
       options: defaults of its options; `config.model.<option>` sets them in the trainers.
-      allowed: of an option the least number, or the names that it may have.
+      allowed: of an option the least integer, or the names that it may have.
       layer: the names of those options that `SelfAttention` takes, and what else it is given.
       cuts_sequences: whether it knows a sequence that is cut over devices.
     """

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+import nystrom
 from configs import base, reading
-from experiment import provenance
+from experiment import config_checks, provenance
 from experiment.config_checks import check_config, suitable_accumulate_steps
 from experiment.workdir import default_workdir, differing_fields
 from tests.conftest import ROOT, SMALL
@@ -29,6 +30,29 @@ RECIPES = {
     "lra_pathfinder": (256, 62_400, 312, 1_024),
     "lra_pathx": (256, 62_400, 312, 16_384),
 }
+
+
+@pytest.fixture
+def shared_option(monkeypatch):
+    """An attention of one's own with an option that performer has."""
+    own = nystrom.ATTENTIONS["linear"]._replace(
+        options={"num_features": 300}, allowed={"num_features": 300}
+    )
+    monkeypatch.setitem(nystrom.ATTENTIONS, "own", own)
+    yield importlib.reload(config_checks)
+    monkeypatch.undo()
+    importlib.reload(config_checks)
+
+
+def test_an_option_may_be_that_of_several_attentions(shared_option):
+    assert shared_option.OWN_FIELDS["model.num_features"] == ("own", "performer")[::-1]
+    config = load("lra_listops")
+    assert not shared_option.check_config(config)
+    config.model.attention = "own"
+    expected = "config.model.num_features=256: expected 300 or more, of own"
+    assert shared_option.check_config(config) == [expected]
+    config.model.attention, config.model.num_features = "performer", 8
+    assert not shared_option.check_config(config)
 
 
 def load(name, variant=""):
@@ -92,6 +116,7 @@ def test_an_unknown_variant_is_refused(name):
     ("field", "value", "expected"),
     [
         ("model.attention", "nystroem", "expected one of"),
+        ("cache_dir", __file__, "a file; expected a folder"),
         ("model.num_heads", 3, "expected a divisor of config.model.width=64"),
         ("model.num_heads", 0, "expected 1 or more"),
         ("model.num_landmarks", 0, "expected 1 or more"),

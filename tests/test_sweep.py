@@ -18,6 +18,7 @@ from experiment.grid import GridError, make_runs, split_values
 from experiment.read_runs import read_runs
 from experiment.signals import StopSignals
 from experiment.workdir import claim, default_workdir
+from lra_tasks import listops
 from sweep import Job, Sweep, is_finished, log_path, main, stop
 from tests.conftest import ROOT, SMALL, SMALL_ONE_LENGTH
 from tests.written_runs import RESULT
@@ -132,6 +133,16 @@ def test_a_result_that_is_not_whole_finishes_no_run(text, tmp_path):
         assert not is_finished(run)
     result.write_text(json.dumps(RESULT))
     assert is_finished(run)
+
+
+@pytest.mark.parametrize(("version", "same"), [("0.9.0", False), (listops.VERSION, True)])
+def test_a_result_of_examples_of_another_version_finishes_no_run(version, same, tmp_path):
+    (run,) = make_runs([LISTOPS], tmp_path)
+    run.workdir.mkdir()
+    config = {"task": {"name": "listops"}}
+    result = json.dumps(RESULT | {"config": config, "data_version": version})
+    (run.workdir / "result.json").write_text(result)
+    assert is_finished(run) == same
 
 
 def test_a_run_that_another_process_runs_waits_for_it(tmp_path, monkeypatch, capsys):

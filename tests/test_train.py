@@ -13,7 +13,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+import train
 from experiment.checkpoints import Checkpoints
+from lra_tasks import listops
 from tests.conftest import ROOT, SMALL, SMALL_ONE_LENGTH, start_train
 
 
@@ -229,6 +231,18 @@ def test_a_finished_run_does_not_answer_for_other_data(whole_run, tmp_path, run_
     assert refused.returncode == 1 and not refused.stdout
     assert f"--workdir={workdir}: the run began with other data" in refused.stderr
     assert "choose another --workdir" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_a_finished_run_does_not_answer_for_examples_of_another_version(
+    whole_run, tmp_path, run_train
+):
+    copy = shutil.copytree(whole_run[0], tmp_path / "run")
+    result = json.loads((copy / "result.json").read_text())
+    assert result["data_version"] == listops.VERSION
+    (copy / "result.json").write_text(json.dumps(result | {"data_version": "0.9.0"}))
+    refused = run_train(*SMALL, f"--workdir={copy}", check=False)
+    assert refused.returncode == 1 and not refused.stdout
+    assert refused.stderr.endswith(f"--workdir={copy} {train.OTHER_EXAMPLES}\n")
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_fields(whole_run, run_train):

@@ -104,6 +104,7 @@ BITS = np.ones(3, np.uint8)
         ({"input": BITS, "label": 0}, " has input, label, expected inputs, label"),
         ({"inputs": BITS}, " has inputs, expected inputs, label"),
         ({"inputs": BITS, "label": 0, "index": 7}, " has inputs, label, index, expected inputs"),
+        ({"inputs": BITS.repeat(99), "label": 0}, ": inputs has 297 tokens, more than config.task"),
         ((BITS, 0), " is tuple, expected a dict"),
         ({"inputs": BITS, "label": 10}, ": label 10, expected an integer, 0 to 9"),
         ({"inputs": BITS, "label": 0.9}, ": label 0.9, expected an integer"),
