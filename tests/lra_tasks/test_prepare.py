@@ -76,6 +76,7 @@ def test_variants_and_overrides_are_train_pys(given, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["documents"], "documents has no recipe of its own; give a config file, such as"),
         (["listops:quik"], "no variant 'quik'; did you mean :quick?"),
         (["listops", "--config.task.num_trian=3"], "did you mean --config.task.num_train?"),
         (["listops", "--surce=release"], "surce"),
