@@ -15,8 +15,9 @@ SOURCES = ("release", "generated", "package", "synthetic")
 MAX_SEED = 2**32 - 1
 MAX_LENGTH = 2**24
 # What store.py says that every task defines.
-CONSTANTS = ("TITLE", "NUM_CLASSES", "VOCAB_SIZE", "NUM_DOCUMENTS", "ID_OFFSET", "FIRST_ID")
-CONSTANTS += ("VERSION", "SOURCES", "LABEL_NAMES")
+INTEGERS = ("NUM_CLASSES", "VOCAB_SIZE", "NUM_DOCUMENTS", "ID_OFFSET", "FIRST_ID")
+CONSTANTS = dict.fromkeys(INTEGERS, int) | dict.fromkeys(("TITLE", "VERSION"), str)
+CONSTANTS |= dict.fromkeys(("SOURCES", "LABEL_NAMES"), tuple | list)
 FUNCTIONS = ("check", "set_name", "find_files", "num_examples", "examples", "why_not_comparable")
 
 
@@ -120,7 +121,13 @@ def _check_module(module: ModuleType) -> list[str]:
     missing = [name for name in (*CONSTANTS, *FUNCTIONS) if not hasattr(module, name)]
     if missing:
         return [f"{module.__name__} has no {', '.join(missing)}: see lra_tasks/store.py"]
-    problems = []
+    problems = [
+        f"{name}={getattr(module, name)!r}, expected {getattr(kind, '__name__', kind)}"
+        for name, kind in CONSTANTS.items()
+        if not isinstance(getattr(module, name), kind)
+    ]
+    if problems:
+        return [f"{module.__name__}: {problem}" for problem in problems]
     if unknown := [source for source in module.SOURCES if source not in SOURCES]:
         problems.append(f"SOURCES has {unknown}, expected some of {', '.join(SOURCES)}")
     if len(module.LABEL_NAMES) != module.NUM_CLASSES:

@@ -92,6 +92,12 @@ def test_what_a_task_of_ones_own_lacks_is_named(make_config, monkeypatch):
         "package, synthetic",
         "lra_tasks.listops: 2 LABEL_NAMES, expected NUM_CLASSES=10",
     ]
+    monkeypatch.setattr(listops, "VERSION", 2)
+    monkeypatch.setattr(listops, "LABEL_NAMES", "0123456789")
+    assert lra_tasks.check(make_config()) == [
+        "lra_tasks.listops: VERSION=2, expected str",
+        "lra_tasks.listops: LABEL_NAMES='0123456789', expected tuple | list",
+    ]
     monkeypatch.undo()
     monkeypatch.setattr(listops, "check", lambda config: None)
     [problem] = lra_tasks.check(make_config())
