@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 import lra_tasks
@@ -14,6 +15,7 @@ from experiment.workdir import WorkdirError, read_result, recorded, steps_saved
 # Fields that give an encoder's weights their meaning, whatever their shapes.
 OF_THE_WEIGHTS = ("num_heads", "position", "norm")
 EMBEDDINGS = "encoder/token_embed/embedding"
+POSITIONS = "encoder/position_embed"
 
 
 def source_problems(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
@@ -48,7 +50,7 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
 
     Weights are taken by name. Of the table of embeddings these are the rows that both have: the
     row of hidden tokens, the last, is left behind where there are none, and new where there was
-    none.
+    none. Of a length that is a multiple of that run's, the table of positions is its, repeated.
 
     Raises:
       WorkdirError: as `read_source`, or the weights don't fit, each named.
@@ -80,7 +82,7 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
             f"config.task.tokenizer={config.task.tokenizer!r}: another vocabulary than that run's; "
             f"give {config.init_from!r}"
         )
-    taken = dict(wanted)
+    taken, positions = dict(wanted), None
     ids = common_ids(source, source_task), common_ids(config, task)
     for name in sorted(found.keys() | wanted.keys()):
         if name not in found or name not in wanted:
@@ -91,6 +93,9 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
         elif name == EMBEDDINGS and found[name].shape[1:] == wanted[name].shape[1:]:
             rows = min(len(found[name]), len(wanted[name]))
             taken[name] = wanted[name].at[:rows].set(found[name][:rows])
+        elif name == POSITIONS and _is_longer(wanted[name], found[name]):
+            positions = len(found[name]), len(wanted[name])
+            taken[name] = jnp.tile(found[name], (positions[1] // positions[0], 1))
         elif found[name].shape != wanted[name].shape:
             problems.append(f"{name}: {found[name].shape} there, {wanted[name].shape} here")
         else:
@@ -106,6 +111,7 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
         "objective": source.objective,
         "fingerprint": made_by.get("fingerprint"),
         "step": step,
+        "positions": positions,  # rows of its table and of this, where they are repeated
         "num_train_steps": source.num_train_steps,
         "finished": read_result(folder) is not None,
         "config": recorded(source),
@@ -126,8 +132,16 @@ def begins_with(config: ml_collections.ConfigDict, record: dict) -> str:
         for name, value in here.items()
         if there[name] != value
     ]
+    if rows := record["positions"]:
+        differing.append(f"\n  its {rows[0]:,} positions, repeated to {rows[1]:,}")
     begun = f"begins with the encoder of {record['workdir']}, step {record['step']:,}"
     return begun + "".join(differing)
+
+
+def _is_longer(table, other):
+    """Whether a table of positions can be another, repeated."""
+    more = len(table) - len(other)
+    return table.shape[1:] == other.shape[1:] and more > 0 and more % len(other) == 0
 
 
 def common_ids(config, task) -> tuple[int, int]:

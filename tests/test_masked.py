@@ -19,7 +19,7 @@ from experiment.grid import make_runs
 from experiment.load import load_run
 from experiment.model import head_of, make_model
 from experiment.objectives import Masked, checkpoint_score, content_keys, make_objective
-from experiment.pretrained import source_problems, start_from, weights_by_name
+from experiment.pretrained import begins_with, source_problems, start_from, weights_by_name
 from experiment.workdir import WorkdirError, record_config
 from tests.test_resume import PowerCutError, cut_off
 from tests.test_tasks_train import run, small
@@ -233,6 +233,16 @@ def test_a_masked_run_may_begin_with_another_and_takes_its_row_of_hidden_tokens(
     params, _ = start_from(config, task, fresh)
     theirs = load_run(pretrained[0], with_data=False).model.encoder.token_embed.embedding[...]
     np.testing.assert_array_equal(params["encoder"]["token_embed"]["embedding"][...], theirs)
+
+
+def test_a_longer_model_begins_with_the_positions_of_a_shorter_one_repeated(pretrained):
+    config = finetune(pretrained[0], **{"task.max_length": 128, "task.padded_length": 128})
+    task = lra_tasks.without_data(config.task)
+    params, record = start_from(config, task, nnx.state(make_model(config.model, task, 0)))
+    theirs = load_run(pretrained[0], with_data=False).model.encoder.position_embed[...]
+    ours = params["encoder"]["position_embed"][...]
+    np.testing.assert_array_equal(ours, np.concatenate([theirs, theirs]))
+    assert "its 64 positions, repeated to 128" in begins_with(config, record)
 
 
 def test_weights_that_do_not_fit_are_named_one_by_one(pretrained):
