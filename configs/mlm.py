@@ -8,7 +8,9 @@ of 256 by AdamW at 1e-4 with decay 0.01 and 10,000 steps of warm-up. For acceler
 The vocabulary is learnt from the documents, 30,000 pieces, unless one is given as
 --config.task.tokenizer, and stays with the run. Where theirs tells the halves by types of tokens,
 ours has [SEP] between them alone. Nor has ours a dense layer and a norm before the logits of hidden
-tokens, or dropout before those of order, and an example's order weighs as its hidden tokens do.
+tokens, or dropout before those of order, and an example's order weighs as its hidden tokens do. A
+token is hidden or not whatever others are, so that some rows have more than their 80. A row of one
+line is cut into halves at a random token; theirs take the second from elsewhere in the text.
 
 Variants:
   :small  their small model: 4 layers, 100,000 steps.
