@@ -117,7 +117,7 @@ def _select(split: str, rows: Callable[[], Iterable], config, notes: dict) -> It
         kept += 1
         if kept == wanted:
             break
-    if kept < wanted:
+    if kept < wanted or (left_out and not kept):
         raise ValueError(
             f"config.task.num_{split}={wanted}: {FILES[split]} has {kept} expressions of more than "
             f"{config.min_length} and less than {config.max_length} tokens"

@@ -1,4 +1,4 @@
-"""What a language model is: the fields of its config.json, with the defaults of `transformers`."""
+"""What a language model is: the fields of its config.json."""
 
 import dataclasses
 import json
@@ -23,7 +23,8 @@ class LanguageConfig:
     """The fields of a Nyströmformer's config.json, and how padding is taken.
 
     Attention is exact where `num_landmarks` equals `segment_means_seq_len`, else Nyström with
-    `num_landmarks`, whatever the input's length: see `attention` and `with_attention`.
+    `num_landmarks`, whatever the input's length: see `attention` and `with_attention`. Defaults are
+    those of `transformers`, but that the attention is Nyström; of a file's fields they are its.
 
     `padding` is "inert", so that it changes no real token, or "transformers": to the digit what
     that library computes, where the convolution reaches into padding, positions count it, and
@@ -45,7 +46,7 @@ class LanguageConfig:
     hidden_dropout_prob: float = 0.1
     max_position_embeddings: int = 510
     type_vocab_size: int = 2
-    segment_means_seq_len: int = 64
+    segment_means_seq_len: int = 510
     num_landmarks: int = 64
     conv_kernel_size: int | None = 65
     inv_coeff_init_option: bool = False
@@ -154,7 +155,8 @@ def read_config(path: Path) -> tuple[LanguageConfig, dict[str, Any]]:
     if fields.get("position_embedding_type", "absolute") != "absolute":
         raise ValueError(f"{path}: only position_embedding_type 'absolute' is known")
     known = {field.name for field in dataclasses.fields(LanguageConfig)} - set(OUR_OWN)
-    given = {name: value for name, value in fields.items() if name in known}
+    given: dict[str, Any] = {"segment_means_seq_len": 64}  # of files that leave it out
+    given |= {name: value for name, value in fields.items() if name in known}
     labels = fields.get("id2label")
     if labels and not isinstance(labels, dict):
         raise ValueError(f"{path}: id2label={labels!r}: expected an object of labels, or null")

@@ -164,7 +164,10 @@ def test_numbers_and_lengths_of_the_config_hold(make_config, tmp_path):
     examples = task.splits["train"].examples.__getitems__([0, 1, 2])
     assert [(e["inputs"].tobytes(), e["label"]) for e in examples] == kept
     assert not task.comparable_to_lra and "tokens" in task.why_not_comparable
-    config.num_train = 50
+    config.min_length, config.num_train = bound - 2, 0
+    with pytest.raises(ValueError, match=f"more than {bound - 2} and less than {bound} tokens"):
+        lra_tasks.load(config, tmp_path, progress=False)
+    config.min_length, config.num_train = 10, 50
     with pytest.raises(ValueError, match=r"num_train=50: basic_train.tsv has \d expressions"):
         lra_tasks.load(config, tmp_path, progress=False)
 

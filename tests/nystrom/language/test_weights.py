@@ -16,6 +16,7 @@ from language_folders import DATA, WORDS, arrays_of, assert_same_weights, edit_c
 from benchmarks import language_peer as peer
 from nystrom import language
 from nystrom.language import weights
+from nystrom.language.config import read_config
 
 ROOT = Path(__file__).parents[3]
 
@@ -232,6 +233,12 @@ def test_the_head_is_told_from_the_names_where_the_config_says_nothing(head, tmp
         rewrite(tmp_path, arrays_of(tmp_path) | {"cls.seq_relationship.weight": np.ones((2, 16))})
         with pytest.raises(ValueError, match=r"cls\.seq_relationship\.weight: unknown"):
             language.from_pretrained(tmp_path)
+
+
+def test_exact_attention_is_never_the_default_of_a_config_but_that_of_a_file(tmp_path):
+    assert language.LanguageConfig().attention == "nystrom"
+    (tmp_path / "config.json").write_text("{}")  # which has the defaults of transformers
+    assert read_config(tmp_path / "config.json")[0].attention == "softmax"
 
 
 def test_attention_follows_the_file_aloud_or_what_is_asked_for(folder, tmp_path, caplog):
