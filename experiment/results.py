@@ -23,13 +23,16 @@ PAPER = {
     "performer": (18.80, 63.81, 78.62, 37.07, 69.87),
     "nystrom": (37.15, 65.52, 79.56, 41.58, 70.94),
 }
-# Fields that tell a reader most about how runs differ, the first most of all.
+# Fields that tell a reader most about how runs differ, the first most of all: what the model is,
+# lest its effect look like that of steps or landmarks.
 TELLING = (
     "objective",
     "init_from",
+    "model.pooling",
+    "model.num_heads",
+    "model.dropout_rate",
     "num_train_steps",
     "learning_rate",
-    "model.pooling",
     "batch_size",
     "warmup_steps",
     "model.num_landmarks",
