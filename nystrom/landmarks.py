@@ -116,12 +116,19 @@ def segment_of_token(
 ) -> tuple[Int[Array, "*B N"], Int[Array, "*B L"]]:
     """The segment of every token, L for padding, which no segment holds; the segments' sizes."""
     rank, count = token_ranks(mask, axis_name)
-    quotient, remainder = jnp.divmod(count[..., None], num_landmarks)
-    # In the longer segments the first is right and no less than the second; after them, the second.
-    segment = jnp.maximum(rank // (quotient + 1), (rank - remainder) // jnp.maximum(quotient, 1))
+    quotient = whole_part(count[..., None], num_landmarks)
+    remainder = count[..., None] - quotient * num_landmarks
+    is_longer = rank < remainder * (quotient + 1)  # in one of the longer segments, the first ones
+    size = jnp.where(is_longer, quotient + 1, jnp.maximum(quotient, 1))
+    segment = whole_part(jnp.where(is_longer, rank, rank - remainder), size)
     place = jnp.arange(num_landmarks, dtype=count.dtype).reshape(*(1,) * count.ndim, -1)
     sizes = quotient + (place < remainder).astype(count.dtype)
     return jnp.where(mask, segment, num_landmarks), sizes
+
+
+def whole_part(x: Int[Array, "..."], y) -> Int[Array, "..."]:
+    """x / y cut to an integer: one operation, where floor division of signed integers is ten."""
+    return jax.lax.div(x, jnp.broadcast_to(y, x.shape).astype(x.dtype))
 
 
 def token_ranks(
