@@ -275,6 +275,8 @@ def main(_):
     except KeyboardInterrupt as error:
         leave(*error.args or ("SIGINT",))
     except (Stop, ValueError, OSError) as error:
+        if not lra_tasks.errors.is_worded(error):
+            raise
         fail(str(error))
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() > 1:

@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # JAX and the rest, after the flags are known to be right.
         from experiment import load, processes
+        from lra_tasks.errors import is_worded
 
         processes.check_devices()
         if flags.documents:
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print_score(load.load_run(flags.workdir, flags.cache_dir), flags)
     except (ValueError, OSError, ImportError) as error:
+        if not isinstance(error, ImportError) and not is_worded(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

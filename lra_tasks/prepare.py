@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import lra_tasks
+from lra_tasks.errors import is_worded
 from lra_tasks.progress import plain_warnings
 
 NUM_SHOWN = 3
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report(task, directory)
         _preview(task, flags.preview_dir)
     except (ValueError, OSError) as error:
+        if not is_worded(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -81,6 +81,26 @@ def test_an_option_that_base_does_not_declare_is_named(copy):
     assert "config.model.strength: is missing; see configs/base.py" in said
 
 
+def test_faults_of_ones_own_code_are_shown_where_they_are(copy, tmp_path):
+    sizes = [f"--config.task.num_{split}=40" for split in ("train", "validation", "test")]
+    given = [*sizes, f"--config.cache_dir={tmp_path}"]
+    attention, task = copy / "nystrom/baselines/sharp.py", copy / "lra_tasks/parity/__init__.py"
+    was = attention.read_text(), task.read_text()
+    training = ["train.py", "--config=configs/lra_parity.py", "--config.model.attention=sharp"]
+    try:
+        attention.write_text(was[0].replace("(q, k.T)", "(q, k)"))
+        said = run(copy, *training, f"--workdir={tmp_path / 'run'}", *given, status=1)
+        assert 'sharp.py", line' in said and "matmul(q, k)" in said
+        task.write_text(was[1].replace("in counts.items()", "in counts"))
+        said = run(
+            copy, "-m", "lra_tasks.prepare", "parity", *given, "--config.task.data_seed=5", status=1
+        )
+        assert 'parity/__init__.py", line' in said and "too many values" in said
+    finally:
+        attention.write_text(was[0])
+        task.write_text(was[1])
+
+
 def test_task_and_attention_train_and_are_reported(copy, tmp_path):
     cache = f"--config.cache_dir={tmp_path / 'cache'}"
     sizes = [f"--config.task.num_{split}=40" for split in ("train", "validation", "test")]

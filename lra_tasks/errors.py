@@ -1,0 +1,19 @@
+"""Which errors are told in a line: those worded for users, not faults of code."""
+
+import linecache
+import traceback
+
+PACKAGES = ("nystrom", "lra_tasks", "configs", "experiment", "train", "__main__")
+
+
+def is_worded(error: Exception) -> bool:
+    """Whether the system raised the error, or a `raise` of this repository; else it is a fault.
+
+    Of a fault, such as a product of wrong shapes in an attention of one's own, the place matters.
+    """
+    if isinstance(error, OSError):
+        return True
+    *_, (frame, number) = traceback.walk_tb(error.__traceback__)
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    line = linecache.getline(frame.f_code.co_filename, number)
+    return package in PACKAGES and line.lstrip().startswith("raise")
