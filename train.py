@@ -53,6 +53,7 @@ from experiment.workdir import (
     recorded_accumulate_steps,
     write_result,
 )
+from lra_tasks.errors import is_worded
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config, configs/lra_<task>.py.")
@@ -275,7 +276,7 @@ def main(_):
     except KeyboardInterrupt as error:
         leave(*error.args or ("SIGINT",))
     except (Stop, ValueError, OSError) as error:
-        if not lra_tasks.errors.is_worded(error):
+        if not is_worded(error):
             raise
         fail(str(error))
     except jax.errors.JaxRuntimeError as error:
