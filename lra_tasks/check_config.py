@@ -118,7 +118,8 @@ def prepared_releases(config: TaskConfig, module: ModuleType, root: Path) -> lis
 
 def _check_module(module: ModuleType) -> list[str]:
     """What the author of a task has to mend."""
-    missing = [name for name in (*CONSTANTS, *FUNCTIONS) if not hasattr(module, name)]
+    shown = () if hasattr(module, "PICTURE_SHAPE") else ("encode", "decode")
+    missing = [name for name in (*CONSTANTS, *FUNCTIONS, *shown) if not hasattr(module, name)]
     if missing:
         return [f"{module.__name__} has no {', '.join(missing)}: see lra_tasks/store.py"]
     problems = [
@@ -130,6 +131,10 @@ def _check_module(module: ModuleType) -> list[str]:
         return [f"{module.__name__}: {problem}" for problem in problems]
     if unknown := [source for source in module.SOURCES if source not in SOURCES]:
         problems.append(f"SOURCES has {unknown}, expected some of {', '.join(SOURCES)}")
+    if not 0 <= module.FIRST_ID < module.VOCAB_SIZE:
+        problems.append(
+            f"FIRST_ID={module.FIRST_ID}, expected one of VOCAB_SIZE={module.VOCAB_SIZE} ids"
+        )
     if len(module.LABEL_NAMES) != module.NUM_CLASSES:
         problems.append(
             f"{len(module.LABEL_NAMES)} LABEL_NAMES, expected NUM_CLASSES={module.NUM_CLASSES}"

@@ -100,7 +100,10 @@ def datasets_dir(cache_dir: str | os.PathLike | None) -> Path:
 
 def directory_name(task_name: str, module: ModuleType, config, source: str, files) -> str:
     """The set's directory name below `lra/`; '*' for the files' key if `files` is None."""
-    name = f"{task_name}-{source}-{module.set_name(config, source)}"
+    set_name = module.set_name(config, source)
+    if not isinstance(set_name, str):  # all of a task's sets would be one
+        raise ValueError(f"{module.__name__}.set_name gave {set_name!r}, expected a string")
+    name = f"{task_name}-{source}-{set_name}"
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"set name {name!r} may only have letters, digits, '-' and '_'")
     if files is None:

@@ -87,9 +87,11 @@ def test_missing_field(make_config):
 def test_what_a_task_of_ones_own_lacks_is_named(make_config, monkeypatch):
     monkeypatch.setattr(listops, "LABEL_NAMES", ("zero", "one"))
     monkeypatch.setattr(listops, "SOURCES", ("generated", "sintetic"))
+    monkeypatch.setattr(listops, "FIRST_ID", listops.VOCAB_SIZE)
     assert lra_tasks.check(make_config()) == [
         "lra_tasks.listops: SOURCES has ['sintetic'], expected some of release, generated, "
         "package, synthetic",
+        "lra_tasks.listops: FIRST_ID=16, expected one of VOCAB_SIZE=16 ids",
         "lra_tasks.listops: 2 LABEL_NAMES, expected NUM_CLASSES=10",
     ]
     monkeypatch.setattr(listops, "VERSION", 2)
@@ -104,8 +106,15 @@ def test_what_a_task_of_ones_own_lacks_is_named(make_config, monkeypatch):
     assert problem == "lra_tasks.listops.check gave None, expected a list of problems"
     monkeypatch.delattr(listops, "FIRST_ID")
     monkeypatch.delattr(listops, "check")
+    monkeypatch.delattr(listops, "decode")
     [problem] = lra_tasks.check(make_config())
-    assert problem == "lra_tasks.listops has no FIRST_ID, check: see lra_tasks/store.py"
+    assert problem == "lra_tasks.listops has no FIRST_ID, check, decode: see lra_tasks/store.py"
+
+
+def test_sets_without_a_name_are_refused_not_mixed(make_config, monkeypatch):
+    monkeypatch.setattr(listops, "set_name", lambda config, source: None)
+    with pytest.raises(ValueError, match="set_name gave None, expected a string"):
+        lra_tasks.prepare_set(make_config())
 
 
 def test_plain_objects_and_lists_do(make_config, tmp_path):
