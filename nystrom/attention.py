@@ -21,7 +21,7 @@ from nystrom.checks import (
     known,
 )
 from nystrom.kernels import choose
-from nystrom.landmarks import landmark_means
+from nystrom.landmarks import landmark_means, segment_sums
 from nystrom.numerics import (
     MASKED,
     common_dtype,
@@ -47,24 +47,26 @@ class Options(NamedTuple):
 
 
 def eq_9(query, key, value, query_mask, key_mask, options):
-    """F A^+ G value, from the right, for queries and values that are zeros where padded.
+    """F A^+ G value, from the right; zeros for padded queries.
 
     F = softmax(Q K~^T / sqrt D), A = softmax(Q~ K~^T / sqrt D), G = softmax(Q~ K^T / sqrt D).
     """
     scale, dtype = options.scale, query.dtype
+    query = zero_padded(query, query_mask)
     q, k, q_valid, k_valid = landmarks(query, key, query_mask, key_mask, options)
     a_pinv = invert(landmark_matrix(q, k, q_valid, k_valid, scale), options)
     key, value = zero_padded(key, key_mask), zero_padded(value, key_mask)
     g_value = attend(q.astype(dtype), key, value, key_mask, scale, options.axis_name)
     solved = exact_einsum("...hlm,...mhe->...lhe", a_pinv, g_value)
     out = attend(query, k.astype(dtype), solved.astype(dtype), k_valid, scale)
-    return out.astype(dtype)
+    return zero_padded(out.astype(dtype), query_mask)
 
 
-def landmarks(query, key, query_mask, key_mask, options):
+def landmarks(query, key, query_mask, key_mask, options, sums=segment_sums):
     """Q~ and K~ of eq. 5, *B L H D in float32, and which have a token (None: all)."""
-    q, q_valid = landmark_means(query, options.num_landmarks, query_mask, options.axis_name)
-    k, k_valid = landmark_means(key, options.num_landmarks, key_mask, options.axis_name)
+    count, axis_name = options.num_landmarks, options.axis_name
+    q, q_valid = landmark_means(query, count, query_mask, axis_name, sums)
+    k, k_valid = landmark_means(key, count, key_mask, axis_name, sums)
     return q, repeat_heads(k, query.shape[-2]), q_valid, k_valid
 
 
@@ -204,14 +206,14 @@ def _attention(query, key, value, query_mask, key_mask, options, implementation)
     out_shape = (*query.shape[:-1], value.shape[-1])
     if is_empty(*out_shape, key.shape[-3]):
         return jnp.zeros(out_shape, query.dtype)
-    arrays = (zero_padded(query, query_mask).astype(dtype), key.astype(dtype), value.astype(dtype))
+    arrays = (x.astype(dtype) for x in (query, key, value))
     plain, tiles = (partial(form, options=options) for form in (eq_9, tiled.nystrom))
     if options.axis_name is not None:
         implementation = "plain"
     longest = max(query.shape[-3], key.shape[-3], key=lambda n: n if all_known(n) else 0)
     logits = (*query.shape[:-3], query.shape[-2], longest, options.num_landmarks)
     out = choose(implementation, plain, tiles, *arrays, query_mask, key_mask, logits=logits)
-    return zero_padded(out.astype(query.dtype), query_mask)
+    return out.astype(query.dtype)
 
 
 def softmax_attention(
@@ -252,14 +254,16 @@ def _exact(query, key, value, query_mask, key_mask, scale, is_causal, implementa
 
     @jax.checkpoint  # the N x M weights are made anew for gradients, not kept
     def plain(query, key, value, query_mask, key_mask):
-        return attend(query, key, value, key_mask, scale, None, is_causal).astype(dtype)
+        query = zero_padded(query, query_mask)
+        out = attend(query, key, value, key_mask, scale, None, is_causal).astype(dtype)
+        return zero_padded(out, query_mask)
 
     key, value = zero_padded(key, key_mask), zero_padded(value, key_mask)
-    arrays = (x.astype(dtype) for x in (zero_padded(query, query_mask), key, value))
+    arrays = (x.astype(dtype) for x in (query, key, value))
     tiles = partial(tiled.exact, scale=scale)
     logits = (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
     out = choose(implementation, plain, tiles, *arrays, query_mask, key_mask, logits=logits)
-    return zero_padded(out.astype(query.dtype), query_mask)
+    return out.astype(query.dtype)
 
 
 def make_options(

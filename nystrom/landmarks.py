@@ -55,22 +55,6 @@ def _segment_means(x, num_landmarks, mask, axis_name):
     return landmarks.astype(x.dtype), valid
 
 
-def landmark_means(x, num_landmarks, mask, axis_name=None):
-    """`segment_means` in float32 (or float64); `valid` is None where every landmark has a token."""
-    length = x.shape[-3]
-    if mask is None and axis_name is None and length % num_landmarks == 0 and length >= 1:
-        size = length // num_landmarks
-        segments = x.reshape(*x.shape[:-3], num_landmarks, size, *x.shape[-2:])
-        return segments.mean(axis=-3, dtype=accumulator(x.dtype)), None
-    if mask is None:
-        mask = jnp.all(jnp.ones_like(x, bool), axis=(-2, -1))  # cut over devices as x is
-    segment, size = segment_of_token(mask, num_landmarks, axis_name)
-    total = segment_sums(x, segment, num_landmarks)
-    if axis_name is not None:
-        total = jax.lax.psum(total, axis_name)
-    return total / jnp.maximum(size, 1)[..., None, None].astype(total.dtype), size > 0
-
-
 def segment_sums(
     x: Float[Array, "*B N H D"], segment: Int[Array, "*B N"], num_landmarks: int
 ) -> Float[Array, "*B L H D"]:
@@ -109,6 +93,25 @@ def segment_sums(
     alone = examples == 1  # mapping over one example, XLA would copy all its tokens
     total = each(*(array[0] for array in tokens)) if alone else jax.vmap(each)(*tokens)
     return total.reshape(*batch, num_landmarks, num_heads, depth)
+
+
+def landmark_means(x, num_landmarks, mask, axis_name=None, sums=segment_sums):
+    """`segment_means` in float32 (or float64); `valid` is None where every landmark has a token.
+
+    `sums` is `segment_sums`, or what computes the same.
+    """
+    length = x.shape[-3]
+    if mask is None and axis_name is None and length % num_landmarks == 0 and length >= 1:
+        size = length // num_landmarks
+        segments = x.reshape(*x.shape[:-3], num_landmarks, size, *x.shape[-2:])
+        return segments.mean(axis=-3, dtype=accumulator(x.dtype)), None
+    if mask is None:
+        mask = jnp.all(jnp.ones_like(x, bool), axis=(-2, -1))  # cut over devices as x is
+    segment, size = segment_of_token(mask, num_landmarks, axis_name)
+    total = sums(x, segment, num_landmarks)
+    if axis_name is not None:
+        total = jax.lax.psum(total, axis_name)
+    return total / jnp.maximum(size, 1)[..., None, None].astype(total.dtype), size > 0
 
 
 def segment_of_token(

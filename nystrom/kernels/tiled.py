@@ -7,13 +7,14 @@ from nystrom.chebyshev import apply_chebyshev_pinv
 from nystrom.kernels.gradients import with_gradient
 from nystrom.kernels.symmetric_pinv import apply_pinv
 from nystrom.kernels.tiles import from_short, from_short_gradient, to_short, to_short_gradient
+from nystrom.landmarks import segment_sums
 from nystrom.numerics import heads_first, zero_padded
 
 
 def nystrom(query, key, value, query_mask, key_mask, options: Options):
     """`attention.eq_9`, with tiles for its two attentions between tokens and landmarks."""
     scale, heads = options.scale, query.shape[-2]
-    q, k, q_valid, k_valid = landmarks(query, key, query_mask, key_mask, options)
+    q, k, q_valid, k_valid = landmarks(query, key, query_mask, key_mask, options, _sums)
     a = landmark_matrix(q, k, q_valid, k_valid, scale)
     g_value = _from_landmarks(_by_group(q, key.shape[-2]), key, value, key_mask, scale)
     g_value = g_value.reshape(*g_value.shape[:-3], heads, -1, g_value.shape[-1])
@@ -40,6 +41,25 @@ def exact(query, key, value, query_mask, key_mask, scale):
     return out.reshape(*batch, length, heads, -1)
 
 
+def _sums(x, segment, num_landmarks):
+    """`segment_sums`, whose gradient by a token is its segment's: a row taken, no product."""
+
+    dtype = x.dtype
+
+    def plain(primals, segment):
+        return segment_sums(*primals, segment, num_landmarks)
+
+    def forward(primals, segment):
+        return plain(primals, segment), ()
+
+    def backward(residuals, segment, d_sums):
+        is_real, place = segment < num_landmarks, jnp.minimum(segment, num_landmarks - 1)
+        d_x = jnp.take_along_axis(d_sums, place[..., None, None], axis=-3, mode="promise_in_bounds")
+        return (zero_padded(d_x, is_real).astype(dtype),)
+
+    return with_gradient(plain, forward, backward)((x,), segment)
+
+
 def _by_group(landmarks, groups):
     """Landmarks *B L H D of queries -> *B G (H/G L) D, beside the keys that they share."""
     *batch, length, heads, depth = landmarks.shape
@@ -51,8 +71,9 @@ def _to_landmarks(query, keys, values, query_mask, valid, scale):
 
     def plain(primals, constants):
         query, keys, values = primals
-        keys, values = (heads_first(x) for x in (keys, values))
         query_mask, valid = constants
+        query = zero_padded(query, query_mask)
+        keys, values = (heads_first(x) for x in (keys, values))
         out = attend(query, keys.astype(query.dtype), values.astype(query.dtype), valid, scale)
         return zero_padded(out.astype(query.dtype), query_mask)
 

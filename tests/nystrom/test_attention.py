@@ -282,6 +282,26 @@ def test_tiles_have_the_plain_forms_gradient_at_large_logits(length):
     np.testing.assert_allclose(tiled.sum(axis=0), length, rtol=1e-4)
 
 
+def test_padding_costs_tiles_little_memory():
+    """No copy of the tokens, which is 8 MB here, but for the gradients themselves."""
+    tokens = jax.ShapeDtypeStruct((1, 16_384, 2, 64), np.float32)
+    mask = jax.ShapeDtypeStruct((1, 16_384), bool)
+
+    def attend(query, key, value, mask):
+        options = {"mask": mask, "implementation": "tiled"}
+        return nystrom_attention(query, key, value, **options)
+
+    def gradient(*args):
+        return jax.grad(lambda *args: attend(*args).sum(), (0, 1, 2))(*args)
+
+    def temporary_mb(function, mask):
+        compiled = jax.jit(function).lower(tokens, tokens, tokens, mask).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / 1e6
+
+    for function in (attend, gradient):
+        assert temporary_mb(function, mask) < temporary_mb(function, None) + 4
+
+
 def test_values_of_half_precision_do_not_overflow_inside():
     """float16 values near its limit average without passing through an infinity."""
     q, k, _ = (x.astype(np.float16) for x in random_inputs(10))
