@@ -291,7 +291,7 @@ def run(config, signals: StopSignals | None):
     """Makes the run that the flags ask for, unless it is finished, and shows its result."""
     holder = FLAGS["config"]
     workdir = Path(WORKDIR.value or default_workdir(holder.config_filename, holder.override_values))
-    workdir = workdir.expanduser()
+    workdir = lra_tasks.disk.expand_user(workdir)
     profile = processes.together(lambda: check_command(config, workdir, PROFILE.value))
     processes.check_same(recorded(config) | {"devices": jax.local_device_count()})
     recipe = reading.load_recipe(holder.config_filename)

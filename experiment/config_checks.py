@@ -1,7 +1,5 @@
 """Checks of a config, all of them made before any data or workdir is touched."""
 
-from pathlib import Path
-
 import ml_collections
 
 import lra_tasks
@@ -99,7 +97,7 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
     for field, most in AT_MOST.items():
         expect(_get(config, field) <= most, field, f"expected {AT_LEAST[field]} to {most}")
     problem = path_problem(config.cache_dir) if config.cache_dir else ""
-    if not problem and config.cache_dir and Path(config.cache_dir).expanduser().is_file():
+    if not problem and config.cache_dir and lra_tasks.disk.expand_user(config.cache_dir).is_file():
         problem = "a file; expected a folder, or a name for one"
     expect(not problem, "cache_dir", problem)
     problems += check_choices(config, CHOICES)

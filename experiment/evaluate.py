@@ -92,7 +92,7 @@ def print_score(loaded, flags) -> None:
     objective = objectives.make_objective(loaded.config, loaded.task)
     values = training.evaluate(*nnx.split(loaded.model), batches, objective=objective)
     count = len(loaded.task.splits[flags.split].lengths)
-    if not (Path(flags.workdir).expanduser() / "result.json").exists():
+    if not (lra_tasks.disk.expand_user(flags.workdir) / "result.json").exists():
         print("the run is unfinished; its best checkpoint so far is scored", file=sys.stderr)
     loss = f"loss {values.get('token_loss', values['loss']):.4f}"  # without that of swapped halves
     if loaded.config.objective == "masked":
@@ -146,17 +146,18 @@ def read_documents(given: list[tuple[str, str]], task) -> list:
 
 
 def _read_document(kind, value, task, module):
+    from lra_tasks.disk import expand_user
     from lra_tasks.pictures import read_picture
 
     if hasattr(module, "PICTURE_SHAPE"):
         if kind == "text":
             raise ValueError(f"--text: {task.name} classifies pictures; give one by --file=PATH")
-        return read_picture(Path(value).expanduser(), module.PICTURE_SHAPE).ravel()
+        return read_picture(expand_user(value), module.PICTURE_SHAPE).ravel()
     text = value
     if kind == "text" and any("\ud800" <= c <= "\udfff" for c in value):
         raise ValueError("--text: holds bytes that are no text in this locale; give a --file=PATH")
     if kind == "file":
-        path = Path(value).expanduser()
+        path = expand_user(value)
         try:
             text = path.read_bytes().decode().strip("\ufeff\r\n")
         except UnicodeDecodeError as error:

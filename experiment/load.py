@@ -44,7 +44,7 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
       ValueError: not a run's folder, of another version of the code, without a whole checkpoint,
         or the data are not those that it was trained on.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = lra_tasks.disk.expand_user(workdir)
     config = read_config(workdir)
     config.cache_dir = str(cache_dir)
     kept = workdir / lra_tasks.store.VOCABULARY
@@ -57,7 +57,7 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
         config.task.source = source
     data_dir = config.task.data_dir
     if data_dir and (
-        not Path(data_dir).expanduser().exists()
+        not lra_tasks.disk.expand_user(data_dir).exists()
         or lra_tasks.is_prepared(config.task, cache_dir or None, trained_on)
     ):
         config.task.data_dir = ""  # what was prepared from it then: it may have changed, or be gone

@@ -35,7 +35,7 @@ def read_source(init_from: str) -> tuple[ml_collections.ConfigDict, Checkpoints,
     Raises:
       WorkdirError: no such folder, not a run's, or without a whole checkpoint.
     """
-    folder = Path(init_from).expanduser()
+    folder = lra_tasks.disk.expand_user(init_from)
     try:
         if not folder.is_dir():
             raise WorkdirError("no such folder; train that run first, or give another's folder")
@@ -57,7 +57,7 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
     """
     source, checkpoints, step = read_source(config.init_from)
     source_task = lra_tasks.without_data(source.task)
-    folder = Path(config.init_from).expanduser()
+    folder = lra_tasks.disk.expand_user(config.init_from)
     try:
         kept = own_vocabulary(folder / lra_tasks.store.VOCABULARY, checkpoints)
         found = weights_by_name(best_model(source, source_task, checkpoints, step))

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from lra_tasks import store
+from lra_tasks.disk import expand_user
 
 NAMES = ("image", "listops", "pathfinder", "pathx", "retrieval", "text")
 LANGUAGE_NAMES = ("documents", "reviews")  # of tokens of a vocabulary
@@ -85,8 +86,8 @@ def read_config(task_config) -> TaskConfig:
     fields = {f.name: getattr(task_config, f.name) for f in dataclasses.fields(TaskConfig)}
     fields["bucket_boundaries"] = tuple(fields["bucket_boundaries"])
     if fields["tokenizer"]:
-        fields["tokenizer"] = str(Path(fields["tokenizer"]).expanduser())
-    fields["data_dir"] = str(Path(fields["data_dir"]).expanduser()) if fields["data_dir"] else ""
+        fields["tokenizer"] = str(expand_user(fields["tokenizer"]))
+    fields["data_dir"] = str(expand_user(fields["data_dir"])) if fields["data_dir"] else ""
     return TaskConfig(**fields)
 
 

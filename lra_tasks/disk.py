@@ -1,6 +1,7 @@
-"""Files below the cache: locked, written for good, hashed; errors that name the setting."""
+"""Files below the cache: locked, written for good, hashed; errors that name the setting or file."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lra_tasks import progress
+
+OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -43,12 +46,30 @@ def naming_cache_dir(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         names = [name for name in (error.filename, error.filename2) if name]
-        if not (names or error.errno) or not all(_is_below(name, root) for name in names):
-            raise  # from a file that is read
+        of_writing = all(_is_below(name, root) for name in names)
+        if not (of_writing if names else error.errno in OF_WRITING):
+            raise  # from what is read
         raise type(error)(
             f"config.cache_dir={str(root.parent)!r}: can't write there ({error}); make room, or "
             "set it to a folder that can be written"
         ) from error
+
+
+@contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Says of an OSError in reading a file which one it was; a disk's own names none."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read: {error}") from error
+
+
+def expand_user(path: str | os.PathLike) -> Path:
+    """A path with a user's folder for ~ or ~name; ValueError if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: there is no such user; write ./~... for that name") from error
 
 
 def is_writable(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 import linecache
 import traceback
 
-PACKAGES = ("nystrom", "lra_tasks", "configs", "experiment", "train", "__main__")
+PACKAGES = ("lra_tasks", "configs", "experiment", "train", "__main__")
 
 
 def is_worded(error: Exception) -> bool:
@@ -11,7 +11,7 @@ def is_worded(error: Exception) -> bool:
 
     Of a fault, such as a product of wrong shapes in an attention of one's own, the place matters.
     """
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return True
     *_, (frame, number) = traceback.walk_tb(error.__traceback__)
     package = frame.f_globals.get("__name__", "").partition(".")[0]

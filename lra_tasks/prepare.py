@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import lra_tasks
+from lra_tasks.disk import expand_user
 from lra_tasks.errors import is_worded
 from lra_tasks.progress import plain_warnings
 
@@ -141,7 +142,7 @@ def _preview(task: lra_tasks.Task, preview_dir: str | None) -> None:
                 text = module.decode(document.astype(np.int32) + task.id_offset, *vocabulary)
                 print("    " + text[:SHOWN_CHARACTERS] + ("..." if text[SHOWN_CHARACTERS:] else ""))
             elif preview_dir is not None:
-                folder = Path(preview_dir).expanduser()
+                folder = expand_user(preview_dir)
                 folder.mkdir(parents=True, exist_ok=True)
                 path = folder / f"{task.name}-{index}-label{example['label']}.png"
                 _write_picture(document.reshape(shape), path)

@@ -84,7 +84,7 @@ from types import ModuleType
 
 import numpy as np
 
-from lra_tasks.disk import digest_of, sha256_of_file
+from lra_tasks.disk import digest_of, expand_user, sha256_of_file
 from lra_tasks.task import Split
 
 SPLITS = ("train", "validation", "test")
@@ -95,7 +95,7 @@ def datasets_dir(cache_dir: str | os.PathLike | None) -> Path:
     """`<cache_dir>/datasets`; None or "": below $XDG_CACHE_HOME/nystrom or ~/.cache/nystrom."""
     if not cache_dir:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "nystrom"
-    return Path(cache_dir).expanduser() / "datasets"
+    return expand_user(cache_dir) / "datasets"
 
 
 def directory_name(task_name: str, module: ModuleType, config, source: str, files) -> str:

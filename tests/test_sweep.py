@@ -247,6 +247,13 @@ def test_runs_that_others_stopped_are_not_failures(ending, expected, tmp_path, c
     assert f"lra_listops: {expected}" in capsys.readouterr().err
 
 
+def test_a_run_s_last_words_are_its_error_s_own(tmp_path):
+    (run,) = make_runs([LISTOPS], tmp_path)
+    footer = "For simplicity, JAX has removed its internal frames from the traceback."
+    log_path(run).write_text(f"ValueError: sizes differ\n--------------------\n{footer}\n")
+    assert Job(run, None, 0, 0.0).last_words() == "ValueError: sizes differ"
+
+
 def test_devices_that_are_not_there_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_PLATFORMS", "nix")
     assert main([LISTOPS, f"--runs_dir={tmp_path}"]) == 1

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lra_tasks import text
+from lra_tasks.disk import naming_file
 from lra_tasks.documents import rows, tokenizer
 from lra_tasks.store import SPLITS, VOCABULARY
 from lra_tasks.task import seeded_permutation
@@ -217,7 +218,8 @@ def _files_of(config, files):
 
 def _read(path):
     try:
-        return path.read_bytes().decode().removeprefix("\ufeff")
+        with naming_file(path):
+            return path.read_bytes().decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from error
 

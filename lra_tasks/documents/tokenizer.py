@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lra_tasks.disk import expand_user
 from lra_tasks.store import VOCABULARY
 
 PAD, UNKNOWN, CLS, SEP, MASK = range(5)
@@ -24,7 +25,7 @@ def find(tokenizer: str) -> Path:
 
     Raises ValueError if there is none.
     """
-    path = Path(tokenizer).expanduser()
+    path = expand_user(tokenizer)
     path = path / VOCABULARY if path.is_dir() else path
     if not path.is_file():
         raise ValueError(

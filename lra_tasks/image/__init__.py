@@ -12,7 +12,7 @@ import numpy as np
 
 from lra_tasks import synthetic
 from lra_tasks.archives import iter_members, locate
-from lra_tasks.disk import sha256_of_file
+from lra_tasks.disk import naming_file, sha256_of_file
 
 TITLE = "Image"
 NUM_CLASSES = 10
@@ -191,11 +191,8 @@ def _batch_files(files: list[Path], notes: dict) -> Iterator[tuple[str, str, byt
             yield f"{archive}: {name}", MEMBER.fullmatch(name)[1], file.read()
         return
     for path in files:
-        try:
-            with open(path, "rb") as file:
-                yield str(path), path.name, file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise ValueError(f"{path}: can't be read: {error}") from error
+        with naming_file(path), open(path, "rb") as file:
+            yield str(path), path.name, file.read(MAX_FILE_BYTES + 1)
 
 
 def synthetic_images(config, split: str) -> Iterator[dict]:

@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from lra_tasks import listops, release
+from lra_tasks.disk import naming_file
 
 FOLDER = "listops-1000"
 FILES = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
@@ -84,7 +85,7 @@ def read_rows(file: BinaryIO, path: str, notes: dict | None = None) -> Iterator[
 
 
 def _read_file(path: Path, notes: dict) -> Iterator[tuple[bytes, int]]:
-    with open(path, "rb") as file:
+    with naming_file(path), open(path, "rb") as file:
         yield from read_rows(file, str(path), notes)
 
 

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from lra_tasks import release, synthetic
+from lra_tasks.disk import naming_file
 from lra_tasks.text import check, decode, encode, num_examples, set_name
 
 __all__ = ["check", "decode", "encode", "num_examples", "set_name"]
@@ -97,7 +98,7 @@ def _streams(files: list[Path], name: str) -> Iterator[tuple[str, BinaryIO]]:
     """
     if len(files) > 1:
         path = next(path for path in files if path.name == name)
-        with open(path, "rb") as file:
+        with naming_file(path), open(path, "rb") as file:
             yield str(path), file
     else:
         suffix = f"{FOLDER}/{name}"

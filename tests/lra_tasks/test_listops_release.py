@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -286,6 +287,17 @@ def test_unreadable_file(make_config, tmp_path):
     (tmp_path / "basic_val.tsv").chmod(0)
     [problem] = lra_tasks.check(make_config(source="release", data_dir=str(tmp_path)))
     assert "cannot read" in problem
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that can't be read")
+def test_a_disk_that_fails_is_not_the_cache_s(make_config, tmp_path):
+    """Its error names no file."""
+    write_folder(tmp_path)
+    (tmp_path / "basic_val.tsv").unlink()
+    (tmp_path / "basic_val.tsv").symlink_to("/proc/self/mem")
+    config = make_config(source="release", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"basic_val\.tsv: can't be read: .*Input/output error"):
+        lra_tasks.prepare_set(config, tmp_path / "cache", progress=False)
 
 
 def mutate(draw_value, content):

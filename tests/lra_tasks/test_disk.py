@@ -1,0 +1,30 @@
+"""Paths and errors of files."""
+
+import gzip
+import io
+
+import pytest
+
+from lra_tasks.disk import expand_user
+from lra_tasks.errors import is_worded
+
+
+def raised(function):
+    try:
+        function()
+    except (ValueError, OSError) as error:
+        return error
+
+
+def test_users_that_there_are_not_are_named():
+    with pytest.raises(ValueError, match="there is no such user"):
+        expand_user("~no.body/runs")
+
+
+def test_errors_are_worded_by_the_system_or_by_a_raise_of_ours(tmp_path):
+    (tmp_path / "file").write_text("text")
+    assert is_worded(raised(lambda: (tmp_path / "none").read_text()))
+    assert is_worded(raised(lambda: expand_user("~no.body")))
+    assert not is_worded(raised(lambda: gzip.decompress(b"text")))
+    assert not is_worded(raised(lambda: io.StringIO().detach()))
+    assert not is_worded(raised(lambda: int("many")))
