@@ -47,7 +47,7 @@ from experiment.workdir import (
 
 TRAIN = Path(__file__).resolve().with_name("train.py")
 POLL_SECONDS = 0.2
-JAX_FOOTER = "--------------------"  # below an error's words, and what JAX says of all errors
+JAX_FOOTER = "--------------------"  # between an error's words and a line of JAX on all errors
 LINE_SECONDS = 60  # between lines of progress where there is no terminal for a bar
 
 
@@ -188,8 +188,8 @@ class Job:
         with log_path(self.run).open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 4096, self.log_start))
             lines = file.read().decode(errors="replace").strip().splitlines()
-        if JAX_FOOTER in lines:
-            lines = lines[: lines.index(JAX_FOOTER)]
+        if lines[-2:-1] == [JAX_FOOTER]:
+            del lines[-2:]
         return lines[-1] if lines else "no output"
 
 
