@@ -6,8 +6,8 @@
 
 For each case, tokens/landmarks (batch 1, 8 heads of 64, float32), each checkout gets a process of
 its own, taking turns: medians of 15 calls forward, and forward and backward, in milliseconds, and
-of those the medians over the rounds. `ratio` is this checkout's time over the other's. With
---padded, an eighth of the tokens is padding, at the end, and temporary memory is told too.
+of those the medians over the rounds, and MiB of temporary memory. `ratio` is this checkout's time
+over the other's. With --padded, an eighth of the tokens is padding, at the end.
 """
 
 import json

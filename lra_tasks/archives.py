@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from lra_tasks.disk import naming_file
+
 MAX_RATIO = 200  # unpacked over packed size; the official archives stay below 10
 RATIO_FREE_BYTES = 4 << 30  # below this the ratio doesn't matter
 MAX_TRAILING_BYTES = 64 << 20  # read after the last member
@@ -39,14 +41,11 @@ def iter_members(
         yielded file raises the same.
     """
     path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            limit = min(max_total_bytes, max(RATIO_FREE_BYTES, MAX_RATIO * path.stat().st_size))
-            packed = file.peek(2)[:2] == GZIP_MAGIC
-            stream = _BoundedStream(gzip.GzipFile(fileobj=file) if packed else file, path, limit)
-            yield from _members(stream, path, wanted, max_member_bytes)
-    except OSError as error:
-        raise ValueError(f"{path}: can't be read: {error}") from error
+    with naming_file(path), open(path, "rb") as file:
+        limit = min(max_total_bytes, max(RATIO_FREE_BYTES, MAX_RATIO * path.stat().st_size))
+        packed = file.peek(2)[:2] == GZIP_MAGIC
+        stream = _BoundedStream(gzip.GzipFile(fileobj=file) if packed else file, path, limit)
+        yield from _members(stream, path, wanted, max_member_bytes)
 
 
 def locate(data_dir: str, layouts: list[tuple[str, ...]], what: str) -> list[Path]:

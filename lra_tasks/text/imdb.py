@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lra_tasks.archives import iter_members
-from lra_tasks.disk import sha256_of_file
+from lra_tasks.disk import naming_file, sha256_of_file
 from lra_tasks.release import count_note, is_apple_double
 
 FILM_GAP = 30  # the archive's authors took at most 30 reviews of a film
@@ -175,12 +175,10 @@ def _review_files(files: list[Path]) -> Iterator[tuple[str, str, str, bytes]]:
             yield f"{archive}: {name}", *MEMBER.fullmatch(name).groups(), file.read()
         return
     for path, folder in zip(files, FOLDERS, strict=True):
-        try:
+        with naming_file(path):
             for review in path.glob("*.txt"):
                 with open(review, "rb") as file:
                     yield str(review), folder, review.name, file.read(MAX_REVIEW_BYTES + 1)
-        except OSError as error:
-            raise ValueError(f"{path}: can't be read: {error}") from error
 
 
 def _checked(data: bytes, where: str) -> bytes:

@@ -43,7 +43,6 @@ def exact(query, key, value, query_mask, key_mask, scale):
 
 def _sums(x, segment, num_landmarks):
     """`segment_sums`, whose gradient by a token is its segment's: a row taken, no product."""
-
     dtype = x.dtype
 
     def plain(primals, segment):
