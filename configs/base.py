@@ -53,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.pinv = "iterative"  # nystrom: iterative (the paper's) or chebyshev (cheaper)
     config.model.pinv_iterations = 6  # nystrom, of the iterative one
     config.model.conv_kernel_size = 35  # nystrom: taps over the values; 0: none
+    config.model.baseline_conv_kernel_size = 0  # the same of others; the authors' have none
     config.model.padding = "inert"  # nystrom: or "authors", landmarks over it as their code has it
     config.model.num_features = 256  # performer: random features
     config.model.feature_kernel = "relu"  # performer: relu (the authors' runs) or softmax

@@ -6,6 +6,7 @@ import lra_tasks
 import nystrom
 from configs import base, reading
 from experiment.mesh import mesh_problems
+from experiment.model import conv_field
 from experiment.workdir import path_problem
 
 # The least that a number may be.
@@ -36,6 +37,8 @@ AT_LEAST = {
     "model.head_width": 1,
     "model.embedding_std": 0,
     "model.dropout_rate": 0,
+    "model.conv_kernel_size": 0,
+    "model.baseline_conv_kernel_size": 0,
 }
 BELOW_ONE = ("model.dropout_rate", "adam_b1", "adam_b2")
 # Computed with in float32, where more than its largest number is infinite.
@@ -53,6 +56,8 @@ AT_MOST = {
     "model.mlp_width": 2**20,
     "model.head_width": 2**20,
     "model.pinv_iterations": 1000,  # which are written out
+    "model.conv_kernel_size": 2**20,
+    "model.baseline_conv_kernel_size": 2**20,
 }
 CHOICES = {
     "objective": ("classify", "masked"),
@@ -66,7 +71,7 @@ CHOICES = {
 # Fields that not every attention reads, and which do. What one of these allows, the field may be.
 OWN_FIELDS: dict[str, tuple[str, ...]] = {}
 for name, entry in nystrom.ATTENTIONS.items():
-    for option in entry.options:
+    for option in (*entry.options, conv_field(name)):
         field = f"model.{option}"
         OWN_FIELDS[field] = (*OWN_FIELDS.get(field, ()), name)
         allowed = entry.allowed.get(option)
@@ -145,11 +150,9 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         "masked.random_share",
         f"expected at most 1 with config.masked.mask_share={masked.mask_share}",
     )
-    expect(
-        model.conv_kernel_size == 0 or model.conv_kernel_size % 2 == 1,
-        "model.conv_kernel_size",
-        "expected 0 (none) or an odd number of taps",
-    )
+    for field in ("model.conv_kernel_size", "model.baseline_conv_kernel_size"):
+        taps = _get(config, field)
+        expect(taps == 0 or taps % 2 == 1, field, "expected 0 (none) or an odd number of taps")
     expect(
         config.warmup_steps <= config.num_train_steps,
         "warmup_steps",

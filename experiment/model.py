@@ -33,6 +33,7 @@ def make_model(
         config.width,
         config.num_heads,
         max_length=length,
+        conv_kernel_size=config[conv_field(config.attention)],
         rotary=config.position == "rotary",
         seed=seed,
         axis_name=axis_name,
@@ -79,6 +80,11 @@ def make_model(
         pooling=config.pooling,
         **options,
     )
+
+
+def conv_field(attention: str) -> str:
+    """The field of config.model that has the taps of an attention's convolution of the values."""
+    return "conv_kernel_size" if attention == "nystrom" else "baseline_conv_kernel_size"
 
 
 def head_of(config: ml_collections.ConfigDict) -> str:

@@ -41,13 +41,15 @@ class Attention(NamedTuple):
       make: (setting, **options) -> attention, a function of this package's signature.
       options: defaults of its options; `config.model.<option>` sets them in the trainers.
       allowed: of an option the least integer, or the names that it may have.
-      layer: the names of those options that `SelfAttention` takes, and what else it is given.
+      conv_kernel_size: taps of the convolution of the values where a model names none.
+      layer: what else `SelfAttention` is given.
       cuts_sequences: whether it knows a sequence that is cut over devices.
     """
 
     make: Callable[..., Callable[..., Array]]
     options: Mapping[str, Any] = NONE
     allowed: Mapping[str, int | tuple[str, ...]] = NONE
+    conv_kernel_size: int = 0
     layer: Mapping[str, Any] = NONE
     cuts_sequences: bool = False
 
@@ -96,9 +98,10 @@ class Linformer(nnx.Module):
         return linformer_attention(query, key, value, projection=self.projection[...], **masks)
 
 
-# As in the authors' models only `nystrom` has the convolution of the values, and `reformer`'s
-# queries are its keys. Random features and rotations are constants that follow from the seed: they
-# are neither trained nor part of the model's state, and all layers and heads have the same.
+# As in the authors' models `reformer`'s queries are its keys, and `nystrom` alone has a convolution
+# of the values unless a model asks for it. Random features and rotations are constants that follow
+# from the seed: they are neither trained nor part of the model's state, and all layers and heads
+# have the same.
 ATTENTIONS: dict[str, Attention] = {
     "linear": Attention(lambda setting: linear_attention),
     "linformer": Attention(Linformer, {"projection_length": 256}, {"projection_length": 1}),
@@ -109,17 +112,15 @@ ATTENTIONS: dict[str, Attention] = {
             "num_landmarks": 64,
             "pinv": "iterative",
             "pinv_iterations": 6,
-            "conv_kernel_size": 35,
             "padding": "inert",
         },
         {
             "num_landmarks": 1,
             "pinv": PINVS,
             "pinv_iterations": 1,
-            "conv_kernel_size": 0,
             "padding": PADDINGS,
         },
-        layer={"conv_kernel_size": None},
+        conv_kernel_size=35,
         cuts_sequences=True,
     ),
     "performer": Attention(
@@ -143,6 +144,7 @@ def self_attention_maker(
     num_heads: int,
     *,
     max_length: int,
+    conv_kernel_size: int | None = None,
     rotary: bool = False,
     seed: int = 0,
     axis_name: str | None = None,
@@ -155,6 +157,8 @@ def self_attention_maker(
     Args:
       name: one of `ATTENTIONS`.
       width, num_heads, max_length, axis_name, dtype: as for `Encoder`.
+      conv_kernel_size: taps of the convolution of the values, 0: none; None: what the authors have,
+        35 with nystrom and none with others.
       rotary: turn queries and keys by their positions.
       seed: of constants drawn at random.
       rngs: initialises what layers share.
@@ -181,16 +185,17 @@ def self_attention_maker(
             check_choice(option, options[option], allowed)
         else:
             check_count(option, options[option], allowed)
-    layer = {key: options.pop(key, value) for key, value in entry.layer.items()}
+    taps = entry.conv_kernel_size if conv_kernel_size is None else conv_kernel_size
     setting = Setting(width // num_heads, num_heads, max_length, seed, axis_name, rngs)
     attention = entry.make(setting, **options)
     return lambda rngs: SelfAttention(
         width,
         num_heads,
         attention=attention,
+        conv_kernel_size=taps,
         rotary=rotary,
         axis_name=axis_name,
         dtype=dtype,
         rngs=rngs,
-        **layer,
+        **entry.layer,
     )

@@ -12,7 +12,9 @@ import nystrom
 from configs import base, reading
 from experiment import config_checks, provenance
 from experiment.config_checks import check_config, suitable_accumulate_steps
+from experiment.model import make_model
 from experiment.workdir import default_workdir, differing_fields
+from lra_tasks import without_data
 from tests.conftest import ROOT, SMALL
 
 CONFIG_FILES = sorted(path.stem for path in (ROOT / "configs").glob("lra_*.py"))
@@ -90,6 +92,15 @@ def test_the_recipe_is_the_papers(name):
     assert (model.position, model.norm, model.pooling) == ("learned", "pre", "mean")
 
 
+@pytest.mark.parametrize("attention", nystrom.ATTENTIONS)
+def test_taps_of_the_convolution_are_those_of_its_field(attention):
+    config = load("lra_listops").model
+    config.attention, config.conv_kernel_size, config.baseline_conv_kernel_size = attention, 3, 5
+    model = make_model(config, without_data(load("lra_listops").task), seed=0)
+    expected = 3 if attention == "nystrom" else 5
+    assert model.encoder.blocks[0].attention.filters.shape == (2, expected)
+
+
 def synthetic(config: ConfigDict) -> ConfigDict:
     with config.unlocked():
         config.task.source = "synthetic"
@@ -121,6 +132,8 @@ def test_an_unknown_variant_is_refused(name):
         ("model.num_heads", 0, "expected 1 or more"),
         ("model.num_landmarks", 0, "expected 1 or more"),
         ("model.conv_kernel_size", 4, "odd"),
+        ("model.baseline_conv_kernel_size", 4, "odd"),
+        ("model.baseline_conv_kernel_size", -1, "expected 0 or more"),
         ("model.dropout_rate", 1.0, "less than 1"),
         ("model.embedding_std", -0.1, "expected 0 or more"),
         ("model.embedding_std", float("inf"), "finite"),

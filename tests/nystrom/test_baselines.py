@@ -38,7 +38,7 @@ def contract_of(name):
     """The contract as tests of the registry's attention of that name, up to 72 tokens."""
     entry, by_nature = nystrom.ATTENTIONS[name], BY_NATURE.get(name, {})
     setting = Setting(DEPTH, HEADS, 72, seed=0, axis_name=None, rngs=nnx.Rngs(0))
-    options = {o: SMALL.get(o, v) for o, v in entry.options.items() if o not in entry.layer}
+    options = {o: SMALL.get(o, v) for o, v in entry.options.items()}
     attend = staticmethod(entry.make(setting, **options))
     return type(f"Test{name.title()}", (AttentionContract,), {"attend": attend} | by_nature)
 

@@ -15,7 +15,6 @@ def make_encoder(name, *, seed=0, **options):
     rngs = nnx.Rngs(0)
     small = {
         "num_landmarks": 4,
-        "conv_kernel_size": 5,
         "num_features": 16,
         "projection_length": 6,
         "bucket_size": 4,
@@ -80,10 +79,14 @@ def test_linformer_layers_share_one_projection():
     assert num_parameters(model) - num_parameters(make_encoder("softmax")) == 2 * 6 * 24
 
 
-def test_only_nystrom_has_the_convolution():
+def test_nystrom_alone_has_the_convolution_unless_asked():
     for name in nystrom.ATTENTIONS:
-        filters = make_encoder(name).blocks[0].attention.filters
-        assert (filters is not None) == (name == "nystrom")
+        filters = [
+            make_encoder(name, conv_kernel_size=k).blocks[0].attention.filters for k in (None, 0, 5)
+        ]
+        assert (filters[0] is not None) == (name == "nystrom")
+        assert filters[1] is None
+        assert filters[2].shape == (2, 5)
 
 
 @pytest.mark.parametrize(
