@@ -41,6 +41,7 @@ from experiment.records import (
 from experiment.results import LRA_TASKS, PAPER, Found, Group
 from experiment.signals import exit_status
 from experiment.tracks import TRACKS
+from experiment.workdir import folder_argument
 
 PNG = ("landmarks.png", "speed.png", "curves.png")
 MAX_DIGITS = 2  # of accuracies in %
@@ -55,8 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("folders", nargs="+", type=Path, help="folders with runs, such as runs/")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="the report's folder")
+    parser.add_argument("folders", nargs="+", type=folder_argument,
+                        help="folders with runs, such as runs/")  # fmt: skip
+    parser.add_argument("--out", type=folder_argument, default=Path("report"),
+                        help="the report's folder")  # fmt: skip
     options = parser.parse_args(argv)
     try:
         found = read_runs(options.folders)
@@ -69,14 +72,15 @@ def main(argv: list[str] | None = None) -> int:
         folders = " ".join(map(str, options.folders))
         print(f"{folders}: no run of train.py in there, so nothing to report", file=sys.stderr)
         return 1
-    out = options.out.expanduser()
     try:
-        write_report(found, out)
+        write_report(found, options.out)
     except OSError as error:
         print(f"--out={options.out}: can't write there ({error})", file=sys.stderr)
         return 1
     num_runs = sum(len(group.runs) for group in found.groups)
-    print(f"{num_runs} result{'s' * (num_runs != 1)} in {out / 'report.md'}", file=sys.stderr)
+    print(
+        f"{num_runs} result{'s' * (num_runs != 1)} in {options.out / 'report.md'}", file=sys.stderr
+    )
     return 0
 
 

@@ -19,11 +19,7 @@ or was stopped by other hands, 130 or 143 if the sweep itself was interrupted
 
 import argparse
 import contextlib
-import dataclasses
-import json
-import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -34,20 +30,19 @@ import tqdm
 from experiment.config_checks import check_config
 from experiment.cores import cpu_devices
 from experiment.grid import GridError, Run, make_runs
+from experiment.jobs import command, is_finished, log_path, start, steps_done, stop
 from experiment.processes import no_devices
 from experiment.signals import STOPPED, StopSignals, exit_status
 from experiment.workdir import (
     WorkdirError,
     check_same_config,
-    is_of_other_data,
+    folder_argument,
     is_running,
     read_result,
     steps_saved,
 )
 
-TRAIN = Path(__file__).resolve().with_name("train.py")
 POLL_SECONDS = 0.2
-JAX_FOOTER = "--------------------"  # between an error's words and a line of JAX on all errors
 LINE_SECONDS = 60  # between lines of progress where there is no terminal for a bar
 
 
@@ -59,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="the runs' folder")
+    parser.add_argument("--runs_dir", type=folder_argument, default=Path("runs"),
+                        help="the runs' folder")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time; on one GPU give "
                         "each its share with XLA_PYTHON_CLIENT_MEM_FRACTION")  # fmt: skip
     parser.add_argument("--dry_run", action="store_true", help="only print the commands")
@@ -67,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.jobs < 1:
         parser.error(f"--jobs={options.jobs}: expected 1 or more")
     try:
-        runs = make_runs(arguments, options.runs_dir.expanduser())
+        runs = make_runs(arguments, options.runs_dir)
     except GridError as error:
         parser.error(str(error))
     try:
@@ -137,96 +133,6 @@ def ask_devices() -> tuple[str, int]:
 def num_devices(config, platform: str, number: int) -> int:
     """The devices of a run with this config, where `ask_devices` told of those."""
     return (cpu_devices(config) if platform == "cpu" else None) or number
-
-
-def command(run: Run) -> list[str]:
-    """The command line that starts a run or goes on with it."""
-    return ["python", os.path.relpath(TRAIN), *run.arguments, f"--workdir={run.workdir}"]
-
-
-def is_finished(run: Run) -> bool:
-    result = read_result(run.workdir)
-    return result is not None and not is_of_other_data(result)
-
-
-def log_path(run: Run) -> Path:
-    """Where the output of a run goes: beside its workdir, which is train.py's own."""
-    return run.workdir.with_name(run.workdir.name + ".log")
-
-
-def latest_reports(run: Run) -> list[dict]:
-    """The last whole lines of a run's metrics.jsonl, a few."""
-    try:
-        with (run.workdir / "metrics.jsonl").open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
-            lines = file.read().rpartition(b"\n")[0].splitlines()
-    except OSError:
-        return []
-    reports = []
-    for line in lines:
-        with contextlib.suppress(ValueError):  # the first may be cut off
-            reports.append(json.loads(line))
-    return [report for report in reports if isinstance(report, dict) and "step" in report]
-
-
-def steps_done(run: Run) -> int:
-    """Steps of a run so far, by its last report."""
-    return max([report["step"] for report in latest_reports(run)[-1:]], default=0)
-
-
-@dataclasses.dataclass
-class Job:
-    """A run that is being run."""
-
-    run: Run
-    process: subprocess.Popen
-    log_start: int  # bytes in its log from earlier starts
-    start: float
-
-    def last_words(self) -> str:
-        """The last line that the run wrote, of an error its own."""
-        with log_path(self.run).open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - 4096, self.log_start))
-            lines = file.read().decode(errors="replace").strip().splitlines()
-        if lines[-2:-1] == [JAX_FOOTER]:
-            del lines[-2:]
-        return lines[-1] if lines else "no output"
-
-
-def start(run: Run) -> Job:
-    """Starts a run in a process group of its own, which the terminal's Ctrl-C can't reach."""
-    path = log_path(run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as log:
-        log_start = log.tell()
-        process = subprocess.Popen(
-            [sys.executable, *command(run)[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return Job(run, process, log_start, time.monotonic())
-
-
-def stop(jobs: list[Job], notice: str = "") -> None:
-    """Has what runs save and stop; kills it where KeyboardInterrupt comes meanwhile."""
-    try:
-        _signal_groups(jobs, signal.SIGINT)  # as Ctrl-C in a terminal does
-        if notice:
-            tqdm.tqdm.write(notice, file=sys.stderr)
-        for job in jobs:
-            job.process.wait()
-    except KeyboardInterrupt:
-        _signal_groups(jobs, signal.SIGKILL)
-        for job in jobs:
-            job.process.wait()
-
-
-def _signal_groups(jobs, number):
-    for job in jobs:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(job.process.pid, number)
 
 
 class Sweep:

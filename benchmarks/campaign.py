@@ -23,23 +23,14 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks.command_line import make_parser, positive
 from experiment.config_checks import check_config
 from experiment.grid import GridError, Run, make_runs
+from experiment.jobs import is_finished, latest_reports, log_path, start, steps_done, stop
 from experiment.signals import StopSignals, exit_status
-from experiment.workdir import read_result
-from sweep import (
-    ask_devices,
-    is_finished,
-    latest_reports,
-    log_path,
-    num_devices,
-    start,
-    steps_done,
-    stop,
-)
+from experiment.workdir import folder_argument, read_result
+from sweep import ask_devices, num_devices
 
 TASKS = ("listops", "text", "image", "retrieval", "pathfinder")  # by the work of their recipes
 NEED_FILES = ("image", "retrieval")
@@ -51,8 +42,8 @@ SAVE_SECONDS = 30  # kept of the time, for a run to save and stop
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, allow_abbrev=False)
     parser.add_argument("--minutes", type=positive, default=25.0)
-    parser.add_argument("--out", type=_folder, required=True)
-    parser.add_argument("--data_dir", type=_folder, help="where official files lie")
+    parser.add_argument("--out", type=folder_argument, required=True)
+    parser.add_argument("--data_dir", type=folder_argument, help="where official files lie")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", choices=TASKS, default=TASKS)
     parser.add_argument("--scale", type=positive, default=1.0)
     parser.add_argument("--line_seconds", type=positive, default=60.0)
@@ -75,10 +66,6 @@ def main(argv: list[str] | None = None) -> int:
     if signals.received:
         return exit_status(signals.received)
     return 1 if failed or not runs else 0
-
-
-def _folder(text):
-    return Path(text).expanduser()
 
 
 def plan(options, more: list[str]) -> tuple[list[Run], dict[str, dict[str, str]]]:

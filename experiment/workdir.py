@@ -1,5 +1,6 @@
 """A run's folder: its default name, its config.json, and whose it is."""
 
+import argparse
 import fcntl
 import fnmatch
 import hashlib
@@ -119,6 +120,14 @@ def path_problem(path: str | Path) -> str:
     except UnicodeEncodeError:
         return "its name is not UTF-8; expected one that is"
     return ""
+
+
+def folder_argument(text: str) -> Path:
+    """A folder as a program of argparse's is given it, with a user's own for ~ or ~name."""
+    try:
+        return lra_tasks.disk.expand_user(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _lock(file, tries=5):

@@ -14,12 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import report
 from experiment.grid import GridError, make_runs, split_values
+from experiment.jobs import Job, is_finished, log_path, stop
 from experiment.read_runs import read_runs
 from experiment.signals import StopSignals
 from experiment.workdir import claim, default_workdir
 from lra_tasks import listops
-from sweep import Job, Sweep, is_finished, log_path, main, stop
+from sweep import Sweep, main
 from tests.conftest import ROOT, SMALL, SMALL_ONE_LENGTH
 from tests.written_runs import RESULT
 
@@ -267,6 +269,15 @@ def test_a_runs_dir_that_is_a_file_is_refused_in_a_line(tmp_path, monkeypatch, c
     (tmp_path / "file").write_text("")
     assert main([LISTOPS, f"--runs_dir={tmp_path / 'file'}"]) == 1
     assert f"--runs_dir={tmp_path / 'file'}: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("argument", ["--runs_dir", "--out"])
+def test_a_folder_of_no_user_is_refused_in_a_line(argument, capsys):
+    program = {"--runs_dir": main, "--out": report.main}[argument]
+    with pytest.raises(SystemExit):
+        program([".", f"{argument}=~no-such-user/runs"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {argument}: ~no-such-user/runs: there is no such user" in line
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
