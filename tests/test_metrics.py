@@ -6,6 +6,7 @@ import json
 import math
 import pty
 import re
+import resource
 import struct
 import sys
 import termios
@@ -15,7 +16,7 @@ import types
 import numpy as np
 import pytest
 
-from experiment.metrics import Reporter, report_line, strict_json
+from experiment.metrics import Reporter, drop_reports_after, median_rate, report_line, strict_json
 
 VALUES = {
     "loss": 2.34159,
@@ -177,3 +178,34 @@ def test_a_run_goes_on_where_tensorboards_files_cannot_be_written(tmp_path, capf
     assert not thread.is_alive()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 19
     assert capfd.readouterr().err.count("TensorBoard's files can't be written any more") == 1
+
+
+def test_damaged_reports_do_not_keep_a_run_from_going_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    whole = '{"step": 2, "split": "train", "examples_per_second": 7.0}\n'
+    path.write_bytes(whole.encode() + b"\xff\xfe\x00\n" + whole.replace("2", "4", 1).encode())
+    drop_reports_after(path, 3)
+    assert path.read_text() == whole and median_rate(path) == 7
+    for text in ("", '{"step": 2, "split": "train"}\n'):
+        path.write_text(text)
+        assert median_rate(path) is None
+
+
+def test_a_full_disk_is_named_by_the_file_and_ends_the_reports_without_tracebacks(tmp_path, capsys):
+    log = Reporter(tmp_path, 0, 10)
+    log.report(1, "train", {"loss": 1.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))  # of any file, in bytes
+        for write in (
+            lambda: log.report(2, "train", {"loss": 1.0}),
+            lambda: Reporter(tmp_path, 1, 10),
+        ):
+            with pytest.raises(OSError, match=r"metrics\.jsonl: can't write there .*make room"):
+                write()
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "Traceback" not in capsys.readouterr().err
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1]

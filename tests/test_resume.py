@@ -3,11 +3,9 @@
 import dataclasses
 import importlib
 import json
-import resource
 import shutil
 import signal
 import threading
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,19 +16,12 @@ import lra_tasks
 import train as program
 from experiment import provenance
 from experiment.checkpoints import Checkpoints
-from experiment.config_checks import check_config, choose_accumulate_steps
+from experiment.config_checks import choose_accumulate_steps
 from experiment.load import load_data
-from experiment.metrics import Reporter, drop_reports_after, median_rate
-from experiment.profiling import Profiler, parse_steps
 from experiment.training import not_finite
 from experiment.workdir import (
     WorkdirError,
-    check_same_config,
-    claim,
     read_result,
-    record_config,
-    recorded_accumulate_steps,
-    write_result,
 )
 from train import Stop, train
 
@@ -153,41 +144,6 @@ def test_a_profile_is_of_the_steps_asked_for(whole):
     assert [dict(e.stats)["step_num"] for e in events if e.name == "train"] == [3, 4]
 
 
-@pytest.mark.parametrize("text", ["3", "4:4", "5:4", "2:7", "-1:3", "a:b", "1:2:3"])
-def test_steps_to_profile_that_are_not_the_runs_are_refused(text):
-    assert parse_steps("0:6", 6) == (0, 6)
-    with pytest.raises(ValueError, match=rf"--profile={text}: expected START:STOP, .*=6$"):
-        parse_steps(text, 6)
-
-
-def test_a_profile_that_was_cut_short_or_never_begun_says_so(tmp_path):
-    said = []
-    profiler = Profiler(tmp_path, (1, 9), said.append)
-    with profiler.step(1):
-        pass
-    profiler.taken(2, ())
-    profiler.close()
-    late = Profiler(tmp_path, (1, 9), said.append)
-    with late.step(5):
-        pass
-    late.close()
-    assert said[0].startswith("profile of 1 steps: tensorboard --logdir=")
-    assert "step 1 was past or not reached" in said[1]
-    assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1
-
-
-def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path):
-    (tmp_path / "plugins").write_text("in its place")
-    said = []
-    profiler = Profiler(tmp_path, (1, 2), said.append)
-    with profiler.step(1):
-        pass
-    profiler.taken(2, ())
-    assert said[0].startswith(f"--profile: {tmp_path}: the trace can't be written (")
-    (tmp_path / "plugins").unlink()
-    jax.profiler.stop_trace()  # for other tests
-
-
 def test_the_test_line_stands_once_however_often_it_is_scored(whole, task, tmp_path):
     workdir = shutil.copytree(whole[0], tmp_path / "run")
     before = reports(workdir)
@@ -308,39 +264,6 @@ def test_the_seed_reaches_weights_batches_and_dropout(task, tmp_path, monkeypatc
     }
 
 
-def test_a_workdir_in_use_is_refused(tmp_path):
-    lock = claim(tmp_path, make_config())
-    with pytest.raises(WorkdirError, match="another process is running in it"):
-        claim(tmp_path, make_config())
-    lock.close()
-    claim(tmp_path, make_config()).close()
-
-
-@pytest.mark.parametrize("name", ["runs [old]/a", "a[!b]c", "[1-3]"])
-def test_a_workdir_whose_checkpoints_could_not_be_read_again_is_refused(name, tmp_path):
-    with pytest.raises(WorkdirError, match=r"could not be read again, for its \[brackets\]"):
-        claim(tmp_path / name, make_config())
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_workdir_that_is_an_address_is_refused():
-    with pytest.raises(
-        WorkdirError, match=r"--workdir=gs:/bucket/run: an address; expected a fold"
-    ):
-        claim(Path("gs://bucket/run"), make_config())
-    (problem,) = check_config(make_config(cache_dir="gs://bucket/cache"))
-    assert "config.cache_dir='gs://bucket/cache': an address; expected a folder" in problem
-
-
-def test_a_path_that_is_not_utf_8_is_refused(tmp_path):
-    """Checkpoints could not be written there."""
-    with pytest.raises(WorkdirError, match="its name is not UTF-8"):
-        claim(tmp_path / "a\udcff", make_config())
-    assert not list(tmp_path.iterdir())
-    (problem,) = check_config(make_config(cache_dir="/a\udcff"))
-    assert problem.startswith("config.cache_dir=") and "not UTF-8" in problem
-
-
 def test_a_run_goes_on_with_the_data_that_it_began_with(whole, task, tmp_path, monkeypatch):
     monkeypatch.setattr(
         lra_tasks, "load", lambda fields, cache, progress, wanted: (fields.source, wanted)
@@ -401,34 +324,6 @@ def test_the_saved_number_of_parts_goes_on_where_it_fits(asked, saved, num_devic
     assert choose_accumulate_steps(config, num_devices, "cpu", saved) == expected
 
 
-def test_what_does_not_change_the_recipe_makes_no_other_config(tmp_path):
-    # As runs recorded it before: resolved, for the devices that they began on.
-    record_config(tmp_path / "run", make_config(accumulate_steps=8))
-    assert recorded_accumulate_steps(tmp_path / "run") == 8
-    changed = {
-        "accumulate_steps": 0,
-        "log_every": 3,
-        "checkpoint_every": 1,
-        "model.remat": True,
-        "task.data_dir": "/elsewhere",
-    }
-    check_same_config(tmp_path / "run", make_config(**changed))
-    with pytest.raises(WorkdirError, match=r"config.eval_every: 2 there, 3 now") as caught:
-        check_same_config(tmp_path / "run", make_config(eval_every=3, **changed))
-    assert "accumulate_steps" not in str(caught.value)
-
-
-def test_a_run_from_before_a_field_goes_on(tmp_path):
-    """With what the field's default is, and no other value; it had recorded where its cache was."""
-    record_config(tmp_path, make_config())
-    saved = json.loads((tmp_path / "config.json").read_text()) | {"cache_dir": "/elsewhere"}
-    del saved["adam_b1_cycle"], saved["task"]["augment"], saved["masked"]
-    (tmp_path / "config.json").write_text(json.dumps(saved))
-    check_same_config(tmp_path, make_config())
-    with pytest.raises(WorkdirError, match=r"config\.task\.augment: False there, True now"):
-        check_same_config(tmp_path, make_config(**{"task.augment": True}))
-
-
 def test_train_checks_config_and_workdir_before_the_first_step(whole, task, tmp_path):
     with pytest.raises(ValueError, match=r"config.weight_decay=inf: .*finite"):
         train(make_config(weight_decay=float("inf")), tmp_path / "run", task)
@@ -443,38 +338,3 @@ def test_a_run_that_diverges_before_any_checkpoint_does_not_speak_of_one():
     assert "None was saved" in not_finite(3, totals, None, make_config())
     assert "checkpoint of step 2 is kept" in not_finite(3, totals, 2, make_config())
     assert not_finite(3, {"loss": (1.0, 8.0)}, None, make_config()) == ""
-
-
-def test_a_result_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(WorkdirError, match=r"gone/result\.json: can't be written"):
-        write_result(tmp_path / "gone", {})
-
-
-def test_damaged_reports_do_not_keep_a_run_from_going_on(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    whole = '{"step": 2, "split": "train", "examples_per_second": 7.0}\n'
-    path.write_bytes(whole.encode() + b"\xff\xfe\x00\n" + whole.replace("2", "4", 1).encode())
-    drop_reports_after(path, 3)
-    assert path.read_text() == whole and median_rate(path) == 7
-    for text in ("", '{"step": 2, "split": "train"}\n'):
-        path.write_text(text)
-        assert median_rate(path) is None
-
-
-def test_a_full_disk_is_named_by_the_file_and_ends_the_reports_without_tracebacks(tmp_path, capsys):
-    log = Reporter(tmp_path, 0, 10)
-    log.report(1, "train", {"loss": 1.0})
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))  # of any file, in bytes
-        for write in (
-            lambda: log.report(2, "train", {"loss": 1.0}),
-            lambda: Reporter(tmp_path, 1, 10),
-        ):
-            with pytest.raises(OSError, match=r"metrics\.jsonl: can't write there .*make room"):
-                write()
-        log.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "Traceback" not in capsys.readouterr().err
-    assert [line["step"] for line in reports(tmp_path)] == [1]

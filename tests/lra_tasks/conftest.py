@@ -18,6 +18,12 @@ def make_config():
     return make
 
 
+@pytest.fixture
+def small(make_config):
+    """A `config.task` whose set is prepared in a moment."""
+    return make_config(num_train=40, num_validation=5, num_test=5)
+
+
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory):
     """A cache that the tests of a session share."""

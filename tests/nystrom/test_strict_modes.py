@@ -1,0 +1,140 @@
+"""Every public function in JAX's strict modes, in half precision, and called without jit."""
+
+import contextlib
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from inputs import mask_with, normal
+
+import nystrom
+
+MASK = mask_with(9, 12, "holes")
+SMALL = normal(0, 12, 2, 4), normal(1, 2, 3)
+
+
+PUBLIC = {
+    "nystrom": lambda x, f: nystrom.nystrom_attention(x, x, x, mask=MASK, num_landmarks=4),
+    "unmasked": lambda x, f: nystrom.nystrom_attention(x, x, x, num_landmarks=5),
+    "chebyshev": lambda x, f: nystrom.nystrom_attention(x, x, x, num_landmarks=4, pinv="chebyshev"),
+    "softmax": lambda x, f: nystrom.softmax_attention(x, x, x, mask=MASK),
+    "causal": lambda x, f: nystrom.softmax_attention(x, x, x, is_causal=True),
+    "linear": lambda x, f: nystrom.linear_attention(x, x, x, mask=MASK),
+    "linformer": lambda x, f: nystrom.linformer_attention(
+        x, x, x, mask=MASK, projection=np.ones((2, 3, 12), np.float32)
+    ),
+    "performer": lambda x, f: nystrom.performer_attention(
+        x, x, x, mask=MASK, projection=nystrom.orthogonal_features(8, 4)
+    ),
+    "favor+": lambda x, f: nystrom.performer_attention(
+        x, x, x, projection=nystrom.orthogonal_features(8, 4), feature_kernel="softmax"
+    ),
+    "reformer": lambda x, f: nystrom.reformer_attention(
+        x, x, x, mask=MASK, rotations=nystrom.random_rotations(2, 4, 3), bucket_size=4
+    ),
+    "none": lambda x, f: nystrom.identity_attention(x, x, x, mask=MASK),
+    "convolution": lambda x, f: nystrom.depthwise_convolution(x, f, MASK),
+    "means": lambda x, f: nystrom.segment_means(x, 5, MASK)[0],
+    "pinv": lambda x, f: nystrom.iterative_pinv(jax.nn.softmax(x[:4, 0]), 8),
+    "factors": lambda x, f: nystrom.nystrom_factors(x, x, mask=MASK, num_landmarks=4).f,
+}
+
+
+MODES = {
+    "promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "rank": lambda: jax.numpy_rank_promotion("raise"),
+    "x64": lambda: jax.enable_x64(True),
+    "leaks": jax.checking_leaks,
+    "nans": lambda: jax.debug_nans(True),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_strict_modes(name):
+    """Values in every mode, gradients in all at once (but those that only look)."""
+    expected = PUBLIC[name](*SMALL)
+    for mode in MODES.values():
+        with mode():
+            out = PUBLIC[name](*SMALL)
+            assert out.dtype == jnp.float32
+            np.testing.assert_allclose(out, expected, atol=1e-5)
+    with MODES["promotion"](), MODES["rank"](), MODES["nans"]():
+        arrays = map(jnp.asarray, SMALL)
+        grads = jax.grad(lambda *a: PUBLIC[name](*a).sum(), (0, 1))(*arrays)
+        assert all(np.isfinite(g).all() for g in grads)
+    with MODES["promotion"](), MODES["rank"](), MODES["x64"]():
+        for dtype in (np.float32, np.float64):
+            arrays = [jnp.asarray(x, dtype) for x in SMALL]
+            out, grad = jax.value_and_grad(lambda x, f: PUBLIC[name](x, f).sum())(*arrays)
+            assert np.isfinite(out) and out.dtype == grad.dtype == dtype
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_numpys_float64_is_taken_as_float32_in_silence(name):
+    """As JAX takes it; the arrays of `np.random` are float64."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = PUBLIC[name](*(x.astype(np.float64) for x in SMALL))
+    np.testing.assert_allclose(out, PUBLIC[name](*SMALL), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_strict_modes_in_half_precision(name):
+    x, f = (jnp.asarray(x, jnp.bfloat16) for x in SMALL)
+    with MODES["promotion"](), MODES["rank"]():
+        out, grad = jax.value_and_grad(lambda x: PUBLIC[name](x, f).sum(dtype=jnp.float32))(x)
+    assert jnp.isfinite(out) and jnp.isfinite(grad).all() and grad.dtype == jnp.bfloat16
+
+
+def test_tiles_leak_no_tracer():
+    x = normal(2, 3, 300, 8, 4)
+    with jax.checking_leaks():
+        grads = jax.grad(lambda x: nystrom.nystrom_attention(x, x, x, implementation="tiled").sum())
+        assert np.isfinite(grads(x)).all()
+
+
+@pytest.mark.parametrize("position", nystrom.POSITIONS)
+@pytest.mark.parametrize("mode", MODES)
+def test_an_encoder_in_strict_modes(mode, position):
+    from flax import nnx
+
+    tokens, mask = np.arange(12, dtype=np.int32)[None], MASK[None]
+    sizes = {"width": 8, "num_heads": 2, "mlp_width": 8, "num_layers": 1, "dropout_rate": 0.1}
+    with MODES[mode]():
+        encoder = nystrom.Encoder(12, 12, **sizes, position=position, rngs=nnx.Rngs(0))
+        leaves = jax.tree.leaves(nnx.state(encoder, nnx.Param))
+        assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
+        out = jax.jit(lambda t, m: encoder(t, m, jax.random.key(0)))(tokens, mask)
+    assert out.dtype == jnp.float32
+
+
+def test_a_second_eager_call_compiles_nothing():
+    compiled = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    for name, function in PUBLIC.items():
+        function(*SMALL)
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            jax.block_until_ready(jax.jit(lambda x: x + 1)(np.ones(3)))
+            assert compiled, "JAX tells of compilations by another name"
+            compiled.clear()
+            for _ in range(2):
+                jax.block_until_ready(function(*SMALL))
+        finally:
+            with contextlib.suppress(AttributeError):
+                jax.monitoring.clear_event_listeners()
+        assert not compiled, name
+
+
+def test_a_flax_mask_under_strict_promotion():
+    x, real = jnp.ones((1, 4, 1, 2)), jnp.array([[True, True, True, False]])
+    expected = nystrom.nystrom_attention(x, x, x, mask=real, num_landmarks=2)
+    with MODES["promotion"]():
+        found = nystrom.attention_fn(num_landmarks=2)(x, x, x, mask=real[:, None, None])
+    np.testing.assert_allclose(found[:, :3], expected[:, :3], atol=1e-6)

@@ -1,0 +1,89 @@
+"""A run's folder: whose it is, with which config, and what can't be one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs import lra_listops
+from experiment.config_checks import check_config
+from experiment.workdir import (
+    WorkdirError,
+    check_same_config,
+    claim,
+    record_config,
+    recorded_accumulate_steps,
+    write_result,
+)
+
+
+def make_config(**fields):
+    config = lra_listops.get_config()
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def test_a_workdir_in_use_is_refused(tmp_path):
+    lock = claim(tmp_path, make_config())
+    with pytest.raises(WorkdirError, match="another process is running in it"):
+        claim(tmp_path, make_config())
+    lock.close()
+    claim(tmp_path, make_config()).close()
+
+
+@pytest.mark.parametrize("name", ["runs [old]/a", "a[!b]c", "[1-3]"])
+def test_a_workdir_whose_checkpoints_could_not_be_read_again_is_refused(name, tmp_path):
+    with pytest.raises(WorkdirError, match=r"could not be read again, for its \[brackets\]"):
+        claim(tmp_path / name, make_config())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_workdir_that_is_an_address_is_refused():
+    with pytest.raises(
+        WorkdirError, match=r"--workdir=gs:/bucket/run: an address; expected a fold"
+    ):
+        claim(Path("gs://bucket/run"), make_config())
+    (problem,) = check_config(make_config(cache_dir="gs://bucket/cache"))
+    assert "config.cache_dir='gs://bucket/cache': an address; expected a folder" in problem
+
+
+def test_a_path_that_is_not_utf_8_is_refused(tmp_path):
+    """Checkpoints could not be written there."""
+    with pytest.raises(WorkdirError, match="its name is not UTF-8"):
+        claim(tmp_path / "a\udcff", make_config())
+    assert not list(tmp_path.iterdir())
+    (problem,) = check_config(make_config(cache_dir="/a\udcff"))
+    assert problem.startswith("config.cache_dir=") and "not UTF-8" in problem
+
+
+def test_what_does_not_change_the_recipe_makes_no_other_config(tmp_path):
+    # As runs recorded it before: resolved, for the devices that they began on.
+    record_config(tmp_path / "run", make_config(accumulate_steps=8))
+    assert recorded_accumulate_steps(tmp_path / "run") == 8
+    changed = {
+        "accumulate_steps": 0,
+        "log_every": 3,
+        "checkpoint_every": 1,
+        "model.remat": True,
+        "task.data_dir": "/elsewhere",
+    }
+    check_same_config(tmp_path / "run", make_config(**changed))
+    with pytest.raises(WorkdirError, match=r"config.eval_every: 250 there, 3 now") as caught:
+        check_same_config(tmp_path / "run", make_config(eval_every=3, **changed))
+    assert "accumulate_steps" not in str(caught.value)
+
+
+def test_a_run_from_before_a_field_goes_on(tmp_path):
+    """With what the field's default is, and no other value; it had recorded where its cache was."""
+    record_config(tmp_path, make_config())
+    saved = json.loads((tmp_path / "config.json").read_text()) | {"cache_dir": "/elsewhere"}
+    del saved["adam_b1_cycle"], saved["task"]["augment"], saved["masked"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    check_same_config(tmp_path, make_config())
+    with pytest.raises(WorkdirError, match=r"config\.task\.augment: False there, True now"):
+        check_same_config(tmp_path, make_config(**{"task.augment": True}))
+
+
+def test_a_result_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(WorkdirError, match=r"gone/result\.json: can't be written"):
+        write_result(tmp_path / "gone", {})
