@@ -100,7 +100,7 @@ def find_problems(runs: list[Run]) -> list[str]:
         if run.config.init_from:
             from experiment.pretrained import source_problems  # takes seconds, for orbax
 
-            found += source_problems(run.config, run.workdir)
+            found += source_problems(run.config, run.workdir, is_sound=not found)
         if (run.workdir / "config.json").exists():
             try:
                 check_same_config(run.workdir, run.config)

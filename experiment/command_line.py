@@ -64,7 +64,7 @@ def check_command(config, workdir: Path, profile: str | None) -> tuple[int, int]
     steps = parse_steps(profile, config.num_train_steps) if profile else (0, 0)
     problems = check_config(config, jax.device_count())
     if processes.is_first():  # the others may not see these folders
-        problems += source_problems(config, workdir)
+        problems += source_problems(config, workdir, is_sound=not problems)
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise ValueError(f"The config can't be run:\n{listed}")

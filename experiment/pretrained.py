@@ -5,10 +5,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import ml_collections
+from flax import nnx
 
 import lra_tasks
 from experiment.checkpoints import CheckpointError, Checkpoints
 from experiment.load import best_model, best_step, own_vocabulary, read_config
+from experiment.model import head_of, make_model
 from experiment.objectives import mask_token
 from experiment.workdir import WorkdirError, read_result, recorded, steps_saved
 
@@ -18,12 +20,18 @@ EMBEDDINGS = "encoder/token_embed/embedding"
 POSITIONS = "encoder/position_embed"
 
 
-def source_problems(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
-    """Why a run in `workdir` can't begin as config.init_from says; a run begun needs it no more."""
+def source_problems(config: ml_collections.ConfigDict, workdir: Path, is_sound: bool) -> list[str]:
+    """Why a run in `workdir` can't begin as config.init_from says; a run begun needs it no more.
+
+    Whether the weights fit is asked of a config that `is_sound`, of which a model can be made.
+    """
     if not config.init_from or steps_saved(workdir):
         return []
     try:
-        read_source(config.init_from)
+        source = read_source(config.init_from)[0]
+        if is_sound:
+            there, here = (lra_tasks.without_data(each.task) for each in (source, config))
+            check_fit(config, here, source, there, _shapes(source, there), _shapes(config, here))
     except ValueError as error:
         return [str(error)]
     return []
@@ -64,6 +72,37 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
     except (CheckpointError, WorkdirError) as error:
         raise WorkdirError(f"config.init_from={config.init_from!r}: {error}") from error
     wanted = weights_by_name(params)
+    check_fit(config, task, source, source_task, found, wanted)
+    made_by = checkpoints.records[step]["progress"]
+    its = made_by.get("vocabulary") or (kept and lra_tasks.disk.sha256_of_file(kept))
+    if task.tokenizer and its and its != lra_tasks.disk.sha256_of_file(task.tokenizer):
+        raise WorkdirError(
+            f"config.task.tokenizer={config.task.tokenizer!r}: another vocabulary than that run's; "
+            f"give {config.init_from!r}"
+        )
+    taken = {name: _begun(name, found[name], whole) for name, whole in wanted.items()}
+    positions = tuple(len(each[POSITIONS]) for each in (found, wanted) if POSITIONS in each)
+    record = {
+        "workdir": config.init_from,
+        "objective": source.objective,
+        "fingerprint": made_by.get("fingerprint"),
+        "step": step,
+        # Rows of its table and of this, where they are repeated.
+        "positions": positions if len(set(positions)) > 1 else None,
+        "num_train_steps": source.num_train_steps,
+        "finished": read_result(folder) is not None,
+        "config": recorded(source),
+    }
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: taken.get(name_of(path), leaf), params
+    ), record
+
+
+def check_fit(config, task, source, source_task, found: dict, wanted: dict) -> None:
+    """Raises WorkdirError unless the encoder of `source`'s run can begin that of `config`'s.
+
+    `found` and `wanted` are their arrays by name, or what has the shapes of these.
+    """
     problems = [
         f"config.model.{name}: {source.model[name]!r} there, {config.model[name]!r} here"
         for name in OF_THE_WEIGHTS
@@ -74,15 +113,6 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
             f"config.model.pooling: {source.model.pooling!r} there, {config.model.pooling!r} here, "
             "of which one has a token put first"
         )
-    digest = lra_tasks.disk.sha256_of_file
-    made_by = checkpoints.records[step]["progress"]
-    its = made_by.get("vocabulary") or (kept and digest(kept))
-    if task.tokenizer and its and its != digest(task.tokenizer):
-        problems.append(
-            f"config.task.tokenizer={config.task.tokenizer!r}: another vocabulary than that run's; "
-            f"give {config.init_from!r}"
-        )
-    taken, positions = dict(wanted), None
     ids = common_ids(source, source_task), common_ids(config, task)
     for name in sorted(found.keys() | wanted.keys()):
         if name not in found or name not in wanted:
@@ -90,35 +120,36 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
         elif name == EMBEDDINGS and ids[0] != ids[1]:
             there, here = ("({} ids, {} stands for hidden ones)".format(*each) for each in ids)
             problems.append(f"{name}: of other tokens, {there} there, {here} here")
-        elif name == EMBEDDINGS and found[name].shape[1:] == wanted[name].shape[1:]:
-            rows = min(len(found[name]), len(wanted[name]))
-            taken[name] = wanted[name].at[:rows].set(found[name][:rows])
-        elif name == POSITIONS and _is_longer(wanted[name], found[name]):
-            positions = len(found[name]), len(wanted[name])
-            taken[name] = jnp.tile(found[name], (positions[1] // positions[0], 1))
-        elif found[name].shape != wanted[name].shape:
+        elif not _fits(name, found[name].shape, wanted[name].shape):
             problems.append(f"{name}: {found[name].shape} there, {wanted[name].shape} here")
-        else:
-            taken[name] = found[name]
     if problems:
         raise WorkdirError(
             f"config.init_from={config.init_from!r}: its encoder does not fit this run's:\n"
             + "\n".join(f"  {problem}" for problem in problems)
             + "\nGive this run the same config.model and lengths, or another run to begin with."
         )
-    record = {
-        "workdir": config.init_from,
-        "objective": source.objective,
-        "fingerprint": made_by.get("fingerprint"),
-        "step": step,
-        "positions": positions,  # rows of its table and of this, where they are repeated
-        "num_train_steps": source.num_train_steps,
-        "finished": read_result(folder) is not None,
-        "config": recorded(source),
-    }
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: taken.get(name_of(path), leaf), params
-    ), record
+
+
+def _fits(name, there, here):
+    """Whether an array of the one shape can begin one of the other: see `start_from`."""
+    if name in (EMBEDDINGS, POSITIONS) and there[1:] == here[1:]:
+        return name == EMBEDDINGS or here[0] % there[0] == 0
+    return there == here
+
+
+def _begun(name, weights, whole):
+    """An array that fits, in the shape of `whole`."""
+    if name == EMBEDDINGS:
+        rows = min(len(weights), len(whole))
+        return whole.at[:rows].set(weights[:rows])
+    return jnp.tile(weights, (len(whole) // len(weights), 1)) if name == POSITIONS else weights
+
+
+def _shapes(config, task):
+    """What has the shapes of an encoder's arrays, by name."""
+    return weights_by_name(
+        nnx.eval_shape(lambda: make_model(config.model, task, 0, head=head_of(config)))
+    )
 
 
 def begins_with(config: ml_collections.ConfigDict, record: dict) -> str:
@@ -136,12 +167,6 @@ def begins_with(config: ml_collections.ConfigDict, record: dict) -> str:
         differing.append(f"\n  its {rows[0]:,} positions, repeated to {rows[1]:,}")
     begun = f"begins with the encoder of {record['workdir']}, step {record['step']:,}"
     return begun + "".join(differing)
-
-
-def _is_longer(table, other):
-    """Whether a table of positions can be another, repeated."""
-    more = len(table) - len(other)
-    return table.shape[1:] == other.shape[1:] and more > 0 and more % len(other) == 0
 
 
 def common_ids(config, task) -> tuple[int, int]:

@@ -204,8 +204,8 @@ def test_a_run_begins_with_the_best_encoder_and_goes_on_without_it(pretrained, t
     with pytest.raises(PowerCutError):
         train(config, tmp_path / "run", cut_off(task, 1))
     shutil.rmtree(source)
-    assert source_problems(config, tmp_path / "run") == []
-    assert "no such folder" in source_problems(config, tmp_path / "new")[0]
+    assert source_problems(config, tmp_path / "run", True) == []
+    assert "no such folder" in source_problems(config, tmp_path / "new", True)[0]
     result = train(config, tmp_path / "run", task)
     assert result["init_from"] == record and np.isfinite(result["test_loss"])
 
@@ -245,7 +245,7 @@ def test_a_longer_model_begins_with_the_positions_of_a_shorter_one_repeated(pret
     assert "its 64 positions, repeated to 128" in begins_with(config, record)
 
 
-def test_weights_that_do_not_fit_are_named_one_by_one(pretrained):
+def test_weights_that_do_not_fit_are_named_one_by_one(pretrained, tmp_path):
     other = {"model.attention": "nystrom", "model.norm": "post", "model.num_heads": 4}
     other |= {"task.max_length": 100, "task.padded_length": 100}
     config = finetune(pretrained[0], **other)
@@ -263,6 +263,8 @@ def test_weights_that_do_not_fit_are_named_one_by_one(pretrained):
         "encoder/position_embed: (64, 16) there, (100, 16) here",
     ]
     assert "the same config.model" in advice
+    assert source_problems(config, tmp_path, True) == [str(caught.value)]  # before data are touched
+    assert source_problems(config, tmp_path, False) == []
 
     # Of equal shapes, where the row of hidden tokens would become that of the token put first.
     config = finetune(pretrained[0], **{"model.pooling": "cls", "task.padded_length": 63})
@@ -308,7 +310,7 @@ def test_a_source_that_is_none_is_refused_before_anything_is_touched(tmp_path, r
         begun: "no checkpoint there",
     }
     for source, why in expected.items():
-        (problem,) = source_problems(finetune(source), tmp_path / "run")
+        (problem,) = source_problems(finetune(source), tmp_path / "run", True)
         assert problem.startswith(f"config.init_from='{source}': ") and why in problem
     workdir = tmp_path / "run"
     failed = run_train("--config=configs/lra_text.py:finetune", f"--workdir={workdir}", check=False)
