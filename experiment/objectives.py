@@ -95,7 +95,8 @@ class Masked:
     follows from the example's tokens: alike in every evaluation of every run.
 
     With `order` the loss is the sum of that of tokens and of that of labels, which say whether two
-    halves changed places; an example's label weighs as much as it has hidden tokens.
+    halves changed places, in which an example's label weighs as much as it has hidden tokens; their
+    accuracy counts examples.
     """
 
     share: float
@@ -107,7 +108,7 @@ class Masked:
     order: bool = False
 
     def __call__(self, model, batch, key=None, copies=1):
-        """Metrics, weighed by hidden tokens; devices that cut sequences have their own of them."""
+        """Metrics by hidden tokens; devices that cut sequences have their own of these."""
         del copies
         tokens, mask = batch["inputs"], batch["mask"]
         axis = model.encoder.axis_name
@@ -132,11 +133,12 @@ class Masked:
             return found
         guess, label, each = model.order_logits(hidden, mask), batch["label"], weight.sum(axis=-1)
         order = jnp.sum(optax.softmax_cross_entropy_with_integer_labels(guess, label) * each)
+        right_order = jnp.sum((guess.argmax(axis=-1) == label) * batch["weight"])
         return found | {
             "loss": (lost + order, total),
             "token_loss": (lost, total),
             "order_loss": (order, total),
-            "order_accuracy": (jnp.sum((guess.argmax(axis=-1) == label) * each), total),
+            "order_accuracy": (right_order, batch["weight"].sum()),
         }
 
     def hide(self, tokens, mask, keys, first=0):
