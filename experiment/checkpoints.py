@@ -7,16 +7,14 @@ saved so is never used.
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import tempfile
 from pathlib import Path
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
+from experiment.digests import Damaged, first_line, layout_digest, read_record, state_digest
 from experiment.quiet import orbax_quiet
 from lra_tasks import progress as terminal
 from lra_tasks.disk import digest_of
@@ -28,10 +26,6 @@ NOT_EVALUATED = -1.0  # accuracy of a checkpoint saved between evaluations: neve
 
 class CheckpointError(ValueError):
     """The run can't go on with the checkpoints there are; the message says why and what to do."""
-
-
-class Damaged(Exception):
-    """A step's folder isn't whole, or not as it was written."""
 
 
 class Checkpoints:
@@ -52,7 +46,7 @@ class Checkpoints:
         for folder in self._folders():
             if folder.name.isdecimal() and folder.name == str(int(folder.name)):
                 try:
-                    self.records[int(folder.name)] = _read_record(folder)
+                    self.records[int(folder.name)] = read_record(folder)
                 except Damaged as error:
                     self.broken[int(folder.name)] = str(error)
 
@@ -200,7 +194,7 @@ class Checkpoints:
                 state = reader.restore(self._folder(step) / "state", like)
             found = state_digest(state)
         except Exception as error:  # orbax raises many kinds
-            raise Damaged(_first_line(error)) from error
+            raise Damaged(first_line(error)) from error
         if record["state"] not in (None, found):
             raise Damaged("its numbers are not those that were saved")
         return state
@@ -264,7 +258,7 @@ class Checkpoints:
             yield
         except Exception as error:  # of many kinds
             raise CheckpointError(
-                f"{self.directory}: a checkpoint can't be written ({_first_line(error)}). Those "
+                f"{self.directory}: a checkpoint can't be written ({first_line(error)}). Those "
                 "before are kept; make room there, or see to its permissions, and start again to "
                 "go on."
             ) from error
@@ -282,60 +276,6 @@ class _Kept:
         return [info.step in kept for info in infos]
 
 
-def state_digest(state) -> str:
-    """sha256 over the names, types, shapes and bytes of all leaves of a pytree of arrays."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        digest.update(_title(path, leaf))
-        digest.update(np.ascontiguousarray(_on_host(leaf)).tobytes())
-    return digest.hexdigest()
-
-
-def layout_digest(state) -> str:
-    """The same over names, types and shapes alone, also of jax.ShapeDtypeStructs."""
-    titles = [_title(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
-    return hashlib.sha256(b"".join(titles)).hexdigest()
-
-
-def _title(path, leaf):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return f"{name} {np.dtype(leaf.dtype).name} {tuple(leaf.shape)}\n".encode()
-
-
-def _on_host(leaf):
-    """The whole array; where it is replicated, from one device of this process's own."""
-    if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
-        leaf = leaf.addressable_data(0)
-    return np.asarray(leaf)
-
-
-def _read_record(folder):
-    """What is known of a step, checked against its digest; Damaged if that can't be."""
-    try:
-        if not ocp.path.step.is_checkpoint_finalized(folder):
-            raise Damaged("its writing was not finished")
-        if (folder / "record").exists():
-            record = _read_json(folder / "record")
-            if record["digest"] != digest_of(record):
-                raise Damaged("its record is not as it was saved")
-        else:  # of a version without digests, or half of it is gone
-            found = _read_json(folder / "metrics", filename="metrics")
-            record = {name: found[name] for name in ("step", "accuracy")}
-            record |= {"progress": _read_json(folder / "progress")}
-            record |= {"layout": None, "state": None, "best_step": None}
-    except FileNotFoundError as error:
-        raise Damaged("parts of it are missing") from error
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise Damaged(f"its record can't be read: {_first_line(error)}") from error
-    if record["step"] != int(folder.name):
-        raise Damaged(f"it is that of step {record['step']}")
-    return record
-
-
-def _read_json(folder, **name):
-    return ocp.JsonCheckpointHandler(**name).restore(folder)
-
-
 def _best(records):
     """The record of highest accuracy, the earliest of equals; None before any evaluation."""
     evaluated = [record for record in records if record["accuracy"] != NOT_EVALUATED]
@@ -344,8 +284,3 @@ def _best(records):
 
 def _is_empty(folder):
     return folder.is_dir() and not any(path.is_file() for path in folder.rglob("*"))
-
-
-def _first_line(error):
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].partition(". See full TensorStore")[0][:200]
