@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 import lra_tasks
 from experiment.results import OWN_FIELDS, TASKS, Group, Run, key_of, unfinished_label
@@ -19,6 +19,7 @@ NOT_LRA = "not comparable to LRA"
 PANEL = (6.4, 4.2)  # inches
 MAX_SERIES = 10  # in a panel: as many as there are colours, and no more can be told apart
 LABEL_WIDTH = 80  # characters of a label in a line
+MOST_TIMES = 4  # as long as the shortest run of a panel the longest is, else steps are logarithmic
 LEAST_SPAN = 5  # percentage points on the axis of accuracies, lest noise look like news
 
 
@@ -153,7 +154,13 @@ def plot_curves(
                 middle = (low + high) / 2
                 axes.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
         axes.set_xlabel("training step")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        lengths = [run.curve(split, value)[0][-1:] or [1] for _, runs, _ in lines for run in runs]
+        if max(lengths)[0] > MOST_TIMES * min(lengths)[0]:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         which = "training" if split == "train" else split
         axes.set_ylabel(f"{which} accuracy (%)" if accuracy else f"{which} loss (nats)")

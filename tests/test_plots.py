@@ -80,6 +80,22 @@ def test_few_steps_are_ticked_once_each(tmp_path):
     assert len(set(shown)) == len(shown) >= 4
 
 
+def test_steps_are_logarithmic_beside_a_run_that_is_much_longer(tmp_path):
+    scales = {}
+    for last in (2_000, 10_000):
+        runs = tmp_path / str(last)
+        runs.mkdir()
+        write_run(runs, "short", reports=[(250, 0.5), (500, 0.6)])
+        config = changed(num_train_steps=last)
+        write_run(runs, "long", 0.6, config, reports=[(500, 0.5), (last, 0.6)])
+        figure = plot_curves(read_runs([runs]).groups)
+        figure.draw_without_rendering()
+        (axes,) = [axes for axes in figure.axes if axes.lines]
+        scales[last] = axes.get_xscale()
+        assert f"{last:,}" in [tick.get_text() for tick in axes.get_xticklabels()]
+    assert scales == {2_000: "linear", 10_000: "log"}
+
+
 def test_speeds_on_other_lengths_have_panels_of_their_own_and_bars_the_width(tmp_path):
     many_runs(tmp_path)
     figure = plot_speed(read_runs([tmp_path]).groups)
