@@ -20,6 +20,16 @@ def test_the_python_in_readme_runs(capsys):
         assert (again == names["out"]).all()
 
 
+def test_no_sentence_of_readme_has_more_than_two_numbers():
+    text = re.sub(
+        r"```.*?```|^[|].*?$|^    .*?$", "", (ROOT / "README.md").read_text(), flags=re.S | re.M
+    )
+    sentences = re.split(r"(?<=[.:])\s+(?=[A-Z*`\[])|\n\n", re.sub(r"\]\([^)]*\)", "]", text))
+    assert len(sentences) > 30
+    for sentence in sentences:
+        assert len(re.findall(r"(?<![\w.,-])\d[\d.,]*", sentence)) <= 2, sentence
+
+
 def test_readme_is_short_and_what_it_links_to_is_there():
     text = (ROOT / "README.md").read_text()
     assert len(text.split()) <= 700
