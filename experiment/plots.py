@@ -19,7 +19,7 @@ NOT_LRA = "not comparable to LRA"
 PANEL = (6.4, 4.2)  # inches
 MAX_SERIES = 10  # in a panel: as many as there are colours, and no more can be told apart
 LABEL_WIDTH = 80  # characters of a label in a line
-MOST_TIMES = 4  # as long as the shortest run of a panel the longest is, else steps are logarithmic
+MOST_TIMES = 4  # the shortest run's steps: a panel with longer ones has them on a logarithmic axis
 LEAST_SPAN = 5  # percentage points on the axis of accuracies, lest noise look like news
 
 
@@ -154,8 +154,9 @@ def plot_curves(
                 middle = (low + high) / 2
                 axes.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
         axes.set_xlabel("training step")
-        lengths = [run.curve(split, value)[0][-1:] or [1] for _, runs, _ in lines for run in runs]
-        if max(lengths)[0] > MOST_TIMES * min(lengths)[0]:
+        curves = [run.curve(split, value)[0] for _, runs, _ in lines for run in runs]
+        lengths = [steps[-1] for steps in curves if steps]
+        if max(lengths) > MOST_TIMES * min(lengths):
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
