@@ -1,5 +1,6 @@
 """Plots of results: accuracy against landmarks, speed and memory, learning curves."""
 
+import itertools
 import re
 import statistics
 import textwrap
@@ -18,6 +19,7 @@ CHANCE = {task: getattr(m, "CHANCE", 100 / m.NUM_CLASSES) for task, m in MODULES
 NOT_LRA = "not comparable to LRA"
 PANEL = (6.4, 4.2)  # inches
 MAX_SERIES = 10  # in a panel: as many as there are colours, and no more can be told apart
+DASHES = ("--", "-.", (0, (8, 2, 2, 2, 2, 2)))  # of lines of one colour; dots are chance's
 LABEL_WIDTH = 80  # characters of a label in a line
 MOST_TIMES = 4  # the shortest run's steps: a panel with longer ones has them on a logarithmic axis
 LEAST_SPAN = 5  # percentage points on the axis of accuracies, lest noise look like news
@@ -72,8 +74,9 @@ def plot_landmarks(groups: list[Group]) -> Figure | None:
             errors = [0 if len(group.runs) < 2 else group.deviation for group in series]
             label = "nystrom" if len(all_series) == 1 else _without_landmarks(series[0].label)
             axes.errorbar(x, y, errors, marker="o", capsize=3, color=f"C{i}", label=label)
-            for softmax in same_but_attention(series[0], groups):
-                axes.axhline(softmax.accuracy, ls="--", color=f"C{i}", lw=1, label=softmax.label)
+            softmaxes = same_but_attention(series[0], groups)
+            for other, dashes in zip(softmaxes, itertools.cycle(DASHES), strict=False):
+                axes.axhline(other.accuracy, ls=dashes, color=f"C{i}", lw=1, label=other.label)
         axes.axhline(CHANCE[series[0].task], ls=":", color="grey", lw=1, label="chance")
         axes.set_xscale("log", base=2)
         counts = sorted({group.num_landmarks for series in all_series for group in series})

@@ -60,6 +60,19 @@ def test_no_panel_has_more_curves_than_can_be_told_apart(tmp_path):
     ]
 
 
+def test_softmax_with_and_without_a_convolution_are_told_apart(tmp_path):
+    for landmarks in (32, 64):
+        write_run(tmp_path, f"{landmarks}", 0.6, changed(model__num_landmarks=landmarks))
+    for taps in (0, 35):
+        fields = {"model__attention": "softmax", "model__baseline_conv_kernel_size": taps}
+        write_run(tmp_path, f"softmax-{taps}", 0.5 + taps / 100, changed(**fields))
+    figure = plot_landmarks(read_runs([tmp_path]).groups)
+    (axes,) = [axes for axes in figure.axes if axes.lines]
+    lines = [line for line in axes.lines if line.get_linestyle() != "None"]  # no caps of errors
+    looks = {(line.get_color(), line.get_linestyle()) for line in lines}
+    assert len(looks) == len(lines) == 4  # nystrom, both of softmax, chance
+
+
 def test_losses_are_drawn_from_the_reports_of_training(tmp_path):
     folder = write_run(tmp_path, "a", reports=[(500, 0.6)])
     lines = [{"step": step, "split": "train", "loss": 2.0 - step / 100} for step in (10, 20)]
