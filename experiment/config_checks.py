@@ -37,8 +37,6 @@ AT_LEAST = {
     "model.head_width": 1,
     "model.embedding_std": 0,
     "model.dropout_rate": 0,
-    "model.conv_kernel_size": 0,
-    "model.baseline_conv_kernel_size": 0,
 }
 BELOW_ONE = ("model.dropout_rate", "adam_b1", "adam_b2")
 # Computed with in float32, where more than its largest number is infinite.
@@ -56,8 +54,6 @@ AT_MOST = {
     "model.mlp_width": 2**20,
     "model.head_width": 2**20,
     "model.pinv_iterations": 1000,  # which are written out
-    "model.conv_kernel_size": 2**20,
-    "model.baseline_conv_kernel_size": 2**20,
 }
 CHOICES = {
     "objective": ("classify", "masked"),
@@ -71,10 +67,11 @@ CHOICES = {
 # Fields that not every attention reads, and which do. What one of these allows, the field may be.
 OWN_FIELDS: dict[str, tuple[str, ...]] = {}
 for name, entry in nystrom.ATTENTIONS.items():
+    least_or_names = {conv_field(name): 0} | dict(entry.allowed)
     for option in (*entry.options, conv_field(name)):
         field = f"model.{option}"
         OWN_FIELDS[field] = (*OWN_FIELDS.get(field, ()), name)
-        allowed = entry.allowed.get(option)
+        allowed = least_or_names.get(option)
         if isinstance(allowed, tuple):
             CHOICES[field] = tuple(dict.fromkeys((*CHOICES.get(field, ()), *allowed)))
         elif allowed is not None:
@@ -150,7 +147,7 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         "masked.random_share",
         f"expected at most 1 with config.masked.mask_share={masked.mask_share}",
     )
-    for field in ("model.conv_kernel_size", "model.baseline_conv_kernel_size"):
+    for field in dict.fromkeys(f"model.{conv_field(name)}" for name in nystrom.ATTENTIONS):
         taps = _get(config, field)
         expect(taps == 0 or taps % 2 == 1, field, "expected 0 (none) or an odd number of taps")
     expect(

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from inputs import mask_with, normal, random_inputs
+from inputs import normal, random_inputs
+from public_functions import MASK, PUBLIC, SMALL
 
 import nystrom
 
 ROOT = Path(nystrom.__file__).parent
-FILTERS = normal(1, 2, 3)
 
 
 def test_no_module_asks_for_the_default_backend():
@@ -63,7 +63,7 @@ def test_few_logits_are_plain_on_a_cpu(shape, has_tiles):
 
 def test_each_export_holds_its_platforms_convolution():
     """Products of blocks on a CPU, in a loop, and on a GPU; else XLA's grouped convolution."""
-    shapes = jax.ShapeDtypeStruct((2, 128, 2, 4), jnp.float32), FILTERS
+    shapes = jax.ShapeDtypeStruct((2, 128, 2, 4), jnp.float32), SMALL[1]
     convolve = nystrom.depthwise_convolution
     gradient = jax.grad(lambda *a: convolve(*a).sum(), (0, 1))
     counts = {
@@ -77,7 +77,7 @@ def test_each_export_holds_its_platforms_convolution():
     }  # fmt: skip
     assert counts == {"cpu": [0, 0, 1], "cuda": [0, 0, 1], "tpu": [1, 2, 0]}
     (n,) = jax.export.symbolic_shape("n")
-    symbolic = jax.ShapeDtypeStruct((2, n, 2, 4), jnp.float32), FILTERS
+    symbolic = jax.ShapeDtypeStruct((2, n, 2, 4), jnp.float32), SMALL[1]
     assert "stablehlo.convolution" not in lowered_text(convolve, symbolic, "cpu")
     assert "stablehlo.convolution" in lowered_text(convolve, symbolic, "tpu")
 
@@ -94,13 +94,11 @@ def test_symbolic_batch(name):
         "linformer": lambda x, f: nystrom.linformer_attention(
             x, x, x, projection=np.ones((2, 3, 12), np.float32)
         ),
-        "performer": lambda x, f: nystrom.performer_attention(
-            x, x, x, projection=nystrom.orthogonal_features(8, 4), feature_kernel="softmax"
-        ),
+        "performer": PUBLIC["favor+"],
         "reformer": lambda x, f: nystrom.reformer_attention(
             x, x, x, rotations=nystrom.random_rotations(2, 4, 3), bucket_size=4
         ),
-        "nystrom": lambda x, f: nystrom.nystrom_attention(x, x, x, num_landmarks=5),
+        "nystrom": PUBLIC["unmasked"],
     }
     function = batched.get(name) or (
         lambda x, f: getattr(nystrom, {"none": "identity"}.get(name, name) + "_attention")(x, x, x)
@@ -108,7 +106,7 @@ def test_symbolic_batch(name):
     exported = jax.export.export(jax.jit(function), platforms=["cpu"])(x, f)
     example = normal(7, 3, 12, 2, 4)
     np.testing.assert_allclose(
-        exported.call(example, FILTERS), function(example, FILTERS), atol=1e-5
+        exported.call(example, SMALL[1]), function(example, SMALL[1]), atol=1e-5
     )
 
 
@@ -137,5 +135,5 @@ def test_symbolic_length_and_encoder():
 
     exported = jax.export.export(jax.jit(run), platforms=["cpu"])(*shapes)
     tokens = np.arange(24, dtype=np.int32).reshape(2, 12) % 12
-    mask = np.stack([mask_with(9, 12, "holes")] * 2)
+    mask = np.stack([MASK] * 2)
     np.testing.assert_allclose(exported.call(tokens, mask), jax.jit(run)(tokens, mask), atol=1e-5)
