@@ -2,17 +2,31 @@
 
 import re
 
+import pytest
+
 from tests.conftest import ROOT
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 
 
-def test_the_python_in_readme_runs(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def python_of(page):
+    """The names that each Python block of a page leaves behind."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
         names = {}
-        exec(compile(block, "README.md", "exec"), names)
+        exec(compile(block, page, "exec"), names)
+        yield names
+
+
+@pytest.mark.parametrize("page", ["docs/index.md", "docs/library.md"])
+def test_the_python_of_pages_for_the_library_runs(page):
+    for names in python_of(page):
+        assert names["out"].shape[-2:] == (8, 64)
+
+
+def test_the_python_in_readme_runs():
+    for names in python_of("README.md"):
         assert names["out"].shape == names["x"].shape
         assert names["hidden"].shape == (2, 1000, 64)
         padded = names["x"].at[1, 700:].set(float("nan"))
