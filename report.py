@@ -6,8 +6,8 @@ Reads every result.json under the folders. Results that compare with LRA make
 the table beside the paper's numbers; all others stand apart, with the reason,
 in a table for each track: the paper's recipe on other data, tuned at its size,
 of another size, self-pretrained, begun with another run's encoder; and runs on
-hidden tokens in one of their own. Only runs that differ in nothing but the
-seed are averaged. Unfinished runs are listed, and files that can't be read are
+hidden tokens in one of their own. Attentions that share a recipe stand side by
+side. Only runs that differ in nothing but the seed are averaged. Unfinished runs are listed, and files that can't be read are
 named and skipped.
 """
 
@@ -21,6 +21,7 @@ import matplotlib
 
 from experiment.plots import (
     TITLES,
+    plot_attentions,
     plot_curves,
     plot_landmarks,
     plot_speed,
@@ -28,6 +29,7 @@ from experiment.plots import (
 from experiment.read_runs import read_runs
 from experiment.records import (
     apart_records,
+    attentions_records,
     curves_records,
     landmarks_records,
     lra_records,
@@ -43,7 +45,6 @@ from experiment.signals import exit_status
 from experiment.tracks import TRACKS
 from experiment.workdir import folder_argument
 
-PNG = ("landmarks.png", "speed.png", "curves.png")
 MAX_DIGITS = 2  # of accuracies in %
 NONE = "–"
 
@@ -91,16 +92,18 @@ def write_report(found: Found, out: Path) -> None:
     # Names of folders may hold dollars, and letters that no font here has.
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
-        figures = (
-            plot_landmarks(found.groups),
-            plot_speed(found.groups),
-            plot_curves(found.groups, found.unfinished),
-        )
-        for name, figure in zip(PNG, figures, strict=True):
-            (out / name).unlink(missing_ok=True)  # one of an earlier report
+        figures = {
+            "attentions": plot_attentions(found.groups),
+            "landmarks": plot_landmarks(found.groups),
+            "speed": plot_speed(found.groups),
+            "curves": plot_curves(found.groups, found.unfinished),
+        }
+        for name, figure in figures.items():
+            file = out / f"{name}.png"
+            file.unlink(missing_ok=True)  # one of an earlier report
             if figure:
-                figure.savefig(out / name, dpi=110)
-                pictures[name] = f"\n\n![{name.removesuffix('.png')}]({name})"
+                figure.savefig(file, dpi=110)
+                pictures[name] = f"\n\n![{name}]({file.name})"
     sections, groups = ["# Results"], found.groups
 
     def section(title, text, records, columns=None, picture="", rows=None):
@@ -114,10 +117,12 @@ def write_report(found: Found, out: Path) -> None:
     section("Long Range Arena", LRA_TEXT, lra_records(groups), rows=lra_table(groups))
     for track, (title, text) in TRACKS.items():
         section(title, f"{text} {APART_TEXT}", *apart_of(track, groups))
+    records = attentions_records(groups)
+    section("Attentions by one recipe", ATTENTIONS_TEXT, records, ATTENTIONS, "attentions")
     records = landmarks_records(groups)
-    section("Accuracy against landmarks", LANDMARKS_TEXT, records, LANDMARKS, PNG[0])
-    section("Speed and memory", SPEED_TEXT, speed_records(groups), SPEED, PNG[1])
-    section("Learning curves", CURVES_TEXT, curves_records(found), picture=PNG[2])
+    section("Accuracy against landmarks", LANDMARKS_TEXT, records, LANDMARKS, "landmarks")
+    section("Speed and memory", SPEED_TEXT, speed_records(groups), SPEED, "speed")
+    section("Learning curves", CURVES_TEXT, curves_records(found), picture="curves")
     section("Unfinished runs", UNFINISHED_TEXT, unfinished_records(found), UNFINISHED)
     section("Skipped", SKIPPED_TEXT, skipped_records(found), SKIPPED)
     (out / "report.md").write_text("\n\n".join(sections) + "\n")
@@ -131,6 +136,10 @@ LRA_TEXT = (
     "not given."
 )
 APART_TEXT = "Accuracy in %, means over seeds as in the first table."
+ATTENTIONS_TEXT = (
+    "Test accuracy in % of runs that differ in the attention and its own options alone, and in the "
+    "taps of the convolution of the values that it has, 0: none."
+)
 LANDMARKS_TEXT = "Test accuracy in % of runs that differ in the number of landmarks alone."
 SPEED_TEXT = (
     "Medians over runs on the same hardware: training examples per second, peak memory (of the "
@@ -203,12 +212,18 @@ MASKED = {
     "steps": ("steps", ","),
     "data": data,
 }
-LANDMARKS = {
-    **TASK,
-    "landmarks": ("landmarks", ""),
+COMPARED = {
     "test accuracy": accuracy,
     "comparable to LRA": lambda record: "yes" if record["comparable_to_lra"] else "no",
 }
+ATTENTIONS = {
+    "task": ("task", ""),
+    "recipe": ("recipe", ""),
+    "attention": ("attention", ""),
+    "convolution": ("convolution", ""),
+    **COMPARED,
+}
+LANDMARKS = {**TASK, "landmarks": ("landmarks", ""), **COMPARED}
 SPEED = {
     **TASK,
     "hardware": ("hardware", ""),

@@ -1,4 +1,4 @@
-"""Plots of results: accuracy against landmarks, speed and memory, learning curves."""
+"""Plots of results: accuracy by attention and landmarks, speed and memory, learning curves."""
 
 import itertools
 import re
@@ -10,7 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 import lra_tasks
-from experiment.results import OWN_FIELDS, TASKS, Group, Run, key_of, unfinished_label
+from experiment.comparisons import (
+    attention_names,
+    attention_series,
+    landmark_series,
+    recipe_names,
+    same_but_attention,
+    taps,
+)
+from experiment.results import TASKS, Group, Run, unfinished_label
 
 MODULES = {task: lra_tasks.task_module(task) for task in TASKS}
 TITLES = {task: module.TITLE for task, module in MODULES.items()}
@@ -40,25 +48,38 @@ def short_labels(labels: list[str]) -> list[str]:
     return [", ".join([p[0], *(x for x in p[1:] if x not in common)]) for p in parts]
 
 
-def landmark_series(groups: list[Group]) -> list[list[Group]]:
-    """Nyström groups that differ in the number of landmarks alone, ascending; two or more each."""
-    series = {}
-    for group in groups:
-        if group.attention == "nystrom" and group.track != "masked":
-            key = (key_of(group.config, ("model.num_landmarks",)), *_data(group))
-            series.setdefault(key, []).append(group)
-    return [sorted(s, key=lambda g: g.num_landmarks) for s in series.values() if len(s) > 1]
+def plot_attentions(groups: list[Group]) -> Figure | None:
+    """Test accuracy of attentions by one recipe, a panel a recipe; None without two of one."""
+    panels, all_series = {}, attention_series(groups)
+    for series, name in zip(all_series, recipe_names(all_series), strict=True):
+        task, data = _panel(series[0])
+        panels[task, "\n".join(text for text in (name, data) if text)] = series
 
+    def draw(axes, series):
+        series = sorted(series, key=lambda group: -group.accuracy)
+        names = attention_names(series)
+        rows = list(dict.fromkeys(names))[::-1]  # the best on top
+        for has_it, color in ((True, "C0"), (False, "lightgrey")):
+            label = f"{'with' if has_it else 'without'} a convolution of the values"
+            for group, name in zip(series, names, strict=True):
+                if bool(taps(group)) != has_it:
+                    continue
+                place = rows.index(name) + (names.count(name) > 1) * (0.2 if has_it else -0.2)
+                error = None if len(group.runs) < 2 else group.deviation
+                look = {"color": color, "capsize": 3, "label": label}
+                axes.barh(place, group.accuracy, 0.38, xerr=error, **look)
+                text = f"{group.accuracy:.1f}" + (f" ± {error:.1f}" if error else "")
+                by = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+                axes.annotate(text, (group.accuracy + (error or 0), place), (5, 0), **by)
+                label = None  # one entry in the legend for all
+        axes.axvline(CHANCE[series[0].task], ls=":", color="grey", lw=1, label="chance")
+        axes.set_axisbelow(True)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_ylim(min(len(rows) - 4, 0) - 0.6, len(rows) - 0.4)  # few bars are not broad ones
+        axes.set_xlim(0, min(100, 1.25 * max(group.accuracy for group in series)))
+        axes.set_xlabel("test accuracy (%)")
 
-def same_but_attention(group: Group, groups: list[Group]) -> list[Group]:
-    """Groups of softmax attention that differ from `group` in nothing else that they read."""
-    without = ("model.attention", *OWN_FIELDS)
-    key = (key_of(group.config, without), *_data(group))
-    return [
-        other
-        for other in groups
-        if other.attention == "softmax" and (key_of(other.config, without), *_data(other)) == key
-    ]
+    return _figure(panels, draw)
 
 
 def plot_landmarks(groups: list[Group]) -> Figure | None:
@@ -246,10 +267,6 @@ def _panel(item):
     lra = "" if isinstance(item, Group) and item.first["comparable_to_lra"] else NOT_LRA
     hidden = "hidden tokens" if item.config["objective"] == "masked" else ""
     return task["name"], ", ".join(text for text in (hidden, size, examples, lra) if text)
-
-
-def _data(group):
-    return group.first["source"], group.first["fingerprint"]
 
 
 def _without_landmarks(label):

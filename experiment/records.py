@@ -8,7 +8,14 @@ import csv
 import math
 from pathlib import Path
 
-from experiment.plots import TITLES, by_hardware, landmark_series, median_of
+from experiment.comparisons import (
+    attention_names,
+    attention_series,
+    landmark_series,
+    recipe_names,
+    taps,
+)
+from experiment.plots import TITLES, by_hardware, median_of
 from experiment.results import PAPER, TASKS, Found, Group, unfinished_label
 
 DIGITS = 4  # after the point of an accuracy in %: 1e-6 of the test set
@@ -78,6 +85,23 @@ def masked_records(groups: list[Group]) -> list[dict]:
             "fingerprint": group.first["fingerprint"],
         }
         for group in groups
+    ]
+
+
+def attentions_records(groups: list[Group]) -> list[dict]:
+    """Accuracy of attentions that share a recipe."""
+    all_series = attention_series(groups)
+    return [
+        {
+            "task": TITLES[group.task],
+            "recipe": recipe,
+            "attention": name,
+            "convolution": taps(group),
+            **score(group),
+            "comparable_to_lra": group.first["comparable_to_lra"],
+        }
+        for series, recipe in zip(all_series, recipe_names(all_series), strict=True)
+        for group, name in zip(series, attention_names(series), strict=True)
     ]
 
 

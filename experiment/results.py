@@ -105,6 +105,11 @@ class Group:
         return track_of(self.config, self.first["fingerprint"], self.first.get("init_from"))
 
     @property
+    def data(self) -> tuple[str, str]:
+        """Which data it is of: the source, and the fingerprint of the examples."""
+        return self.first["source"], self.first["fingerprint"]
+
+    @property
     def num_landmarks(self) -> int:
         return self.config["model"]["num_landmarks"]
 
