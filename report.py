@@ -7,8 +7,8 @@ the table beside the paper's numbers; all others stand apart, with the reason,
 in a table for each track: the paper's recipe on other data, tuned at its size,
 of another size, self-pretrained, begun with another run's encoder; and runs on
 hidden tokens in one of their own. Attentions that share a recipe stand side by
-side. Only runs that differ in nothing but the seed are averaged. Unfinished runs are listed, and files that can't be read are
-named and skipped.
+side. Only runs that differ in nothing but the seed are averaged. Unfinished
+runs are listed, and files that can't be read are named and skipped.
 """
 
 import argparse
