@@ -141,6 +141,7 @@ def token_ranks(
 
     Inside `jax.shard_map`, `axis_name` is the axis over which the sequence is cut.
     """
+    mask = jax.lax.optimization_barrier(mask)  # XLA counts a constant one for long while compiling
     rank = jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1
     count = mask.sum(axis=-1, dtype=jnp.int32)
     if axis_name is None:

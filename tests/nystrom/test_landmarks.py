@@ -1,5 +1,7 @@
 """Landmarks against a loop over segments."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,14 @@ def loop(x, num_landmarks, mask):
         start += size
     assert start == len(real)
     return landmarks, np.array(sizes) > 0
+
+
+def test_a_constant_mask_is_counted_when_it_runs():
+    """XLA would compile for minutes on a long one's ranks."""
+    x, mask = normal(0, 20_000, 1, 4), np.arange(20_000) < 19_999
+    program = jax.jit(lambda x: segment_means(x, 8, mask)).lower(x).compile().as_text()
+    assert "pred[20000]" in program  # the mask itself
+    assert not re.findall(r"s32\[20000\]\S* constant\(", program)
 
 
 @pytest.mark.parametrize("num_landmarks", [1, 4, 5, 16])
