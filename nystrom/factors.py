@@ -21,7 +21,13 @@ from nystrom.numerics import accumulator, common_dtype, exact_einsum, widened, z
 
 
 class NystromFactors(NamedTuple):
-    """The factors of the N x M matrix F A^+ G that Nyström attention applies to the values."""
+    """The factors of the N x M matrix F A^+ G that Nyström attention applies to the values.
+
+    Attributes:
+      f: softmax of queries with the keys' landmarks.
+      a_pinv: pseudo-inverse of the softmax of both kinds of landmarks.
+      g: softmax of the queries' landmarks with keys.
+    """
 
     f: Float[Array, "*B H N L"]
     a_pinv: Float[Array, "*B H L L"]
