@@ -14,10 +14,11 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 
-from experiment.digests import Damaged, first_line, layout_digest, read_record, state_digest
+from experiment.digests import Damaged, layout_digest, read_record, state_digest
 from experiment.quiet import orbax_quiet
 from lra_tasks import progress as terminal
 from lra_tasks.disk import digest_of
+from lra_tasks.errors import first_line
 
 # Of many processes the first alone reads and writes: see shared_checkpoints.py.
 ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})

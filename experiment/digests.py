@@ -7,6 +7,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from lra_tasks.disk import digest_of
+from lra_tasks.errors import first_line
 
 
 class Damaged(Exception):
@@ -65,9 +66,3 @@ def read_record(folder):
 
 def _read_json(folder, **name):
     return ocp.JsonCheckpointHandler(**name).restore(folder)
-
-
-def first_line(error: Exception) -> str:
-    """An error in a line, without where orbax's library logs the rest."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].partition(". See full TensorStore")[0][:200]

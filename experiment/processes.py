@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from experiment.mesh import put_whole
 from experiment.workdir import differing_fields
+from lra_tasks.errors import first_line
 
 # Variables with the number of processes of JAX itself, of srun and of mpirun.
 COUNTS = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
@@ -202,7 +203,7 @@ def out_of_memory(error: Exception) -> str:
     if "RESOURCE_EXHAUSTED" not in str(error):
         return ""
     return (
-        f"out of memory ({_first_line(error)}). A larger config.accumulate_steps, which takes a "
+        f"out of memory ({first_line(error)}). A larger config.accumulate_steps, which takes a "
         "batch in parts, config.model.remat=True or a smaller model needs less; checkpoints are "
         "kept."
     )
@@ -212,14 +213,10 @@ def end_alone(error: Exception):
     """Ends this process where a collective failed: as a rule, another process is gone."""
     why = out_of_memory(error) or (
         "the others can't be reached, so the run ends here. One of them has ended, or the network "
-        f"has ({_first_line(error)}). Start all of them again to go on from the last checkpoint."
+        f"has ({first_line(error)}). Start all of them again to go on from the last checkpoint."
     )
     print(f"process {jax.process_index()}: {why}", file=sys.stderr, flush=True)
     os._exit(1)  # sys.exit would wait for the others
-
-
-def _first_line(error):
-    return str(error).strip().splitlines()[0][:200]
 
 
 class Votes:

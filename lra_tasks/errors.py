@@ -1,4 +1,4 @@
-"""Which errors are told in a line: those worded for users, not faults of code."""
+"""Errors told in a line: which those are, worded for users and no faults of code, and how."""
 
 import linecache
 import traceback
@@ -17,3 +17,9 @@ def is_worded(error: Exception) -> bool:
     package = frame.f_globals.get("__name__", "").partition(".")[0]
     line = linecache.getline(frame.f_code.co_filename, number)
     return package in PACKAGES and line.lstrip().startswith("raise")
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says first, in at most 200 characters; its type if nothing."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].partition(". See full TensorStore")[0][:200]

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from lra_tasks.disk import expand_user
-from lra_tasks.errors import is_worded
+from lra_tasks.errors import first_line, is_worded
 
 
 def raised(function):
@@ -28,3 +28,9 @@ def test_errors_are_worded_by_the_system_or_by_a_raise_of_ours(tmp_path):
     assert not is_worded(raised(lambda: gzip.decompress(b"text")))
     assert not is_worded(raised(lambda: io.StringIO().detach()))
     assert not is_worded(raised(lambda: int("many")))
+
+
+def test_an_error_in_a_line_says_something():
+    assert first_line(ValueError()) == "ValueError"
+    assert first_line(OSError("\n disk full. See full TensorStore details: x\ny")) == "disk full"
+    assert len(first_line(ValueError(400 * "x"))) == 200
