@@ -53,9 +53,9 @@ def eq_9(query, key, value, query_mask, key_mask, options):
     """
     scale, dtype = options.scale, query.dtype
     query = zero_padded(query, query_mask)
+    key, value = zero_padded(key, key_mask), zero_padded(value, key_mask)
     q, k, q_valid, k_valid = landmarks(query, key, query_mask, key_mask, options)
     a_pinv = invert(landmark_matrix(q, k, q_valid, k_valid, scale), options)
-    key, value = zero_padded(key, key_mask), zero_padded(value, key_mask)
     g_value = attend(q.astype(dtype), key, value, key_mask, scale, options.axis_name)
     solved = exact_einsum("...hlm,...mhe->...lhe", a_pinv, g_value)
     out = attend(query, k.astype(dtype), solved.astype(dtype), k_valid, scale)

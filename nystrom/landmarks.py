@@ -1,16 +1,13 @@
 """Landmarks: means over segments of the real tokens (Xiong et al. 2021, eq. 5 and section 3.2)."""
 
-import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float, Int
-from nystrom.checks import all_known, check_count, check_mask, check_tokens
-from nystrom.numerics import accumulator, einsum
-
-PIECE = 2**20  # numbers that summing segments may hold at a time, of an example: 4 MB
+from nystrom.checks import check_count, check_mask, check_tokens, is_empty
+from nystrom.numerics import accumulator, einsum, zero_padded
 
 
 def segment_means(
@@ -49,7 +46,17 @@ def segment_means(
 
 @partial(jax.jit, static_argnums=(1, 3))
 def _segment_means(x, num_landmarks, mask, axis_name):
-    landmarks, valid = landmark_means(x, num_landmarks, mask, axis_name)
+    from nystrom.kernels import choose, tiled
+
+    def plain(x, mask):
+        return landmark_means(zero_padded(x, mask), num_landmarks, mask, axis_name)
+
+    def in_pieces(x, mask):
+        return landmark_means(x, num_landmarks, mask, axis_name, tiled.sums)
+
+    form = "plain" if axis_name is not None or is_empty(*x.shape) else None
+    membership = (*x.shape[:-3], x.shape[-3], num_landmarks)
+    landmarks, valid = choose(form, plain, in_pieces, x, mask, logits=membership)
     if valid is None:
         valid = jnp.ones(landmarks.shape[:-2], bool)
     return landmarks.astype(x.dtype), valid
@@ -58,47 +65,23 @@ def _segment_means(x, num_landmarks, mask, axis_name):
 def segment_sums(
     x: Float[Array, "*B N H D"], segment: Int[Array, "*B N"], num_landmarks: int
 ) -> Float[Array, "*B L H D"]:
-    """Sums of the tokens of each segment, float32 or float64; segment L enters none.
+    """Sums of the tokens of each segment, float32 or float64; those of segment L are zeros.
 
-    Products with the 0/1 matrix of membership, much faster on every platform than scatter and
-    gather. Where that matrix would be large it is made piece by piece, forward and backward.
+    A product with the 0/1 matrix of membership, much faster on every platform than scatter and
+    gather.
     """
+    place = jnp.arange(num_landmarks, dtype=segment.dtype)
+    member = segment[..., None, :] == place.reshape(*(1,) * (segment.ndim - 1), -1, 1)
     *batch, length, num_heads, depth = x.shape
-    per_token = num_landmarks + num_heads * depth
-    examples = math.prod(batch)
-    tokens = x.reshape(examples, length, num_heads * depth), segment.reshape(examples, length)
-
-    def sums(x, segment):
-        x = jnp.where((segment < num_landmarks)[:, None], x, jnp.zeros((), x.dtype))
-        member = segment[None] == jnp.arange(num_landmarks, dtype=segment.dtype)[:, None]
-        return einsum("ln,nc->lc", member.astype(x.dtype), x)
-
-    def sums_in_pieces(x, segment):
-        pieces = math.ceil(length * per_token / PIECE)
-        pieces = next((n for n in range(pieces, 2 * pieces) if length % n == 0), pieces)
-        excess = -length % pieces
-        if excess:
-            x = jnp.pad(x, ((0, excess), (0, 0)))
-            segment = jnp.pad(segment, (0, excess), constant_values=num_landmarks)
-
-        def add(total, piece):
-            return total + jax.checkpoint(sums)(*piece), None
-
-        zeros = sums(x[:0], segment[:0])  # of their type, inside shard_map too
-        cut = x.reshape(pieces, -1, x.shape[-1]), segment.reshape(pieces, -1)
-        return jax.lax.scan(add, zeros, cut)[0]
-
-    whole = not all_known(length) or length * per_token <= PIECE
-    each = sums if whole else sums_in_pieces
-    alone = examples == 1  # mapping over one example, XLA would copy all its tokens
-    total = each(*(array[0] for array in tokens)) if alone else jax.vmap(each)(*tokens)
+    tokens = x.reshape(*batch, length, num_heads * depth)
+    total = einsum("...ln,...nc->...lc", member.astype(x.dtype), tokens)
     return total.reshape(*batch, num_landmarks, num_heads, depth)
 
 
 def landmark_means(x, num_landmarks, mask, axis_name=None, sums=segment_sums):
     """`segment_means` in float32 (or float64); `valid` is None where every landmark has a token.
 
-    `sums` is `segment_sums`, or what computes the same.
+    Padded tokens of `x` are zeros. `sums` is `segment_sums`, or what computes the same.
     """
     length = x.shape[-3]
     if mask is None and axis_name is None and length % num_landmarks == 0 and length >= 1:

@@ -18,9 +18,10 @@ from experiment import mesh as meshes
 from experiment import training
 from experiment.model import head_of, make_model
 from experiment.objectives import make_objective
-from nystrom import landmarks
-from nystrom.landmarks import landmark_means
+from nystrom.kernels import tiled
+from nystrom.landmarks import landmark_means, segment_sums
 from nystrom.models import pool
+from nystrom.numerics import zero_padded
 
 RNG = np.random.default_rng(0)
 
@@ -206,20 +207,25 @@ def convolution_and_means_are_those_of_the_whole():
                 for f in (pieces, nystrom.depthwise_convolution)
             )
         assert_close(found, alone, 1e-10)
-    means = over_pieces(lambda x, m: landmark_means(x, 5, m, "sequence"), cut, cut, out=whole)
+
+    def means_of(x, mask):
+        return landmark_means(zero_padded(x, mask), 5, mask, "sequence")
+
+    means = over_pieces(means_of, cut, cut, out=whole)
     assert_close(means(value, mask), nystrom.segment_means(value, 5, mask), 1e-10)
 
 
-def long_pieces_are_summed_a_part_at_a_time():
-    """As those of Path-X are: examples and positions cut, with and without masks."""
+def landmarks_of_cut_examples_are_those_of_the_whole():
+    """Positions cut too, as those of Path-X are, or summed a part at a time; with and without
+    masks."""
     mesh = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
     x, mask = RNG.normal(size=(2, 64, 2, 3)), RNG.random((2, 64)) < 0.6
-    landmarks.PIECE = 20
-    for axis in ("sequence", None):
+    tiled.PIECE = 20
+    for axis, sums in (("sequence", segment_sums), (None, segment_sums), (None, tiled.sums)):
         cut = PartitionSpec("data", axis)
 
-        def means(x, mask, axis=axis):
-            return landmark_means(x, 5, mask, axis)
+        def means(x, mask, axis=axis, sums=sums):
+            return landmark_means(zero_padded(x, mask), 5, mask, axis, sums)
 
         run = jax.shard_map(means, mesh=mesh, in_specs=(cut, cut), out_specs=PartitionSpec("data"))
         for given in (mask, None):

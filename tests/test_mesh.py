@@ -20,7 +20,7 @@ CHECKS = {
     ),
     "pieces": (
         "convolution_and_means_are_those_of_the_whole",
-        "long_pieces_are_summed_a_part_at_a_time",
+        "landmarks_of_cut_examples_are_those_of_the_whole",
         "ties_of_the_maximum_go_to_the_first_as_on_one_device",
         "traffic_does_not_grow_with_the_length",
         "dropout_of_cut_sequences_is_the_wholes_wherever_padding_stands",

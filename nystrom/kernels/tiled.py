@@ -1,20 +1,32 @@
 """Eq. 1 and eq. 9 for a CPU: in tiles that stay in its cache, the inverse by symmetric matrices."""
 
+import math
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 
 from nystrom.attention import Options, attend, landmark_matrix, landmarks
 from nystrom.chebyshev import apply_chebyshev_pinv
 from nystrom.kernels.gradients import with_gradient
 from nystrom.kernels.symmetric_pinv import apply_pinv
-from nystrom.kernels.tiles import from_short, from_short_gradient, to_short, to_short_gradient
+from nystrom.kernels.tiles import (
+    check_known,
+    from_short,
+    from_short_gradient,
+    to_short,
+    to_short_gradient,
+)
 from nystrom.landmarks import segment_sums
 from nystrom.numerics import heads_first, zero_padded
+
+PIECE = 2**20  # numbers that summing segments may hold at a time, of an example: 4 MB
 
 
 def nystrom(query, key, value, query_mask, key_mask, options: Options):
     """`attention.eq_9`, with tiles for its two attentions between tokens and landmarks."""
     scale, heads = options.scale, query.shape[-2]
-    q, k, q_valid, k_valid = landmarks(query, key, query_mask, key_mask, options, _sums)
+    q, k, q_valid, k_valid = landmarks(query, key, query_mask, key_mask, options, sums)
     a = landmark_matrix(q, k, q_valid, k_valid, scale)
     g_value = _from_landmarks(_by_group(q, key.shape[-2]), key, value, key_mask, scale)
     g_value = g_value.reshape(*g_value.shape[:-3], heads, -1, g_value.shape[-1])
@@ -41,15 +53,31 @@ def exact(query, key, value, query_mask, key_mask, scale):
     return out.reshape(*batch, length, heads, -1)
 
 
-def _sums(x, segment, num_landmarks):
-    """`segment_sums`, whose gradient by a token is its segment's: a row taken, no product."""
+def sums(x, segment, num_landmarks):
+    """`segment_sums` of tokens, whatever padding holds, in pieces that a CPU's cache holds.
+
+    The gradient by a token is its segment's: a row taken, no product.
+    """
     dtype = x.dtype
 
     def plain(primals, segment):
-        return segment_sums(*primals, segment, num_landmarks)
+        (x,) = primals
+        return segment_sums(zero_padded(x, segment < num_landmarks), segment, num_landmarks)
+
+    def of_piece(x, segment):  # N C; as N 1 C all tokens would be copied for it
+        return plain((x[:, None],), segment)
 
     def forward(primals, segment):
-        return plain(primals, segment), ()
+        (x,) = primals
+        *batch, length, heads, depth = x.shape
+        check_known(length, num_landmarks)
+        examples = math.prod(batch)
+        tokens = x.reshape(examples, length, heads * depth), segment.reshape(examples, length)
+        pieces = math.ceil(length * (num_landmarks + heads * depth) / PIECE)
+        each = partial(_sum_over_pieces, of_piece, pieces)
+        alone = examples == 1  # mapping over one example, XLA would copy all its tokens
+        total = each(*(array[0] for array in tokens)) if alone else jax.vmap(each)(*tokens)
+        return total.reshape(*batch, num_landmarks, heads, depth), ()
 
     def backward(residuals, segment, d_sums):
         is_real, place = segment < num_landmarks, jnp.minimum(segment, num_landmarks - 1)
@@ -57,6 +85,24 @@ def _sums(x, segment, num_landmarks):
         return (zero_padded(d_x, is_real).astype(dtype),)
 
     return with_gradient(plain, forward, backward)((x,), segment)
+
+
+def _sum_over_pieces(function, pieces, x, segment):
+    """`function` of the tokens N C of one example and their segments, summed over its pieces."""
+    length = len(segment)
+    pieces = next((n for n in range(pieces, 2 * pieces) if length % n == 0), pieces)
+    if pieces == 1:
+        return function(x, segment)
+    excess = -length % pieces
+    if excess:  # zeros, which add nothing
+        x, segment = (jnp.pad(a, [(0, excess)] + [(0, 0)] * (a.ndim - 1)) for a in (x, segment))
+
+    def add(total, piece):
+        return total + function(*piece), None
+
+    zeros = function(x[:0], segment[:0])  # of their type, inside shard_map too
+    cut = tuple(a.reshape(pieces, -1, *a.shape[1:]) for a in (x, segment))
+    return jax.lax.scan(add, zeros, cut)[0]
 
 
 def _by_group(landmarks, groups):

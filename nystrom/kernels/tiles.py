@@ -138,6 +138,15 @@ def from_short_gradient(residuals, key_mask, d_context, scale):
     return (d_queries * scale).astype(queries.dtype), d_key, d_value
 
 
+def check_known(length, num_landmarks):
+    """Raises unless none of them is symbolic."""
+    if not all_known(length, num_landmarks):
+        raise ValueError(
+            f"implementation='tiled' with a length of {length}: tiles need to know it when "
+            "compiling; leave implementation out, or 'plain'"
+        )
+
+
 class _Tiling(NamedTuple):
     """How B N H tokens are cut: tiles of `heads` heads of `batch` examples, in `steps` pieces."""
 
@@ -150,11 +159,7 @@ class _Tiling(NamedTuple):
     @staticmethod
     def of(tokens, landmarks):
         (num_examples, length, num_heads, _), num_landmarks = tokens.shape, landmarks.shape[-2]
-        if not all_known(length, num_landmarks):
-            raise ValueError(
-                f"implementation='tiled' with a length of {length}: tiles need to know it when "
-                "compiling; leave implementation out, or 'plain'"
-            )
+        check_known(length, num_landmarks)
         head_bytes = 2 * length * num_landmarks * accumulator(landmarks.dtype).itemsize
         heads = _largest_divisor(num_heads, HEADS_PER_TURN)
         batch = _largest_divisor(num_examples, HEADS_PER_TURN // num_heads)

@@ -1,6 +1,7 @@
 """Landmarks against a loop over segments."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from inputs import jitted, mask_with, normal
 
 from nystrom import landmarks, segment_means
+from nystrom.kernels import tiled
 
 means = jitted(segment_means, static_argnums=1)
 
@@ -126,9 +128,24 @@ def test_a_mask_costs_little_memory():
     assert temporary_mb(gradient) < 288  # its 256 MB result once more, before it is laid out
 
 
-def test_pieces_change_nothing(monkeypatch):
-    x, mask = normal(0, 3, 29, 2, 4), np.random.default_rng(0).random((3, 29)) < 0.6
-    whole, _ = segment_means(x, 4, mask)
-    monkeypatch.setattr(landmarks, "PIECE", 80)
-    out, _ = jax.jit(lambda *args: landmarks.landmark_means(args[0], 4, args[1]))(x, mask)
-    np.testing.assert_allclose(out, whole, atol=1e-6)
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 3)])
+def test_a_cpus_pieces_change_nothing(batch, monkeypatch):
+    x, mask = normal(0, *batch, 29, 2, 4), np.random.default_rng(0).random((*batch, 29)) < 0.6
+    whole, valid = segment_means(x, 4, mask)
+    x[~mask] = np.nan
+
+    @partial(jax.jit, static_argnums=1)
+    def tiled_means(x, piece):
+        monkeypatch.setattr(tiled, "PIECE", piece)
+        return landmarks.landmark_means(x, 4, mask, sums=tiled.sums)
+
+    def loss(x, piece):
+        return (tiled_means(x, piece)[0] ** 2).sum()
+
+    for piece in (80, 2**20):
+        out, found = tiled_means(x, piece)
+        np.testing.assert_allclose(out, whole, atol=1e-6)
+        np.testing.assert_array_equal(found, valid)
+        gradient = jax.grad(loss)(x, piece)
+        expected = jax.grad(lambda x: (segment_means(x, 4, mask)[0] ** 2).sum())(x)
+        np.testing.assert_allclose(gradient, expected, atol=1e-5)
