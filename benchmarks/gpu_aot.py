@@ -4,9 +4,10 @@
     python -m benchmarks.gpu_aot [--lengths=4096,16384,65536] [--steps]
 
 The programs of `benchmarks/tpu_aot.py`, by XLA's compiler for one H100: temporary memory, what the
-kernels read and write, how many kernels there are, and the CPU time that compiling took. The
+kernels read and write, how many kernels are started, and the CPU time that compiling took. The
 compiler gives no count of bytes here, so they are those of every kernel's arguments and results in
 the program's text: loop bodies once, of branches the largest, libraries' kernels like all others.
+Kernels of a loop are counted as often as it turns, where the text tells.
 Nothing is run or tuned, so this says nothing of time: `benchmarks/gpu.py` does, on a GPU. What the
 CSV has of this commit is not compiled again without --fresh.
 """
@@ -35,6 +36,7 @@ TARGETS = {  # what the compiler asks of a device
 }
 NO_KERNEL = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(.*)")
+TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')  # of a loop
 CALLED = re.compile(r"(?:body|to_apply|\w+_computations?)=(\{.*?\}|\S+)")
 
 
@@ -61,7 +63,7 @@ def plan(function, arrays, place):
 
 
 def traffic(text):
-    """Bytes that a compiled program's kernels read and write, and how many kernels there are."""
+    """Bytes that a compiled program's kernels read and write, and how many are started."""
     computations, entry = {}, ""
     for line in text.splitlines():
         if start := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
@@ -77,7 +79,8 @@ def traffic(text):
             if operation in ("while", "call", "conditional"):
                 called = " ".join(CALLED.findall(rest))
                 more = max(map(count, re.findall(r"[\w.-]+", called)))
-                accessed, kernels = accessed + more[0], kernels + more[1]
+                turns = int((TURNS.findall(rest) or [1])[0])
+                accessed, kernels = accessed + more[0], kernels + turns * more[1]
             elif operation not in NO_KERNEL:
                 read = (sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", operands))
                 accessed, kernels = accessed + sizes[result] + sum(read), kernels + 1

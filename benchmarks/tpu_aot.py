@@ -8,8 +8,8 @@ estimate of the time (bytes over bandwidth, or FLOPs over speed if that is more)
 counts them, and the CPU time that compiling took. Loop bodies are counted once. Ours stands beside
 eq. 9 as one would write it (`plain` of benchmarks/attention_contenders.py, with products of
 tokens in the inputs' dtype, A and its inverse in float32) and exact attention. Float32 is compiled
-at the highest matmul precision throughout. What the CSV has of this commit is not compiled again
-without --fresh; a program without figures does not fit the device's memory.
+at the highest matmul precision throughout. "padded": with a mask, as a batch of texts has. What
+the CSV has of this commit is not compiled again without --fresh; a program without figures does not fit the device's memory.
 """
 
 import csv
@@ -96,8 +96,11 @@ def programs(arguments):
         for dtype in (jnp.float32, jnp.bfloat16):
             for name, attention in contenders(length).items():
                 for what in ("forward", "gradient"):
-                    names = name, jnp.dtype(dtype).name, length, what
-                    yield names, partial(program, attention, length, dtype, what == "gradient")
+                    for padded in (False, True) if name == OURS else (False,):
+                        title = f"padded, {what}" if padded else what
+                        names = name, jnp.dtype(dtype).name, length, title
+                        backward = what == "gradient"
+                        yield names, partial(program, attention, length, dtype, backward, padded)
     for task in ("listops", "pathfinder") if arguments.steps else ():
         for attention in ("nystrom", "softmax"):
             length = task_config(task).task.padded_length
@@ -116,12 +119,17 @@ def contenders(length):
     return found
 
 
-def program(attention, length, dtype, backward):
-    """A function and the shapes of its arguments."""
-    token = jax.ShapeDtypeStruct((1, length, HEADS, DEPTH), dtype)
-    if not backward:
-        return attention, [token] * 3
-    return partial(forward_and_backward, attention), [token] * 4
+def program(attention, length, dtype, backward, padded=False):
+    """A function and the shapes of its arguments, of which a mask is the last."""
+    tokens = [jax.ShapeDtypeStruct((1, length, HEADS, DEPTH), dtype)] * (3 + backward)
+    mask = jax.ShapeDtypeStruct((1, length), jnp.bool_)
+
+    def run(*arrays):
+        attend = partial(attention, mask=arrays[-1]) if padded else attention
+        arrays = arrays[: len(tokens)]
+        return forward_and_backward(attend, *arrays) if backward else attend(*arrays)
+
+    return run, tokens + [mask] * padded
 
 
 def task_config(name):

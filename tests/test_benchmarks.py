@@ -379,6 +379,8 @@ ENTRY %main (x: f32[4], y: bf16[2,4], p: pred[]) -> f32[4] {
     two = "true_computation=%small, false_computation=%large"
     switch = text.replace(two, "branch_computations={%small, %large, %small}")
     assert gpu_aot.traffic(switch) == gpu_aot.traffic(text)
+    turns = ', body=%small, backend_config={"known_trip_count":{"n":"5"}}'
+    assert gpu_aot.traffic(text.replace(", body=%small", turns)) == (numbers + large + small, 7)
 
 
 def test_collectives_of_any_type_are_counted():
