@@ -9,7 +9,8 @@ counts them, and the CPU time that compiling took. Loop bodies are counted once.
 eq. 9 as one would write it (`plain` of benchmarks/attention_contenders.py, with products of
 tokens in the inputs' dtype, A and its inverse in float32) and exact attention. Float32 is compiled
 at the highest matmul precision throughout. "padded": with a mask, as a batch of texts has. What
-the CSV has of this commit is not compiled again without --fresh; a program without figures does not fit the device's memory.
+the CSV has of this commit is not compiled again without --fresh; a program without figures does not
+fit the device's memory.
 """
 
 import csv
