@@ -91,7 +91,7 @@ def _sum_over_pieces(function, pieces, x, segment):
     """`function` of the tokens N C of one example and their segments, summed over its pieces."""
     length = len(segment)
     pieces = next((n for n in range(pieces, 2 * pieces) if length % n == 0), pieces)
-    if pieces == 1:
+    if pieces <= 1:
         return function(x, segment)
     excess = -length % pieces
     if excess:  # zeros, which add nothing
