@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.checks import check_count, check_mask, check_tokens, is_empty
+from nystrom.kernels import choose
 from nystrom.numerics import accumulator, einsum, zero_padded
 
 
@@ -46,7 +47,7 @@ def segment_means(
 
 @partial(jax.jit, static_argnums=(1, 3))
 def _segment_means(x, num_landmarks, mask, axis_name):
-    from nystrom.kernels import choose, tiled
+    from nystrom.kernels import tiled
 
     def plain(x, mask):
         return landmark_means(zero_padded(x, mask), num_landmarks, mask, axis_name)
@@ -85,9 +86,8 @@ def landmark_means(x, num_landmarks, mask, axis_name=None, sums=segment_sums):
     """
     length = x.shape[-3]
     if mask is None and axis_name is None and length % num_landmarks == 0 and length >= 1:
-        size = length // num_landmarks
-        segments = x.reshape(*x.shape[:-3], num_landmarks, size, *x.shape[-2:])
-        return segments.mean(axis=-3, dtype=accumulator(x.dtype)), None
+        means, product = (partial(f, num_landmarks) for f in (even_means, even_means_by_product))
+        return choose(None, means, means, x, tpu=product), None
     if mask is None:
         mask = jnp.all(jnp.ones_like(x, bool), axis=(-2, -1))  # cut over devices as x is
     segment, size = segment_of_token(mask, num_landmarks, axis_name)
@@ -95,6 +95,21 @@ def landmark_means(x, num_landmarks, mask, axis_name=None, sums=segment_sums):
     if axis_name is not None:
         total = jax.lax.psum(total, axis_name)
     return total / jnp.maximum(size, 1)[..., None, None].astype(total.dtype), size > 0
+
+
+def even_means(num_landmarks, x):
+    """Means of segments of one length, in float32 (or float64)."""
+    *batch, length, num_heads, depth = x.shape
+    segments = x.reshape(*batch, num_landmarks, length // num_landmarks, num_heads, depth)
+    return segments.mean(axis=-3, dtype=accumulator(x.dtype))
+
+
+def even_means_by_product(num_landmarks, x):
+    """`even_means`, for which a TPU's attention moves a fifth less; a GPU's would move more."""
+    length = x.shape[-3]
+    segment = whole_part(jnp.arange(length, dtype=jnp.int32), length // num_landmarks)
+    sums = segment_sums(x, jnp.broadcast_to(segment, x.shape[:-2]), num_landmarks)
+    return sums / (length // num_landmarks)
 
 
 def segment_of_token(

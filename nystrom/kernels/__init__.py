@@ -1,7 +1,8 @@
 """Forms of the equations that are tuned for a platform, and the choice among forms.
 
 A form is here for a measurement: `benchmarks/attention.py` has that of the tiled ones on a CPU, and
-`benchmarks/forms.py` from what size on; `benchmarks/gpu.py` that of the convolution's for a GPU.
+`benchmarks/forms.py` from what size on; `benchmarks/gpu.py` that of the convolution's for a GPU,
+`benchmarks/tpu_aot.py` that of the landmarks' for a TPU.
 """
 
 import math
@@ -21,10 +22,12 @@ def choose(
     *arrays: Any,
     logits: tuple[Any, ...] = (),
     cuda: Callable[..., Any] | None = None,
+    tpu: Callable[..., Any] | None = None,
 ) -> Any:
     """`tiled(*arrays)` on a CPU and `plain(*arrays)` elsewhere, or the one that is named.
 
-    On an NVIDIA GPU it is `cuda(*arrays)`, where that is given and no form is named.
+    On an NVIDIA GPU it is `cuda(*arrays)`, on a TPU `tpu(*arrays)`, where that is given and no form
+    is named.
 
     The choice is made when a program is lowered for its platform, not when it is traced. Attentions
     say what they count as `logits`, as a shape *B H N M. Tiles of those need to know the sizes, so
@@ -42,7 +45,8 @@ def choose(
         return plain(*arrays)
     if implementation == "tiled":
         return tiled(*arrays)
-    return jax.lax.platform_dependent(*arrays, cpu=tiled, cuda=cuda or plain, default=plain)
+    own = {name: form for name, form in (("cuda", cuda), ("tpu", tpu)) if form is not None}
+    return jax.lax.platform_dependent(*arrays, cpu=tiled, default=plain, **own)
 
 
 def _are_few(logits):

@@ -110,6 +110,22 @@ def test_errors():
         segment_means(x, 2, jnp.ones((2, 6), jnp.int32))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_a_tpus_means_are_those_of_other_platforms(dtype):
+    """And a program for one has them, with no mask to lay segments by."""
+    x = jnp.asarray(normal(0, 2, 12, 3, 4), dtype)
+    expected = landmarks.even_means(3, x)
+    found = jax.jit(landmarks.even_means_by_product, static_argnums=0)(3, x)
+    assert found.dtype == expected.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    run = jax.jit(partial(segment_means, num_landmarks=3))
+    text = {
+        platform: run.trace(x).lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert [name for name, program in text.items() if "dot_general" in program] == ["tpu"]
+
+
 def test_a_mask_costs_little_memory():
     """The 0/1 matrix of a million tokens and 64 landmarks alone would be 256 MB."""
     x = jax.ShapeDtypeStruct((1, 1_000_000, 1, 64), np.float32)
