@@ -159,8 +159,8 @@ def _get_config(file):
 def load_module(file: str) -> ModuleType:
     """Runs the Python file of `FILE[:VARIANT]`; raises ArgumentError."""
     path = Path(file.partition(":")[0])
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
+    if not os.path.isfile(path):  # where a Path's own raises for names that are too long
+        what = "is a folder" if os.path.isdir(path) else "no such file"
         what = what if path.name else "names no file; expected FILE or FILE:VARIANT"
         raise ArgumentError(f"--config={file}: {what}; {_other_files(path)}")
     spec = importlib.util.spec_from_file_location("config_file", path)
@@ -253,8 +253,8 @@ def known_files(folder: Path = FOLDER) -> list[str]:
 
 def _other_files(path):
     """The files that are where `path` is not, or this repository's, and the nearest of them."""
-    folder = path if path.is_dir() else path.parent
-    known = folder.is_dir() and known_files(folder)
+    folder = path if os.path.isdir(path) else path.parent
+    known = os.path.isdir(folder) and known_files(folder)
     known = known or known_files()
     stems = {Path(other).stem: other for other in known}
     close = difflib.get_close_matches(path.stem, stems, 1, 0.5)

@@ -69,8 +69,8 @@ class _BadFile(Exception):
 
 def _folders(path, seen, skipped):
     """The folders of runs; what is linked, once."""
-    if not path.is_dir():
-        found = "not a folder" if path.exists() else "no such folder"
+    if not os.path.isdir(path):  # where a Path's own raise for names that are too long
+        found = "not a folder" if os.path.exists(path) else "no such folder"
         raise FileNotFoundError(f"{path}: {found}; expected one with runs, such as runs/")
 
     def note(error):

@@ -52,6 +52,7 @@ MINE = """
     [
         ((), ("--config=FILE is missing", ALL_FILES)),
         (("--config=configs/nope.py",), ("--config=configs/nope.py: no such file", ALL_FILES)),
+        ((f"--config={300 * 'x'}",), ("xxx: no such file", ALL_FILES)),  # no name of a file
         (
             ("--config=configs/lra_txt.py",),
             ("did you mean configs/lra_text.py? There are con",),

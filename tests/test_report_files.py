@@ -177,8 +177,10 @@ def test_an_out_that_can_not_be_written_is_refused_in_a_line(tmp_path, capsys):
 
 
 def test_folders_without_runs_are_refused(tmp_path, capsys):
-    assert report.main([str(tmp_path / "nix")]) == 1
-    assert "nix: no such folder" in capsys.readouterr().err
+    too_long = 300 * "x"
+    for name in ("nix", too_long):
+        assert report.main([str(tmp_path / name)]) == 1
+        assert f"{name}: no such folder" in capsys.readouterr().err
     assert report.main([str(tmp_path), f"--out={tmp_path / 'out'}"]) == 1
     assert "no run of train.py in there" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
