@@ -1,0 +1,210 @@
+"""Tables of README and docs/ have the figures of the results that are committed."""
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from experiment.results import LRA_TASKS, PAPER
+
+ROOT = Path(__file__).parent.parent
+NEWER = "AVX-512"  # in the name of the processor that tables are of
+TORCH = ("transformers", "nystrom-attention")
+BOTH = "forward+backward"
+
+
+def read_csv(name):
+    text = (ROOT / "results" / "benchmarks" / name).read_text()
+    return list(csv.DictReader(text.splitlines()))
+
+
+def table(page, header):
+    """The rows of cells of the table in a page that begins with `header`."""
+    text = (ROOT / page).read_text()
+    lines = text[text.index(header) :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def number(cell):
+    return float(cell.replace(",", ""))
+
+
+def says(cell, value):
+    """Whether a cell is the value, rounded as the cell is."""
+    decimals = len(cell.partition(".")[2])
+    return abs(number(cell) - value) <= 0.5001 * 10**-decimals
+
+
+def accuracies(runs):
+    """Test accuracies in % of the runs of a pattern."""
+    files = sorted((ROOT / "results").glob(f"{runs}/result.json"))
+    return [100 * json.loads(file.read_text())["test_accuracy"] for file in files]
+
+
+def says_mean(cell, values):
+    """Whether a cell is the mean of three runs and their deviation, or one run's value."""
+    mean, _, deviation = cell.removesuffix(" %").partition(" ± ")
+    assert len(values) == (3 if deviation else 1)
+    return says(mean, statistics.fmean(values)) and (
+        not deviation or says(deviation, statistics.stdev(values))
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "task", "runs"),
+    [
+        (0, "ListOps, the paper's recipe", "listops", "listops-nystrom-paper-seed*"),
+        (1, "tuned, the same size", "", "listops-nystrom-tuned-seed*"),
+        (2, "begun on short expressions", "", "listops-nystrom-best-seed*"),
+        (3, "Text, the paper's recipe", "text", "text-package-nystrom-paper-seed*"),
+        (4, "tuned, the same size", "", "text-package-nystrom-best-seed*"),
+    ],
+)
+def test_results_of_readme(row, name, task, runs):
+    found, ours, paper = table("README.md", "| | ours | paper |")[row]
+    assert found == name
+    assert says_mean(ours, accuracies(runs))
+    papers = dict(zip(LRA_TASKS, PAPER["nystrom"], strict=False))
+    assert says(paper, papers[task]) if task else not paper
+
+
+SHORT = "listops_short/max-std1-rotary-4heads"
+ONE = "", "-seed1", "-seed2"
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "column", "runs"),
+    [
+        ("| `:short` | with", 0, 1, [SHORT + seed for seed in ONE]),
+        ("| `:short` | with", 0, 2, [f"{SHORT}-noconvolution{seed}" for seed in ONE]),
+        ("| `:short` | with", 1, 1, [f"{SHORT}-softmax-convolution{seed}" for seed in ONE]),
+        ("| `:short` | with", 1, 2, [f"{SHORT}-softmax{seed}" for seed in ONE]),
+        ("| `:short` | with", 2, 1, [f"{SHORT}-linear-convolution{seed}" for seed in ONE]),
+        ("| `:short` | with", 2, 2, [f"{SHORT}-linear{seed}" for seed in ONE]),
+        ("| `:short` | with", 3, 1, [f"{SHORT}-none-convolution{seed}" for seed in ONE]),
+        ("| `:short` | with", 3, 2, [f"{SHORT}-none{seed}" for seed in ONE]),
+        ("| `:best`, Nyström 32 |", 3, 2, ["listops-nystrom-best-seed*"]),
+        ("| `:best`, seeds 0, 1, 2 |", 0, 2, ["listops-softmax-convolution-best-seed*"]),
+        ("| `:best`, seeds 0, 1, 2 |", 1, 2, ["listops-linear-convolution-best-seed*"]),
+        ("| `:best`, seeds 0, 1, 2 |", 2, 2, ["listops-none-convolution-best-seed*"]),
+        ("| `:best`, seeds 0, 1, 2 |", 3, 2, ["listops-linear-best-seed*"]),
+        ("| `:best`, seeds 0, 1, 2 |", 4, 2, ["listops-softmax-best-seed*"]),
+        ("| `:best`, seeds 0, 1, 2 |", 5, 2, ["listops-nystrom-best-conv0-seed*"]),
+    ],
+)
+def test_means_of_results(header, row, column, runs):
+    values = [value for pattern in runs for value in accuracies(pattern)]
+    assert says_mean(table("docs/results.md", header)[row][column], values)
+
+
+@pytest.fixture(scope="module")
+def figures():
+    """Milliseconds and MB of attention by tokens, landmarks, mode and contender."""
+    return {
+        (int(row["length"]), int(row["num_landmarks"]), row["mode"], row["contender"]): (
+            float(row["milliseconds"]),
+            float(row["extra_megabytes"]),
+        )
+        for row in read_csv("attention.csv")
+        if NEWER in row["processor"]
+    }
+
+
+def test_speed_of_readme(figures):
+    for length, ours, torch, _, eq_9, exact in table("README.md", "| tokens | ours, ms"):
+        case = int(number(length)), 64, BOTH
+        ms = figures[*case, "ours"][0]
+        assert says(ours, ms)
+        assert says(torch, min(figures[*case, name][0] for name in TORCH) / ms)
+        assert says(eq_9, figures[*case, "eq. 9 in JAX"][0] / ms)
+        assert not exact or says(exact, figures[*case, "exact, PyTorch"][0] / ms)
+
+
+def test_attention_of_benchmarks(figures):
+    *rows, means = table("docs/benchmarks.md", "| N | landmarks | forward, ms")
+    assert len(rows) == 10
+    columns = {3: [], 4: [], 6: [], 7: []}
+    for row in rows:
+        length, landmarks = (int(number(cell)) for cell in row[:2])
+        for first, mode in ((2, "forward"), (5, BOTH)):
+            case = length, landmarks, mode
+            ms = figures[*case, "ours"][0]
+            assert says(row[first], ms)
+            for column, names in ((first + 1, TORCH), (first + 2, ["eq. 9 in JAX"])):
+                ratio = min(figures[*case, name][0] for name in names) / ms
+                columns[column].append(ratio)
+                assert says(row[column], ratio)
+        ours, eq_9 = (figures[length, landmarks, BOTH, x][1] for x in ("ours", "eq. 9 in JAX"))
+        assert says(row[8], ours) and says(row[9], ours / eq_9)
+    for column, ratios in columns.items():
+        assert says(means[column], statistics.geometric_mean(ratios))
+
+
+def test_times_of_version_0_1():
+    ratios = {
+        (row["landmarks"], row["what"], row["length"]): row["ratio"]
+        for row in read_csv("attention_versions.csv")
+        if NEWER in row["processor"]
+    }
+    header, lengths = "| times version 0.1's |", ("1024", "2048", "4096", "16384", "65536")
+    names = [(landmarks, what) for landmarks in ("64", "256") for what in ("forward", BOTH)]
+    for name, (_, *cells) in zip(names, table("docs/benchmarks.md", header), strict=True):
+        assert cells == [ratios[*name, length] for length in lengths]
+
+
+def test_when_tiles_pay():
+    found = {
+        (row["batch"], row["length"], row["heads"], row["depth"], row["landmarks"], row["pass"]): (
+            float(row["ratio"]),
+            float(row["plain_compile_s"]) / float(row["tiled_compile_s"]),
+        )
+        for row in read_csv("forms.csv")
+    }
+    for name, _, *cells in table("docs/benchmarks.md", "| batch x tokens x heads x features"):
+        shape, _, landmarks = name.replace(",", "").rpartition(" ")
+        batch, length, heads, depth = shape.split(" x ")
+        landmarks = "0" if landmarks == "exact" else landmarks
+        forward, both = (
+            found[batch, length, heads, depth, landmarks, what]
+            for what in ("forward", "forward and backward")
+        )
+        assert says(cells[0], forward[0]) and says(cells[1], both[0])
+        assert abs(number(cells[2]) - both[1]) < 0.02  # of seconds that are rounded
+
+
+@pytest.mark.parametrize(
+    ("file", "header", "topology", "columns"),
+    [
+        (
+            "tpu_aot.csv",
+            "| | tokens | ours, accesses | with a mask |",
+            "v5e:2x2",
+            {2: "ours", 3: "ours, padded", 4: "eq. 9 in JAX", 5: "exact, JAX"},
+        ),
+        (
+            "gpu_aot.csv",
+            "| | tokens | ours, accesses | eq. 9 | exact |",
+            "h100",
+            {2: "ours", 3: "eq. 9 in JAX", 4: "exact, JAX"},
+        ),
+    ],
+)
+def test_plans(file, header, topology, columns):
+    accessed = {}
+    for row in read_csv(file):
+        if row["topology"] == topology and row["accessed_mb"]:
+            padded, what = row["pass"].startswith("padded, "), row["pass"].removeprefix("padded, ")
+            program = row["program"] + ", padded" * padded
+            accessed[program, row["dtype"], what, row["length"]] = float(row["accessed_mb"])
+    rows = table("docs/benchmarks.md", header)
+    assert len(rows) == 12
+    for row in rows:
+        dtype, what = row[0].split(", ")
+        case = dtype, what, str(int(number(row[1])))
+        for column, program in columns.items():
+            if (program, *case) in accessed:
+                assert says(row[column], accessed[program, *case]), (program, *case)
+            else:
+                assert row[column] in ("", "does not fit")
