@@ -208,3 +208,23 @@ def test_plans(file, header, topology, columns):
                 assert says(row[column], accessed[program, *case]), (program, *case)
             else:
                 assert row[column] in ("", "does not fit")
+
+
+@pytest.mark.parametrize(
+    ("file", "header", "topology", "last"),
+    [
+        ("tpu_aot.csv", "| v5e | accesses, GB |", "v5e:2x2", ("gflops", "compile_s")),
+        ("gpu_aot.csv", "| H100 | accesses, GB |", "h100", ("kernels",)),
+    ],
+)
+def test_plans_of_training_steps(file, header, topology, last):
+    rows = {row["program"]: row for row in read_csv(file) if row["topology"] == topology}
+    told = table("docs/benchmarks.md", header)
+    assert len(told) == 4
+    for name, accessed, memory, *others in told:
+        task, attention = name.lower().replace("ö", "o").replace("`", "").split(", ")
+        row = rows[f"{task} step, {attention}"]
+        assert says(accessed, float(row["accessed_mb"]) / 1e3)
+        assert says(memory, float(row["memory_mb"]) / 1e3)
+        for cell, column in zip(others, last, strict=True):
+            assert says(cell, float(row[column]))
