@@ -21,7 +21,11 @@ Variants:
   :best   1,250 steps at full size of the same model, begun with the encoder of :short's run
           (`config.init_from`, by default runs/lra_listops-short): 47.3 % (three seeds), half an
           hour. With `softmax` or `linear` and the convolution 47.5 %, with that alone 46.6 %. With
-          --config.num_train_steps=5000, after 4,000 of :short, 51.8 % (three seeds), under an hour.
+          5,000 steps, after 4,000 of :short, 51.8 % (three seeds), an hour:
+          python train.py --config=configs/lra_listops.py:short --config.num_train_steps=4000
+          python train.py --config=configs/lra_listops.py:best --config.num_train_steps=5000 \\
+              --config.eval_every=500 \\
+              --config.init_from=runs/lra_listops-short,num_train_steps=4000
   :authors  the paper's recipe with what the authors' released code does otherwise: landmarks and
           the mean over padding too, every document padded to 2,048, one starting scale of eq. 8 for
           a batch, and Adam's b1 in a cycle 0.95 -> 0.85 -> 0.95. Theirs is in half precision.
