@@ -65,6 +65,15 @@ def test_any_mask(bits, num_landmarks):
     np.testing.assert_array_equal(valid, expected_valid)
 
 
+@given(st.integers(1, 2**30), st.integers(0, 2**20 - 1), st.integers(0, 2**31 - 1))
+def test_few_times_is_exact(y, times, rest):
+    """At whole multiples, just below and between them."""
+    times = min(times, (2**31 - 1) // y - 1)
+    x = np.array([times * y, times * y + y - 1, times * y + rest % y], np.int32)
+    found = landmarks.few_times(jnp.asarray(x), jnp.full(3, y, jnp.int32))
+    np.testing.assert_array_equal(found, times)
+
+
 def test_all_true_mask_is_no_mask():
     x = normal(2, 11, 2, 4)
     for with_mask, without in zip(means(x, 4, np.ones(11, bool)), means(x, 4), strict=True):
