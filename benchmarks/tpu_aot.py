@@ -181,7 +181,7 @@ def plan(function, arrays, place):
     return {
         "memory_mb": round(memory.temp_size_in_bytes / 1e6, 2),
         "accessed_mb": round(cost["bytes accessed"] / 1e6, 1),
-        "gflops": round(cost["flops"] / 1e9, 2),
+        "gflops": round(cost.get("flops", 0) / 1e9, 2),
         "estimate_ms": estimate if estimate > 0 else "",
         "compile_s": round(seconds, 1),
     }

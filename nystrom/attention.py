@@ -12,6 +12,7 @@ from nystrom.array_typing import Array, Bool, Float
 from nystrom.chebyshev import chebyshev_pinv
 from nystrom.checks import (
     IMPLEMENTATIONS,
+    NYSTROM_IMPLEMENTATIONS,
     PINVS,
     all_known,
     check_choice,
@@ -173,8 +174,9 @@ def nystrom_attention(
         inverse, not always a better attention: the paper's six regularise.
       scale: of the logits; None: 1 / sqrt D.
       is_causal: only False; here so that a causal model fails loudly.
-      implementation: "plain", "tiled", or None for what suits the platform that the program is
-        compiled for: the same function in other steps.
+      implementation: "plain", "tiled", "pallas", or None for what suits the platform that the
+        program is compiled for: the same function in other steps. "pallas" is kernels for a TPU,
+        of one device or inside `jax.shard_map`; no TPU has run them yet.
       axis_name: inside `jax.shard_map`, the axis over which sequences are cut; arrays and masks
         are then this device's pieces. See `sharded_attention`.
 
@@ -194,25 +196,27 @@ def nystrom_attention(
             "that mixes past and future positions. softmax_attention(is_causal=True) is exact."
         )
     options = make_options(query, key, num_landmarks, pinv, pinv_iterations, scale, axis_name)
-    check_implementation(implementation, axis_name)
+    check_implementation(implementation, axis_name, NYSTROM_IMPLEMENTATIONS)
     return _attention(query, key, value, query_mask, key_mask, options, implementation)
 
 
 @partial(jax.jit, static_argnums=(5, 6))
 def _attention(query, key, value, query_mask, key_mask, options, implementation):
-    from nystrom.kernels import tiled
+    from nystrom.kernels import pallas, tiled
 
     dtype = common_dtype(query, key, value)
     out_shape = (*query.shape[:-1], value.shape[-1])
     if is_empty(*out_shape, key.shape[-3]):
         return jnp.zeros(out_shape, query.dtype)
     arrays = (x.astype(dtype) for x in (query, key, value))
-    plain, tiles = (partial(form, options=options) for form in (eq_9, tiled.nystrom))
+    forms = eq_9, tiled.nystrom, pallas.nystrom
+    plain, tiles, kernels = (partial(form, options=options) for form in forms)
     if options.axis_name is not None:
         implementation = "plain"
     longest = max(query.shape[-3], key.shape[-3], key=lambda n: n if all_known(n) else 0)
     logits = (*query.shape[:-3], query.shape[-2], longest, options.num_landmarks)
-    out = choose(implementation, plain, tiles, *arrays, query_mask, key_mask, logits=logits)
+    arrays = (*arrays, query_mask, key_mask)
+    out = choose(implementation, plain, tiles, *arrays, logits=logits, pallas=kernels)
     return out.astype(query.dtype)
 
 
@@ -294,9 +298,11 @@ def check_scale(scale, query) -> float:
     return number
 
 
-def check_implementation(implementation, axis_name) -> None:
-    """Raises for an unknown form, and for tiles of a sequence that is cut over devices."""
+def check_implementation(implementation, axis_name, known_ones=IMPLEMENTATIONS) -> None:
+    """Raises for an unknown form, and but for the plain one of a sequence cut over devices."""
     if implementation is not None:
-        check_choice("implementation", implementation, IMPLEMENTATIONS)
-    if axis_name is not None and implementation == "tiled":
-        raise ValueError("implementation='tiled' can't be used with axis_name: leave it out")
+        check_choice("implementation", implementation, known_ones)
+    if axis_name is not None and implementation not in (None, "plain"):
+        raise ValueError(
+            f"implementation={implementation!r} can't be used with axis_name: leave it out"
+        )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from nystrom.array_typing import Array
 
 IMPLEMENTATIONS = ("plain", "tiled")
+NYSTROM_IMPLEMENTATIONS = (*IMPLEMENTATIONS, "pallas")
 PINVS = ("iterative", "chebyshev")
 
 

@@ -23,8 +23,12 @@ def choose(
     logits: tuple[Any, ...] = (),
     cuda: Callable[..., Any] | None = None,
     tpu: Callable[..., Any] | None = None,
+    pallas: Callable[..., Any] | None = None,
 ) -> Any:
     """`tiled(*arrays)` on a CPU and `plain(*arrays)` elsewhere, or the one that is named.
+
+    `pallas(*arrays)`, kernels for a TPU, is only for who names it, and only there: XLA can't cut a
+    kernel over devices by itself, and no TPU has run these yet.
 
     On an NVIDIA GPU it is `cuda(*arrays)`, on a TPU `tpu(*arrays)`, where that is given and no form
     is named.
@@ -45,6 +49,8 @@ def choose(
         return plain(*arrays)
     if implementation == "tiled":
         return tiled(*arrays)
+    if implementation == "pallas" and pallas is not None:
+        return jax.lax.platform_dependent(*arrays, default=plain, tpu=pallas)
     own = {name: form for name, form in (("cuda", cuda), ("tpu", tpu)) if form is not None}
     return jax.lax.platform_dependent(*arrays, cpu=tiled, default=plain, **own)
 

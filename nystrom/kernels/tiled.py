@@ -20,6 +20,7 @@ from nystrom.kernels.tiles import (
 from nystrom.landmarks import segment_sums
 from nystrom.numerics import heads_first, zero_padded
 
+TO_LANDMARKS, FROM_LANDMARKS = (to_short, to_short_gradient), (from_short, from_short_gradient)
 PIECE = 2**20  # numbers that summing segments may hold at a time, of an example: 4 MB
 
 
@@ -28,13 +29,13 @@ def nystrom(query, key, value, query_mask, key_mask, options: Options):
     scale, heads = options.scale, query.shape[-2]
     q, k, q_valid, k_valid = landmarks(query, key, query_mask, key_mask, options, sums)
     a = landmark_matrix(q, k, q_valid, k_valid, scale)
-    g_value = _from_landmarks(_by_group(q, key.shape[-2]), key, value, key_mask, scale)
+    g_value = from_landmarks(by_group(q, key.shape[-2]), key, value, key_mask, scale)
     g_value = g_value.reshape(*g_value.shape[:-3], heads, -1, g_value.shape[-1])
     if options.pinv == "chebyshev":
         solved = apply_chebyshev_pinv(a, g_value)
     else:
         solved = apply_pinv(a, g_value, options.pinv_iterations)
-    return _to_landmarks(query, heads_first(k), solved, query_mask, k_valid, scale)
+    return to_landmarks(query, heads_first(k), solved, query_mask, k_valid, scale)
 
 
 def exact(query, key, value, query_mask, key_mask, scale):
@@ -47,7 +48,7 @@ def exact(query, key, value, query_mask, key_mask, scale):
         if query_mask is not None:
             query_mask = jnp.repeat(query_mask, heads // groups, axis=-1)
     key, value = (heads_first(x) for x in (key, value))
-    out = _to_landmarks(query, key, value, query_mask, key_mask, scale)
+    out = to_landmarks(query, key, value, query_mask, key_mask, scale)
     if heads != groups:
         out = jnp.swapaxes(out.reshape(*batch, length, -1, groups, out.shape[-1]), -2, -3)
     return out.reshape(*batch, length, heads, -1)
@@ -105,14 +106,15 @@ def _sum_over_pieces(function, pieces, x, segment):
     return jax.lax.scan(add, zeros, cut)[0]
 
 
-def _by_group(landmarks, groups):
+def by_group(landmarks, groups):
     """Landmarks *B L H D of queries -> *B G (H/G L) D, beside the keys that they share."""
     *batch, length, heads, depth = landmarks.shape
     return heads_first(landmarks).reshape(*batch, groups, heads // groups * length, depth)
 
 
-def _to_landmarks(query, keys, values, query_mask, valid, scale):
+def to_landmarks(query, keys, values, query_mask, valid, scale, passes=TO_LANDMARKS):
     """softmax(scale query keys^T) values over the valid: *B N H D, *B H L D, *B H L E."""
+    values_of, gradient_of = passes
 
     def plain(primals, constants):
         query, keys, values = primals
@@ -125,18 +127,19 @@ def _to_landmarks(query, keys, values, query_mask, valid, scale):
     batch, constants = query.shape[:-3], (query_mask, valid)
 
     def forward(primals, constants):
-        out = to_short(*_flat(batch, primals), *_flat(batch, constants), scale)
+        out = values_of(*_flat(batch, primals), *_flat(batch, constants), scale)
         return _shaped(batch, out), primals
 
     def backward(primals, constants, d_out):
         flat = _flat(batch, primals), _flat(batch, constants), *_flat(batch, (d_out,))
-        return tuple(_shaped(batch, d) for d in to_short_gradient(*flat, scale))
+        return tuple(_shaped(batch, d) for d in gradient_of(*flat, scale))
 
     return with_gradient(plain, forward, backward)((query, keys, values), constants)
 
 
-def _from_landmarks(queries, key, value, key_mask, scale):
+def from_landmarks(queries, key, value, key_mask, scale, passes=FROM_LANDMARKS):
     """softmax(scale queries key^T) value over the real keys: *B G L D, *B M G D, *B M G E."""
+    values_of, gradient_of = passes
 
     def plain(primals, constants):
         queries, key, value = primals
@@ -148,13 +151,13 @@ def _from_landmarks(queries, key, value, key_mask, scale):
     batch = queries.shape[:-3]
 
     def forward(primals, constants):
-        found = from_short(*_flat(batch, primals), *_flat(batch, constants), scale)
+        found = values_of(*_flat(batch, primals), *_flat(batch, constants), scale)
         context, largest, total = (_shaped(batch, x) for x in found)
         return context, (*primals, context, largest, total)
 
     def backward(residuals, constants, d_out):
         flat = _flat(batch, residuals), *_flat(batch, constants), *_flat(batch, (d_out,))
-        return tuple(_shaped(batch, d) for d in from_short_gradient(*flat, scale))
+        return tuple(_shaped(batch, d) for d in gradient_of(*flat, scale))
 
     return with_gradient(plain, forward, backward)((queries, key, value), (key_mask,))
 
