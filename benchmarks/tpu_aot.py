@@ -8,9 +8,13 @@ estimate of the time (bytes over bandwidth, or FLOPs over speed if that is more)
 counts them, and the CPU time that compiling took. Loop bodies are counted once. Ours stands beside
 eq. 9 as one would write it (`plain` of benchmarks/attention_contenders.py, with products of
 tokens in the inputs' dtype, A and its inverse in float32) and exact attention. Float32 is compiled
-at the highest matmul precision throughout. "padded": with a mask, as a batch of texts has. What
-the CSV has of this commit is not compiled again without --fresh; a program without figures does not
-fit the device's memory.
+at the highest matmul precision throughout. "padded": with a mask, as a batch of texts has; "joined":
+query, key and value come as B N C, as a model's projections give them, where otherwise B N H D is
+how they lie in memory. What the CSV has of this commit is not compiled again without --fresh; a
+program without figures does not fit the device's memory.
+
+"ours, kernels" is implementation="pallas": of its kernels XLA counts the bytes that this package
+says, each array of a kernel once, and no FLOPs.
 """
 
 import csv
@@ -40,7 +44,7 @@ COLUMNS = (
     "compile_s", "topology", "jax", "commit",
 )  # fmt: skip
 NAMES = (*COLUMNS[:4], "topology")  # of a row; the rest are its figures
-OURS, EQ_9, EXACT = "ours", "eq. 9 in JAX", "exact, JAX"
+OURS, KERNELS, EQ_9, EXACT = "ours", "ours, kernels", "eq. 9 in JAX", "exact, JAX"
 
 
 def main():
@@ -95,13 +99,10 @@ def programs(arguments):
     """((program, dtype, length, pass), function that makes it and its arguments) of each."""
     for length in arguments.lengths:
         for dtype in (jnp.float32, jnp.bfloat16):
-            for name, attention in contenders(length).items():
-                for what in ("forward", "gradient"):
-                    for padded in (False, True) if name == OURS else (False,):
-                        title = f"padded, {what}" if padded else what
-                        names = name, jnp.dtype(dtype).name, length, title
-                        backward = what == "gradient"
-                        yield names, partial(program, attention, length, dtype, backward, padded)
+            for name, attention in contenders(arguments.topology, length).items():
+                for what in passes(name, arguments.topology):
+                    names = name, jnp.dtype(dtype).name, length, what
+                    yield names, partial(program, attention, length, dtype, what)
     for task in ("listops", "pathfinder") if arguments.steps else ():
         for attention in ("nystrom", "softmax"):
             length = task_config(task).task.padded_length
@@ -109,28 +110,50 @@ def programs(arguments):
             yield names, partial(training_step, task, attention)
 
 
-def contenders(length):
+def passes(name, topology):
+    """What is compiled of an attention."""
+    for layout in ("", "joined, ") if is_tpu(topology) and name != EXACT else ("",):
+        for padding in ("", "padded, ") if name in (OURS, KERNELS) else ("",):
+            for direction in ("forward", "gradient"):
+                yield layout + padding + direction
+
+
+def is_tpu(topology):
+    return topology.startswith("v")  # of a TPU's generation
+
+
+def contenders(topology, length):
     """Attentions by name, functions of query, key and value B N H D."""
+    ours = partial(nystrom.nystrom_attention, num_landmarks=LANDMARKS)
     found = {
-        OURS: partial(nystrom.nystrom_attention, num_landmarks=LANDMARKS),
+        OURS: ours,
         EQ_9: partial(plain, num_landmarks=LANDMARKS),
     }
+    if is_tpu(topology):
+        found[KERNELS] = partial(ours, implementation="pallas")
     if length <= EXACT_UP_TO:
         found[EXACT] = jax.nn.dot_product_attention
     return found
 
 
-def program(attention, length, dtype, backward, padded=False):
+def program(attention, length, dtype, what):
     """A function and the shapes of its arguments, of which a mask is the last."""
-    tokens = [jax.ShapeDtypeStruct((1, length, HEADS, DEPTH), dtype)] * (3 + backward)
+    is_joined, is_padded, backward = (word in what for word in ("joined", "padded", "gradient"))
+    shape = (1, length, HEADS * DEPTH) if is_joined else (1, length, HEADS, DEPTH)
+    tokens = [jax.ShapeDtypeStruct(shape, dtype)] * (3 + backward)
     mask = jax.ShapeDtypeStruct((1, length), jnp.bool_)
 
     def run(*arrays):
-        attend = partial(attention, mask=arrays[-1]) if padded else attention
+        options = {"mask": arrays[-1]} if is_padded else {}
+
+        def attend(*inputs):
+            apart = (x.reshape(1, length, HEADS, DEPTH) for x in inputs)
+            return attention(*apart, **options).reshape(shape)
+
         arrays = arrays[: len(tokens)]
         return forward_and_backward(attend, *arrays) if backward else attend(*arrays)
 
-    return run, tokens + [mask] * padded
+    return run, tokens + [mask] * is_padded
 
 
 def task_config(name):
