@@ -8,9 +8,9 @@ estimate of the time (bytes over bandwidth, or FLOPs over speed if that is more)
 counts them, and the CPU time that compiling took. Loop bodies are counted once. Ours stands beside
 eq. 9 as one would write it (`plain` of benchmarks/attention_contenders.py, with products of
 tokens in the inputs' dtype, A and its inverse in float32) and exact attention. Float32 is compiled
-at the highest matmul precision throughout. "padded": with a mask, as a batch of texts has; "joined":
-query, key and value come as B N C, as a model's projections give them, where otherwise B N H D is
-how they lie in memory. What the CSV has of this commit is not compiled again without --fresh; a
+at the highest matmul precision throughout. "padded": with a mask, as a batch of texts has.
+"joined": query, key and value come as B N C, as a model's projections give them; otherwise B N H D
+is how they lie in memory. What the CSV has of this commit is not compiled again without --fresh; a
 program without figures does not fit the device's memory.
 
 "ours, kernels" is implementation="pallas": of its kernels XLA counts the bytes that this package
