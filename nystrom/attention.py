@@ -11,12 +11,12 @@ import numpy as np
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.chebyshev import chebyshev_pinv
 from nystrom.checks import (
-    IMPLEMENTATIONS,
     NYSTROM_IMPLEMENTATIONS,
     PINVS,
     all_known,
     check_choice,
     check_count,
+    check_implementation,
     check_inputs,
     is_empty,
     known,
@@ -296,13 +296,3 @@ def check_scale(scale, query) -> float:
     if not math.isfinite(number):
         raise ValueError(f"scale={scale!r}: expected a finite number")
     return number
-
-
-def check_implementation(implementation, axis_name, known_ones=IMPLEMENTATIONS) -> None:
-    """Raises for an unknown form, and but for the plain one of a sequence cut over devices."""
-    if implementation is not None:
-        check_choice("implementation", implementation, known_ones)
-    if axis_name is not None and implementation not in (None, "plain"):
-        raise ValueError(
-            f"implementation={implementation!r} can't be used with axis_name: leave it out"
-        )

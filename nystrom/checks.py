@@ -120,6 +120,16 @@ def check_choice(name: str, value, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}")
 
 
+def check_implementation(implementation, axis_name, known_ones=IMPLEMENTATIONS) -> None:
+    """Raises for an unknown form, and but for the plain one of a sequence cut over devices."""
+    if implementation is not None:
+        check_choice("implementation", implementation, known_ones)
+    if axis_name is not None and implementation not in (None, "plain"):
+        raise ValueError(
+            f"implementation={implementation!r} can't be used with axis_name: leave it out"
+        )
+
+
 def known(name: str, value):
     """`value`, unless it is one that jit has yet to learn."""
     if isinstance(value, jax.core.Tracer):

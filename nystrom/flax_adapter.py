@@ -18,6 +18,7 @@ def attention_fn(
     pinv_iterations: int = 6,
     pinv: str = "iterative",
     *,
+    implementation: str | None = None,
     float_masks: bool = False,
 ) -> Callable[..., Array]:
     """A self-attention for `nnx.MultiHeadAttention` and `linen.MultiHeadDotProductAttention`.
@@ -38,7 +39,8 @@ def attention_fn(
     Raises:
       ValueError, TypeError: options that `nystrom_attention` refuses.
     """
-    return _make(num_landmarks, pinv_iterations, pinv, float_masks, cross=False)
+    bound = bound_nystrom(num_landmarks, pinv, pinv_iterations, implementation=implementation)
+    return _Adapter(bound, float_masks, cross=False)
 
 
 def cross_attention_fn(
@@ -46,17 +48,15 @@ def cross_attention_fn(
     pinv_iterations: int = 6,
     pinv: str = "iterative",
     *,
+    implementation: str | None = None,
     float_masks: bool = False,
 ) -> Callable[..., Array]:
     """`attention_fn` for queries and keys of two sequences: the mask is that of the keys alone.
 
     Flax has none for the queries, which all count as real.
     """
-    return _make(num_landmarks, pinv_iterations, pinv, float_masks, cross=True)
-
-
-def _make(num_landmarks, pinv_iterations, pinv, float_masks, cross):
-    return _Adapter(bound_nystrom(num_landmarks, pinv, pinv_iterations), float_masks, cross)
+    bound = bound_nystrom(num_landmarks, pinv, pinv_iterations, implementation=implementation)
+    return _Adapter(bound, float_masks, cross=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,14 @@ from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import nystrom_attention
-from nystrom.checks import PINVS, check_choice, check_count, check_features
+from nystrom.checks import (
+    NYSTROM_IMPLEMENTATIONS,
+    PINVS,
+    check_choice,
+    check_count,
+    check_features,
+    check_implementation,
+)
 from nystrom.convolution import depthwise_convolution
 from nystrom.layers import Dense, real_ranks, rotate, uniform_init
 from nystrom.numerics import zero_padded
@@ -33,16 +40,22 @@ class Bound:
 
 
 def bound_nystrom(
-    num_landmarks: int, pinv: str, pinv_iterations: int, axis_name: str | None = None
+    num_landmarks: int,
+    pinv: str,
+    pinv_iterations: int,
+    axis_name: str | None = None,
+    implementation: str | None = None,
 ) -> Bound:
     """`nystrom_attention` with these options, which are checked."""
     check_choice("pinv", pinv, PINVS)
+    check_implementation(implementation, axis_name, NYSTROM_IMPLEMENTATIONS)
     return Bound.of(
         nystrom_attention,
         num_landmarks=check_count("num_landmarks", num_landmarks),
         pinv=pinv,
         pinv_iterations=check_count("pinv_iterations", pinv_iterations),
         axis_name=axis_name,
+        implementation=implementation,
     )
 
 
@@ -134,8 +147,8 @@ class SelfAttention(nnx.Module):
 class NystromSelfAttention(SelfAttention):
     """Multi-head self-attention of Nyströmformer: eq. 9 plus a convolution of the values.
 
-    `num_landmarks`, `pinv` and `pinv_iterations` are those of `nystrom_attention`, the rest, and
-    errors, those of `SelfAttention` and both.
+    `num_landmarks`, `pinv`, `pinv_iterations` and `implementation` are those of
+    `nystrom_attention`, the rest, and errors, those of `SelfAttention` and both.
     """
 
     def __init__(
@@ -149,10 +162,12 @@ class NystromSelfAttention(SelfAttention):
         conv_kernel_size: int = 35,
         rotary: bool = False,
         axis_name: str | None = None,
+        implementation: str | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        attention = bound_nystrom(num_landmarks, pinv, pinv_iterations, axis_name)
+        options = num_landmarks, pinv, pinv_iterations, axis_name, implementation
+        attention = bound_nystrom(*options)
         super().__init__(
             width,
             num_heads,

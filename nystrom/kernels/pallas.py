@@ -72,6 +72,7 @@ def nystrom(query, key, value, query_mask, key_mask, options: Options, interpret
 
 def sums(x, segment, num_landmarks, interpret):
     """`landmarks.segment_sums` of tokens, whatever padding holds."""
+    dtype = x.dtype
 
     def plain(primals, segment):
         (x,) = primals
@@ -94,11 +95,11 @@ def sums(x, segment, num_landmarks, interpret):
         return heads_first(total).reshape(*batch, num_landmarks, heads, depth), ()
 
     def backward(residuals, segment, d_sums):
-        *batch, _, heads, depth = x.shape
-        member = segment[..., None] == jnp.arange(num_landmarks, dtype=segment.dtype)
-        d_sums = d_sums.astype(x.dtype).reshape(*batch, num_landmarks, heads * depth)
-        d_x = einsum("...nl,...lc->...nc", member.astype(x.dtype), d_sums)
-        return (d_x.astype(x.dtype).reshape(x.shape),)
+        place = jnp.arange(num_landmarks, dtype=segment.dtype)
+        member = segment[..., None] == place.reshape(*(1,) * segment.ndim, -1)
+        flat = d_sums.astype(dtype).reshape(*d_sums.shape[:-2], -1)
+        d_x = einsum("...nl,...lc->...nc", member.astype(dtype), flat).astype(dtype)
+        return (d_x.reshape(*segment.shape, *d_sums.shape[-2:]),)
 
     return with_gradient(plain, forward, backward)((x,), segment)
 

@@ -195,6 +195,11 @@ def test_traced_options_are_named(name):
         ({"num_landmarks": True}, TypeError, "num_landmarks=True: expected an integer"),
         ({"pinv_iterations": 0}, ValueError, "pinv_iterations=0: at least 1"),
         ({"pinv": "x"}, ValueError, "pinv='x': expected one of iterative, chebyshev"),
+        (
+            {"implementation": "x"},
+            ValueError,
+            "implementation=.x.: expected one of plain, tiled, pallas",
+        ),
     ],
 )
 @pytest.mark.unchecked

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import AttentionContract
+from flax import nnx
 from inputs import jitted, mask_with, random_inputs
+from test_strict_modes import MODES
 
 import nystrom
 from nystrom import attention, kernels
@@ -146,6 +148,22 @@ def count_kernels(function, *shapes, platform="tpu"):
     return lowered.as_text().count("tpu_custom_call")
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_strict_modes(mode, dtype):
+    """A last tile that is not full, with padding."""
+    inputs = [tokens(300, 2, 8, 2, seed=n).astype(dtype) for n in range(3)]
+    mask = np.random.default_rng(0).random((2, 300)) > 0.3
+
+    def total(*inputs):
+        out = attend("pallas", 8, *inputs, mask=mask)
+        return out.sum(dtype=jnp.float32)
+
+    with MODES[mode]():
+        for gradient in jax.jit(jax.grad(total, (0, 1, 2)))(*map(jnp.asarray, inputs)):
+            assert gradient.dtype == dtype and jnp.isfinite(gradient).all()
+
+
 class TestPrograms:
     """What a program for a TPU holds, made here, of the function as users have it."""
 
@@ -162,6 +180,23 @@ class TestPrograms:
         assert count_kernels(gradient, *shapes) == 6
         assert count_kernels(asked, *shapes, platform="cuda") == 0
         assert count_kernels(default, *shapes) == 0
+
+    def test_modules_ask_for_them(self):
+        layer = nystrom.NystromSelfAttention(
+            128, 2, num_landmarks=16, implementation="pallas", rngs=nnx.Rngs(0)
+        )
+        flax_layer = nnx.MultiHeadAttention(
+            2,
+            128,
+            attention_fn=nystrom.attention_fn(16, implementation="pallas"),
+            decode=False,
+            rngs=nnx.Rngs(0),
+        )
+        x = jax.ShapeDtypeStruct((2, 300, 128), jnp.float32)
+        for each in (layer, flax_layer):
+            graph, state = nnx.split(each)
+            count = count_kernels(lambda s, x, g=graph: nnx.merge(g, s)(x), state, x)
+            assert count == 4
 
     @pytest.mark.parametrize(("dtype", "count"), [(jnp.float16, 16), (jnp.float32, 2048)])
     def test_what_they_are_not_made_for_is_plain(self, dtype, count):
