@@ -1,4 +1,4 @@
-"""One command for a machine with a GPU: are the values right, and what do things cost there?
+"""One command for a machine with a GPU or a TPU: are values right, and what do things cost there?
 
     python -m benchmarks.gpu [--minutes=6.5] [--output=results/benchmarks/gpu.csv] [--trace=DIR]
     python -m benchmarks.gpu --quick
@@ -19,6 +19,9 @@ What runs out of memory or time, or isn't there, is said and left out. Rows that
 other parts, programs and sizes stay there. --trace writes a trace of the training steps, for
 TensorBoard or xprof. --quick has tiny sizes, on any device: that it runs at all; its CSV goes to a
 temporary folder.
+
+On a TPU ours is measured with its kernels too (implementation="pallas"), which no TPU has run yet:
+the CSV is then tpu.csv.
 """
 
 import concurrent.futures
@@ -131,12 +134,14 @@ def main(arguments=None) -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--trace", help="a folder for a trace of the training steps")
     parser.add_argument("--cache_dir", help="of prepared data, else ~/.cache/nystrom")
-    parser.add_argument("--output", type=Path, help="else results/benchmarks/gpu.csv")
+    parser.add_argument("--output", type=Path, help="else gpu.csv or tpu.csv in results/benchmarks")
     flags = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp()) if flags.quick and not flags.output else RESULTS
-    flags.output = flags.output or folder / "gpu.csv"
-    if jax.default_backend() != "gpu" and not flags.quick:
-        parser.error(f"JAX finds no GPU, its devices are {jax.devices()}; --quick runs anywhere")
+    platform = jax.default_backend()
+    flags.output = flags.output or folder / ("tpu.csv" if platform == "tpu" else "gpu.csv")
+    if platform not in ("gpu", "tpu") and not flags.quick:
+        found = f"its devices are {jax.devices()}"
+        parser.error(f"JAX finds no GPU and no TPU, {found}; --quick runs anywhere")
     bench = Bench(60 * flags.minutes, 1 if flags.quick else flags.rounds, flags.output)
     print("  ".join(f"{name} {value}" for name, value in bench.machine.items()), flush=True)
     sizes = {size.dtype: size for size in (QUICK if flags.quick else FULL)}

@@ -14,9 +14,9 @@ import nystrom
 from benchmarks import attention_contenders as contenders
 from benchmarks.attention_contenders import forward_and_backward
 
-CUDNN = "exact, cuDNN"
+CUDNN, KERNELS = "exact, cuDNN", "ours, kernels"
 OURS, PLAIN = contenders.OURS, contenders.PLAIN
-JAX_NAMES = (OURS, PLAIN, CUDNN)
+JAX_NAMES = (OURS, KERNELS, PLAIN, CUDNN)
 TORCH_NAMES = (contenders.TORCH_EXACT, *contenders.TORCH_NYSTROM)
 SLOW = 0.5  # seconds of a call, beyond which two calls are enough
 # Relative to the largest entry; the inputs' own rounding is 4e-3 in bfloat16.
@@ -51,14 +51,18 @@ def make_inputs(size: Sizes, length: int):
 
 
 def jax_names(size: Sizes) -> tuple[str, ...]:
-    """Our contenders and JAX's; cuDNN has no float32."""
-    return JAX_NAMES if size.dtype == "bfloat16" else (OURS, PLAIN)
+    """Our contenders and JAX's; cuDNN has no float32, and kernels of ours only a TPU."""
+    if jax.default_backend() == "tpu":
+        return OURS, KERNELS, PLAIN
+    return (OURS, PLAIN, CUDNN) if size.dtype == "bfloat16" else (OURS, PLAIN)
 
 
 def jax_attention(name: str, landmarks: int):
     """A function of query, key and value, B N H D."""
+    ours = partial(nystrom.nystrom_attention, num_landmarks=landmarks)
     return {
-        OURS: partial(nystrom.nystrom_attention, num_landmarks=landmarks),
+        OURS: ours,
+        KERNELS: partial(ours, implementation="pallas"),
         PLAIN: partial(contenders.plain, num_landmarks=landmarks),
         CUDNN: partial(jax.nn.dot_product_attention, implementation="cudnn"),
     }[name]
@@ -93,10 +97,10 @@ def check_values(bench, size: Sizes) -> None:
                 del shape["lengths"]
                 bench.add(part="values", program=name, **{"pass": what}, **shape,
                           relative_error=f"{error:.2g}")  # fmt: skip
-                if name == OURS and not error < TOLERANCE[size.dtype]:
+                if name in (OURS, KERNELS) and not error < TOLERANCE[size.dtype]:
                     bench.wrong.append(f"{name}, {size.dtype}, {what}: {error:.2g} of float64")
             done = True
-        if name == OURS and not done:
+        if name in (OURS, KERNELS) and not done:
             bench.wrong.append(f"{name}, {size.dtype}: failed")
 
 

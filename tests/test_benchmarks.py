@@ -63,6 +63,25 @@ def test_a_wrong_value_is_an_error(tmp_path, monkeypatch, capsys):
     assert bench.wrong[2:] == ["ours, float32: failed"]
 
 
+def test_on_a_tpu_our_kernels_are_checked_and_timed_too(tmp_path, monkeypatch):
+    plain, asked = gpu_attention.contenders.plain, []
+
+    def attention(*arguments, num_landmarks, implementation=None):
+        asked.append(implementation)
+        factor = 1.1 if implementation == "pallas" else 1
+        return factor * plain(*arguments, num_landmarks=num_landmarks)
+
+    monkeypatch.setattr(gpu_attention.nystrom, "nystrom_attention", attention)
+    monkeypatch.setattr(gpu_attention.jax, "default_backend", lambda: "tpu")
+    bench = gpu.Bench(60, 1, tmp_path / "tpu.csv")
+    gpu_attention.check_values(bench, gpu.QUICK[1])
+    assert len(bench.wrong) == 2 and all(x.startswith("ours, kernels") for x in bench.wrong)
+    bench.rows.clear()
+    gpu_attention.time_attentions(bench, gpu.QUICK[0])
+    assert [row["program"] for row in bench.rows[:3]] == ["ours", "ours, kernels", "eq. 9 in JAX"]
+    assert set(asked) == {None, "pallas"}
+
+
 def test_time_is_kept_and_failures_are_skipped(tmp_path, capsys):
     bench = gpu.Bench(0, 1, tmp_path / "gpu.csv")
     gpu_attention.time_attentions(bench, gpu.QUICK[0])
