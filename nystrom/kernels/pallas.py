@@ -35,7 +35,7 @@ from nystrom.numerics import (
 LANES = 128
 TILE_BYTES = 2**19  # of the tokens of a tile
 TILE_WEIGHTS = 2**17  # numbers, of a head
-MOST_LANDMARKS = 2**17  # numbers, of a head: what landmarks have stays in fast memory
+MOST_LANDMARKS = 2**17  # numbers, of a block: what landmarks have stays in fast memory
 DTYPES = (jnp.float32, jnp.bfloat16)
 
 
@@ -47,10 +47,13 @@ def nystrom(query, key, value, query_mask, key_mask, options: Options, interpret
     """
     length, heads, depth = query.shape[-3:]
     others, groups = key.shape[-3:-1]
-    check_known(length, options.num_landmarks, "pallas")
-    check_known(others, options.num_landmarks, "pallas")
-    numbers = heads // groups * options.num_landmarks * max(depth, value.shape[-1], LANES)
-    if query.dtype not in DTYPES or numbers > MOST_LANDMARKS:
+    for each in (length, others):
+        check_known(each, options.num_landmarks, "pallas")
+    depths, count = (depth, value.shape[-1]), options.num_landmarks
+    shared = heads // groups * count  # landmarks of queries that have their keys in common
+    if query.dtype not in DTYPES or not (
+        _fits(heads, count, depths) and _fits(groups, shared, depths)
+    ):
         return eq_9(query, key, value, query_mask, key_mask, options)
     q_mask, k_mask = (
         jnp.ones(x.shape[:-2], bool) if mask is None else mask
@@ -206,6 +209,20 @@ def _dot(spec, x, y):
     return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=wide)
 
 
+def _block(heads, depths):
+    """How many heads a block has: as few as fill lanes, or all."""
+    return next(
+        n
+        for n in range(1, heads + 1)
+        if n == heads or (heads % n == 0 and all(n * depth % LANES == 0 for depth in depths))
+    )
+
+
+def _fits(heads, landmarks, depths):
+    """Whether fast memory holds what the landmarks of a block have."""
+    return _block(heads, depths) * landmarks * max(*depths, LANES) <= MOST_LANDMARKS
+
+
 class _Tiling(NamedTuple):
     """How tokens B N H D are cut: `heads` of a block, `tokens` of a tile."""
 
@@ -220,11 +237,7 @@ class _Tiling(NamedTuple):
         """For landmarks B H L D of that shape; `others` have the other depth that there is."""
         examples, heads, landmarks, depth = short
         depths = depth, depth if others is None else others.shape[-1]
-        block = next(
-            n
-            for n in range(1, heads + 1)
-            if n == heads or (heads % n == 0 and all(n * each % LANES == 0 for each in depths))
-        )
+        block = _block(heads, depths)
         token_bytes = block * max(depths) * tokens.dtype.itemsize
         most = max(LANES, min(TILE_BYTES // token_bytes, TILE_WEIGHTS // landmarks))
         length = tokens.shape[1]
