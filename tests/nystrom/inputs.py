@@ -1,10 +1,17 @@
-"""Random inputs, masks and jitted functions that the tests of the attentions share."""
+"""Random inputs, masks, JAX's modes and jitted functions that the tests of the attentions share."""
 
 import jax
 import numpy as np
 from jax.extend.core import jaxprs_in_params
 
 LENGTH, HEADS, DEPTH = 13, 2, 4
+MODES = {  # JAX's strict ones
+    "promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "rank": lambda: jax.numpy_rank_promotion("raise"),
+    "x64": lambda: jax.enable_x64(True),
+    "leaks": jax.checking_leaks,
+    "nans": lambda: jax.debug_nans(True),
+}
 
 
 def normal(seed, *shape, dtype=np.float32):

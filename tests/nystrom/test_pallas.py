@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from contract import AttentionContract
 from flax import nnx
-from inputs import jitted, mask_with, random_inputs
-from test_strict_modes import MODES
+from inputs import MODES, jitted, mask_with, random_inputs
 
 import nystrom
 from nystrom import attention, kernels

@@ -7,18 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from inputs import normal
+from inputs import MODES, normal
 from public_functions import MASK, PUBLIC, SMALL
 
 import nystrom
-
-MODES = {
-    "promotion": lambda: jax.numpy_dtype_promotion("strict"),
-    "rank": lambda: jax.numpy_rank_promotion("raise"),
-    "x64": lambda: jax.enable_x64(True),
-    "leaks": jax.checking_leaks,
-    "nans": lambda: jax.debug_nans(True),
-}
 
 
 @pytest.mark.parametrize("name", PUBLIC)
