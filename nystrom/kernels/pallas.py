@@ -37,6 +37,7 @@ TILE_BYTES = 2**19  # of the tokens of a tile
 TILE_WEIGHTS = 2**17  # numbers, of a head
 MOST_LANDMARKS = 2**17  # numbers, of a block: what landmarks have stays in fast memory
 DTYPES = (jnp.float32, jnp.bfloat16)
+ONE_PASS = ("default", "bfloat16", "BF16_BF16_F32")  # names of that precision
 
 
 def nystrom(query, key, value, query_mask, key_mask, options: Options, interpret=False):
@@ -203,9 +204,13 @@ def _bias(valid, keys):
 
 
 def _dot(spec, x, y):
-    """The product in y's dtype, accumulated in float32."""
-    precision, wide = product_precision(y.dtype) or "default", accumulator(y.dtype)
-    x = x.astype(y.dtype)
+    """The product in y's dtype, accumulated in float32.
+
+    A kernel multiplies float32 in one pass or in full: what a user asks for between is full.
+    """
+    asked = product_precision(y.dtype)
+    precision = "default" if asked in (None, *ONE_PASS) else "highest"
+    x, wide = x.astype(y.dtype), accumulator(y.dtype)
     return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=wide)
 
 
@@ -275,7 +280,8 @@ class _Tiling(NamedTuple):
             row = column = None
             if marks:
                 row = marks[0][0]
-                column = jnp.einsum("xt,xd->td", row, jnp.ones((1, LANES), row.dtype))[:, :1]
+                ones = jnp.ones((1, LANES), row.dtype)
+                column = jnp.einsum("xt,xd->td", row, ones, precision="default")[:, :1]
             for h in range(self.heads):
                 here = [self._of_head(ref, h)[...] for ref in tokens]
                 if marks:

@@ -180,6 +180,13 @@ class TestPrograms:
         assert count_kernels(asked, *shapes, platform="cuda") == 0
         assert count_kernels(default, *shapes) == 0
 
+    @pytest.mark.parametrize("precision", ["default", "high", "tensorfloat32", "F32_F32_F32"])
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+    def test_any_precision_can_be_asked_for(self, precision, dtype):
+        shapes = [jax.ShapeDtypeStruct((2, 300, 4, 64), dtype)] * 3
+        with jax.default_matmul_precision(precision):
+            assert count_kernels(partial(attend, "pallas", 16), *shapes) == 4
+
     def test_modules_ask_for_them(self):
         layer = nystrom.NystromSelfAttention(
             128, 2, num_landmarks=16, implementation="pallas", rngs=nnx.Rngs(0)
