@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float
-from nystrom.checks import IMPLEMENTATIONS, check_choice, check_mask, check_tokens, is_empty
+from nystrom.checks import check_implementation, check_mask, check_tokens, is_empty
 from nystrom.kernels import choose
 from nystrom.numerics import (
     common_dtype,
@@ -45,8 +45,7 @@ def depthwise_convolution(
     num_heads = value.shape[-2]
     if filters.ndim != 2 or filters.shape[0] != num_heads or filters.shape[1] % 2 == 0:
         raise ValueError(f"filters {filters.shape}: expected ({num_heads}, K) with K odd")
-    if implementation is not None:
-        check_choice("implementation", implementation, IMPLEMENTATIONS)
+    check_implementation(implementation, None)
     return _convolution(value, filters, mask, implementation, axis_name)
 
 

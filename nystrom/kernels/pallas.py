@@ -93,7 +93,7 @@ def sums(x, segment, num_landmarks, interpret):
             place = jax.lax.broadcasted_iota(jnp.int32, (num_landmarks, marks.shape[-1]), 0)
             total[h] += _dot("lt,td->ld", marks == (place + 1).astype(marks.dtype), x)
 
-        total, *_ = _Tiling.of(shape, flat).call(
+        (total,) = _Tiling.of(shape, flat).call(
             tile, (), (flat,), marks, [(shape, 0)], (), interpret
         )
         return heads_first(total).reshape(*batch, num_landmarks, heads, depth), ()
