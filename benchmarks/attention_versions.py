@@ -5,11 +5,14 @@
                                             [--padded]
 
 For each case, tokens/landmarks (batch 1, 8 heads of 64, float32), each checkout gets a process of
-its own, taking turns: medians of 15 calls forward, and forward and backward, in milliseconds, and
-of those the medians over the rounds, and MiB of temporary memory. `ratio` is this checkout's time
-over the other's. With --padded, an eighth of the tokens is padding, at the end.
+its own in each round; the two take turns call by call, for what else the machine does to slow both
+alike. Of 51 calls each, forward, and forward and backward: medians in milliseconds, and of those
+the medians over the rounds, and MiB of temporary memory. `ratio` is the median over the rounds of
+this checkout's time over the other's. With --padded, an eighth of the tokens is padding, at the
+end.
 """
 
+import contextlib
 import json
 import os
 import statistics
@@ -19,7 +22,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CALLS = 15
+CALLS = 51
+PASSES = ("forward", "forward+backward")
 FIELDS = (
     "length", "landmarks", "what", "before_ms", "now_ms", "ratio", "before_mib", "now_mib", "rounds"
 )  # fmt: skip
@@ -28,8 +32,7 @@ FIELDS = (
 def main():
     # Who measures has another checkout's modules, and takes none of the benchmarks'.
     if len(sys.argv) == 2 and sys.argv[1].startswith("--measure="):
-        print(json.dumps(measure(*json.loads(sys.argv[1].partition("=")[2]))))
-        return
+        return measure(*json.loads(sys.argv[1].partition("=")[2]))
     from benchmarks.command_line import checkout_with, count, make_parser, several
     from benchmarks.tables import write_signed
 
@@ -43,27 +46,50 @@ def main():
     arguments = parser.parse_args()
     rows = []
     for case in arguments.cases:
-        found = {"before": [], "now": []}
-        for _ in range(arguments.rounds):
-            found["before"].append(measured(arguments.before, *case, arguments.padded))
-            found["now"].append(measured(ROOT, *case, arguments.padded))
-        for what in found["now"][0]:
-            figures = [[x[what] for x in each] for each in found.values()]
-            before, now = (statistics.median(ms for ms, _ in each) for each in figures)
-            values = (*case, what, f"{before:.1f}", f"{now:.1f}", f"{now / before:.2f}")
-            values += (*(f"{each[0][1]:.1f}" for each in figures), arguments.rounds)
+        for what in PASSES:
+            rounds = [
+                in_turns((arguments.before, ROOT), (*case, arguments.padded, what))
+                for _ in range(arguments.rounds)
+            ]
+            (before, before_mib), (now, now_mib) = rounds[0]
+            before, now, ratio = (
+                statistics.median(figure(each[0][0], each[1][0]) for each in rounds)
+                for figure in (lambda b, n: b, lambda b, n: n, lambda b, n: n / b)
+            )
+            name = f"padded, {what}" if arguments.padded else what
+            values = (*case, name, f"{before:.1f}", f"{now:.1f}", f"{ratio:.2f}")
+            values += (f"{before_mib:.1f}", f"{now_mib:.1f}", arguments.rounds)
             rows.append(dict(zip(FIELDS, values, strict=True)))
             print(*rows[-1].values(), flush=True)
     write_signed(arguments.output, rows, ("length", "landmarks", "what"))
 
 
-def measured(checkout: Path, *case) -> dict[str, tuple[float, float]]:
-    """`measure` in a process that imports a checkout's nystrom."""
+def in_turns(checkouts: tuple[Path, ...], case: tuple) -> list[tuple[float, float]]:
+    """`measure` in a process of each checkout, call by call in turns: median ms of a call, MiB."""
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(process_of(checkout, case)) for checkout in checkouts]
+        mib = [answer(process) for process in processes]
+        ms = [[answer(process, ask=True) for process in processes] for _ in range(CALLS)]
+    medians = map(statistics.median, zip(*ms, strict=True))
+    return list(zip(medians, mib, strict=True))
+
+
+def process_of(checkout: Path, case: tuple) -> subprocess.Popen:
+    """A process of `measure` that imports a checkout's nystrom; it ends with its input."""
     # By its path: as a module, it would import this checkout's.
     command = [sys.executable, str(Path(__file__).resolve()), f"--measure={json.dumps(case)}"]
-    env = os.environ | {"PYTHONPATH": str(checkout)}
-    out = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
-    return json.loads(out.strip().splitlines()[-1])
+    env, pipe = os.environ | {"PYTHONPATH": str(checkout)}, subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True, bufsize=1)
+
+
+def answer(process: subprocess.Popen, ask: bool = False) -> float:
+    """The next number that a process says, of those for which it needs to be asked if so told."""
+    if ask:
+        process.stdin.write("\n")
+    line = process.stdout.readline()
+    if not line:
+        sys.exit(f"a process of {process.args[1]} ended: what it says is above")
+    return float(line)
 
 
 def case_of(text: str) -> tuple[int, int]:
@@ -74,8 +100,8 @@ def case_of(text: str) -> tuple[int, int]:
     return numbers
 
 
-def measure(length: int, landmarks: int, padded: bool) -> dict[str, tuple[float, float]]:
-    """Of the attention that is imported and of its gradient: milliseconds of a call, and MiB."""
+def measure(length: int, landmarks: int, padded: bool, what: str) -> None:
+    """Of the attention that is imported, or its gradient: says MiB and, for a line read, ms."""
     import jax
     import jax.numpy as jnp
 
@@ -91,19 +117,15 @@ def measure(length: int, landmarks: int, padded: bool) -> dict[str, tuple[float,
     def loss(*arrays):
         return (attend(*arrays) * weight).sum()
 
-    functions = {"forward": attend, "forward+backward": jax.grad(loss, (0, 1, 2))}
-    told = {}
-    for what, function in functions.items():
-        compiled = jax.jit(function).lower(*arrays, mask).compile()
+    function = attend if what == "forward" else jax.grad(loss, (0, 1, 2))
+    compiled = jax.jit(function).lower(*arrays, mask).compile()
+    for _ in range(2):
         jax.block_until_ready(compiled(*arrays, mask))
-        seconds = []
-        for _ in range(CALLS):
-            start = time.perf_counter()
-            jax.block_until_ready(compiled(*arrays, mask))
-            seconds.append(time.perf_counter() - start)
-        mib = compiled.memory_analysis().temp_size_in_bytes / 2**20
-        told[f"padded, {what}" if padded else what] = 1e3 * statistics.median(seconds), mib
-    return told
+    print(compiled.memory_analysis().temp_size_in_bytes / 2**20, flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*arrays, mask))
+        print(1e3 * (time.perf_counter() - start), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import (
     attention,
+    attention_versions,
     gpu,
     gpu_aot,
     gpu_attention,
@@ -194,6 +195,15 @@ def test_attention_is_measured_again_at_other_threads_and_commits(tmp_path, monk
     assert grid(2, "b", (64,), "Xeon") == [(2, 64)]  # beside the other's, not in its place
     kept = list(csv.DictReader((tmp_path / "attention.csv").read_text().splitlines()))
     assert kept[:6] == rows and {row["processor"] for row in kept[6:]} == {"Xeon"}
+
+
+def test_two_checkouts_take_turns_call_by_call(monkeypatch):
+    monkeypatch.setattr(attention_versions, "CALLS", 3)
+    checkouts = (attention_versions.ROOT,) * 2
+    for ms, mib in attention_versions.in_turns(checkouts, (64, 8, True, "forward+backward")):
+        assert ms > 0 and mib > 0
+    with pytest.raises(SystemExit, match=r"a process of .* ended"):  # it refuses no landmarks
+        attention_versions.in_turns(checkouts[:1], (64, 0, False, "forward"))
 
 
 def test_figures_of_another_processor_stay(tmp_path, monkeypatch):
