@@ -185,7 +185,7 @@ class QuestionAnswering(Head):
         length = logits.shape[-2]
         logits, places = jnp.moveaxis(logits, -1, 0), jnp.moveaxis(places, -1, 0)
         places = jnp.clip(places.astype(jnp.int32), 0, length)
-        return jax.vmap(partial(cross_entropy, ignored=length))(logits, places).mean()
+        return jnp.mean(jax.vmap(partial(cross_entropy, ignored=length))(logits, places))
 
 
 class MultipleChoice(Head):

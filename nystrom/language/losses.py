@@ -46,7 +46,7 @@ def squared_error(logits: Float[Array, "*B C"], labels: Float[Array, "..."]) -> 
         labels = labels[..., None]
     _check_alike(labels, logits.shape)
     wide = logits.astype(accumulator(logits.dtype))
-    return ((wide - labels.astype(wide.dtype)) ** 2).mean()
+    return jnp.mean((wide - labels.astype(wide.dtype)) ** 2)
 
 
 def binary_cross_entropy(
