@@ -1,5 +1,7 @@
 """A profile of some steps, and what becomes of a run that can't write it."""
 
+import contextlib
+
 import jax
 import pytest
 
@@ -38,4 +40,5 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path):
     profiler.taken(2, ())
     assert said[0].startswith(f"--profile: {tmp_path}: the trace can't be written (")
     (tmp_path / "plugins").unlink()
-    jax.profiler.stop_trace()  # for other tests
+    with contextlib.suppress(RuntimeError):  # from JAX 0.12 on it has ended
+        jax.profiler.stop_trace()  # for other tests
