@@ -73,6 +73,7 @@ def test_results_of_readme(row, name, task, runs):
 
 SHORT = "listops_short/max-std1-rotary-4heads"
 SEEDS = "", "-seed1", "-seed2"
+LONGER = "| `:best` for longer, with the convolution"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,8 @@ SEEDS = "", "-seed1", "-seed2"
         ("| `:best`, test |", 2, 2, ["text-package-none-best-seed*"]),
         ("| `:best`, Nyström 32 |", 3, 2, ["listops-nystrom-best-seed*"]),
         ("| `:best` for longer", 3, 2, ["listops-nystrom-best-steps5000-seed*"]),
+        (LONGER, 2, 2, ["listops-none-convolution-best-steps5000-seed*"]),
+        (LONGER, 2, 3, [f"{SHORT}-none-convolution-steps4000{seed}" for seed in SEEDS]),
         ("| `:best`, seeds 0, 1, 2 |", 0, 2, ["listops-softmax-convolution-best-seed*"]),
         ("| `:best`, seeds 0, 1, 2 |", 1, 2, ["listops-linear-convolution-best-seed*"]),
         ("| `:best`, seeds 0, 1, 2 |", 2, 2, ["listops-none-convolution-best-seed*"]),
