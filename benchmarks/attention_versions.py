@@ -51,11 +51,10 @@ def main():
                 in_turns((arguments.before, ROOT), (*case, arguments.padded, what))
                 for _ in range(arguments.rounds)
             ]
-            (before, before_mib), (now, now_mib) = rounds[0]
-            before, now, ratio = (
-                statistics.median(figure(each[0][0], each[1][0]) for each in rounds)
-                for figure in (lambda b, n: b, lambda b, n: n, lambda b, n: n / b)
-            )
+            (_, before_mib), (_, now_mib) = rounds[0]
+            times = [(before, now) for (before, _), (now, _) in rounds]
+            before, now = map(statistics.median, zip(*times, strict=True))
+            ratio = statistics.median(now / before for before, now in times)
             name = f"padded, {what}" if arguments.padded else what
             values = (*case, name, f"{before:.1f}", f"{now:.1f}", f"{ratio:.2f}")
             values += (f"{before_mib:.1f}", f"{now_mib:.1f}", arguments.rounds)
