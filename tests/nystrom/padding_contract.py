@@ -6,6 +6,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inputs import DEPTH, HEADS, LENGTH, mask_with, normal, random_inputs, spread
 
+# Of tests that each attention's class inherits.
+THE_SAME_EACH_TIME = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "suppress_health_check": [HealthCheck.differing_executors],
+}
+
 
 class PaddingContract:
     """A part of `contract.AttentionContract`, which says what an attention has."""
@@ -71,13 +79,7 @@ class PaddingContract:
             rtol=1e-4,
         )
 
-    @settings(
-        max_examples=25,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=[HealthCheck.differing_executors],
-    )
+    @settings(max_examples=25, **THE_SAME_EACH_TIME)
     @given(bits=st.lists(st.booleans(), min_size=LENGTH, max_size=LENGTH), scale=st.floats(0.1, 4))
     def test_any_mask_equals_real_tokens_moved_to_the_front(self, bits, scale):
         mask = np.array(bits)
@@ -89,13 +91,7 @@ class PaddingContract:
         assert np.isfinite(out).all()
         np.testing.assert_allclose(out[order], front, atol=10 * self.tolerance, rtol=1e-3)
 
-    @settings(
-        max_examples=5,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=[HealthCheck.differing_executors],
-    )
+    @settings(max_examples=5, **THE_SAME_EACH_TIME)
     @given(
         length=st.integers(1, 70), key_length=st.integers(1, 70), batch=st.sampled_from([(), (2,)])
     )
