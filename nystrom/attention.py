@@ -202,15 +202,20 @@ def nystrom_attention(
 
 @partial(jax.jit, static_argnums=(5, 6))
 def _attention(query, key, value, query_mask, key_mask, options, implementation):
-    from nystrom.kernels import pallas, tiled
+    from nystrom.kernels import tiled
 
     dtype = common_dtype(query, key, value)
     out_shape = (*query.shape[:-1], value.shape[-1])
     if is_empty(*out_shape, key.shape[-3]):
         return jnp.zeros(out_shape, query.dtype)
     arrays = (x.astype(dtype) for x in (query, key, value))
-    forms = eq_9, tiled.nystrom, pallas.nystrom
-    plain, tiles, kernels = (partial(form, options=options) for form in forms)
+    plain, tiles = (partial(form, options=options) for form in (eq_9, tiled.nystrom))
+
+    def kernels(*arrays):
+        from nystrom.kernels import pallas  # of an experimental part of JAX, for who names it
+
+        return pallas.nystrom(*arrays, options)
+
     if options.axis_name is not None:
         implementation = "plain"
     longest = max(query.shape[-3], key.shape[-3], key=lambda n: n if all_known(n) else 0)

@@ -41,6 +41,7 @@ for name in ("tensorflow_datasets", "orbax.checkpoint", "ml_collections", "safet
 x = jax.random.normal(jax.random.key(0), (2, 100, 2, 8))
 out = nystrom.nystrom_attention(x, x, x, num_landmarks=10)
 assert out.shape == x.shape and numpy.isfinite(out).all()
+assert "nystrom.kernels.pallas" not in sys.modules, "attention imports Pallas, unasked"
 try:
     import lra_tasks
 except ImportError as error:

@@ -22,10 +22,11 @@ from nystrom.kernels import pallas
 def interpreted(monkeypatch):
     def choose(implementation, *arguments, **forms):
         if implementation == "pallas":
-            return forms["pallas"](*arguments[2:], interpret=True)
+            return forms["pallas"](*arguments[2:])
         return kernels.choose(implementation, *arguments, **forms)
 
     monkeypatch.setattr(attention, "choose", choose)
+    monkeypatch.setattr(pallas, "nystrom", partial(pallas.nystrom, interpret=True))
     attention._attention.clear_cache()
     yield
     attention._attention.clear_cache()
@@ -169,6 +170,7 @@ class TestPrograms:
     @pytest.fixture(autouse=True)
     def as_users(self, interpreted, monkeypatch):
         monkeypatch.setattr(attention, "choose", kernels.choose)
+        monkeypatch.setattr(pallas, "nystrom", pallas.nystrom.func)
 
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
     def test_a_tpu_gets_kernels_when_asked(self, dtype):
