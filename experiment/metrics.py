@@ -6,6 +6,7 @@ import math
 import os
 import statistics
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -53,6 +54,7 @@ class Reporter:
         drop_reports_after(self.path, start_step)
         self.writer = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
         self.tensorboard = True
+        self.hook, threading.excepthook = threading.excepthook, self._print_of_others
         self.start_step, self.num_steps = start_step, num_steps
         self.step, self.loss = start_step, None
         self.compiled, self.compile_seconds, self.wait_seconds = set(), 0.0, 0.0
@@ -146,7 +148,13 @@ class Reporter:
             self.say(f"TensorBoard's last reports can't be written ({error})")
             events._worker.stop()
         events._closed = True  # or it would try, and fail, again when Python ends
+        threading.excepthook = self.hook
         self.bar.close()
+
+    def _print_of_others(self, args):
+        """Of the thread that writes TensorBoard's files, `_tensorboard_writes` says the end."""
+        if args.thread is not self.writer.file_writer.event_writer._worker:
+            self.hook(args)
 
     def _tensorboard_writes(self):
         """Whether the thread that writes its files lives; if not, what it is given would pile up.

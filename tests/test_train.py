@@ -225,9 +225,16 @@ def test_a_finished_run_that_cannot_be_written_to_is_shown(whole_run, tmp_path, 
 
 def test_a_finished_run_does_not_answer_for_other_data(whole_run, tmp_path, run_train):
     workdir, _, _ = whole_run
-    cache = f"--config.cache_dir={tmp_path}"
-    other = [*SMALL, cache, "--config.task.source=generated", f"--workdir={workdir}"]
-    refused = run_train(*other, check=False)
+    folder = tmp_path / "listops-1000"
+    folder.mkdir()
+    numbers = map("{:03}".format, range(256))
+    rows = (f"[MAX {' '.join(digits)} ]\t{max(digits)}" for digits in numbers)
+    release = "\n".join(["Source\tTarget", *rows])
+    for split in ("train", "val", "test"):
+        (folder / f"basic_{split}.tsv").write_text(release)
+    other = ("--config.task.source=release", f"--config.task.data_dir={tmp_path}")
+    cache = f"--config.cache_dir={tmp_path / 'cache'}"
+    refused = run_train(*SMALL, *other, cache, f"--workdir={workdir}", check=False)
     assert refused.returncode == 1 and not refused.stdout
     assert f"--workdir={workdir}: the run began with other data" in refused.stderr
     assert "choose another --workdir" in refused.stderr and "Traceback" not in refused.stderr
