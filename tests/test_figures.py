@@ -237,6 +237,29 @@ def test_plans(file, header, topology, columns):
                 assert row[column] in ("", "does not fit")
 
 
+def test_plans_by_another_compiler():
+    rows = read_csv("tpu_aot_jax_0_12.csv")
+    found = {(row["program"], row["dtype"], row["length"], row["pass"]): row for row in rows}
+    memory = {case: float(row["memory_mb"]) for case, row in found.items()}
+    told = table("docs/benchmarks.md", "| memory | ours | kernels | eq. 9 |")
+    assert len(told) == 4
+    for name, *cells in told:
+        dtype, what = name.split(", ")
+        ours, kernels = "ours", "ours, kernels"
+        cases = (ours, what), (kernels, what), ("eq. 9 in JAX", what)
+        cases += (ours, f"joined, {what}"), (kernels, f"joined, {what}")
+        for cell, (program, case) in zip(cells, cases, strict=True):
+            assert says(cell, memory[program, dtype, "65536", case])
+    eq_9 = {case: value for case, value in memory.items() if case[0] == "eq. 9 in JAX"}
+    assert len(eq_9) == 12
+    assert all(memory["ours", *case[1:]] <= value for case, value in eq_9.items())
+    assert sum(row["program"].startswith("ours") for row in rows) == 96
+    for row in read_csv("tpu_aot.csv"):
+        case = row["program"], row["dtype"], row["length"], row["pass"]
+        if row["topology"] == "v5e:2x2" and case in found:
+            assert row["accessed_mb"] == found[case]["accessed_mb"]
+
+
 @pytest.mark.parametrize(
     ("file", "header", "topology", "last"),
     [
