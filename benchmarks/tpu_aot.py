@@ -2,6 +2,7 @@
 
     pip install -r benchmarks/requirements-tpu.txt
     python -m benchmarks.tpu_aot [--topology=v5e:2x2] [--lengths=4096,16384,65536] [--steps]
+        [--only "ours*" "eq. 9*, joined, forward"]
 
 For one device of the topology: temporary memory, bytes accessed, FLOPs and the
 estimate of the time (bytes over bandwidth, or FLOPs over speed if that is more), as XLA's compiler
@@ -21,6 +22,7 @@ import csv
 import importlib
 import os
 import time
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -59,6 +61,9 @@ def options(description, topology, output):
     parser.add_argument("--topology", default=topology)
     parser.add_argument("--lengths", type=several(count), default="4096,16384,65536")
     parser.add_argument("--steps", action="store_true", help="training steps of LRA models too")
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], help="'program, dtype, length, pass' like one of these"
+    )
     parser.add_argument("--output", type=Path, default=output)
     parser.add_argument("--fresh", action="store_true", help="compile again what is in the CSV")
     return parser.parse_args()
@@ -81,8 +86,11 @@ def fill_table(arguments, columns, plan):
     path = arguments.output
     rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
     about = {"jax": jax.__version__, "commit": code_version()}
+    chosen = [given for given in programs(arguments) if is_named(given[0], arguments.only)]
+    if not chosen:
+        raise SystemExit(f"error: --only: no program is named like {' or '.join(arguments.only)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    for names, make in programs(arguments):
+    for names, make in chosen:
         names = dict(zip(NAMES, map(str, (*names, arguments.topology)), strict=True))
         old = [row for row in rows if names.items() <= row.items()]
         if not arguments.fresh and any(same_commit(row, about) for row in old):
@@ -93,6 +101,11 @@ def fill_table(arguments, columns, plan):
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+
+
+def is_named(names, patterns):
+    """Whether a program's names, joined by commas, are like one of the patterns."""
+    return any(fnmatchcase(", ".join(map(str, names)), pattern) for pattern in patterns)
 
 
 def programs(arguments):

@@ -133,7 +133,7 @@ def test_plans_are_made_again_one_by_one(tmp_path, monkeypatch):
     old = [["ours", "float32", str(n), "forward", *"1234", "5", "v5e:2x2", "0"] for n in (64, 128)]
     path.write_text("".join(",".join(row) + "\n" for row in [columns, *old]))  # before commits
     made = {"memory_mb": 9}
-    flags = argparse.Namespace(output=path, topology="v5e:2x2", fresh=False)
+    flags = argparse.Namespace(output=path, topology="v5e:2x2", fresh=False, only=["*"])
 
     def fill(*lengths):
         each = [(("ours", "float32", n, "forward"), lambda: ((),)) for n in lengths]
@@ -151,6 +151,11 @@ def test_plans_are_made_again_one_by_one(tmp_path, monkeypatch):
     assert fill(64) == [(128, "1", ""), (256, "9", "a"), (64, "8", "b")]
     flags.fresh, made["memory_mb"] = True, 7
     assert fill(64) == [(128, "1", ""), (256, "9", "a"), (64, "7", "b")]
+    flags.only, made["memory_mb"] = ["ours, *256, f*", "eq. 9*"], 6
+    assert fill(64, 256) == [(128, "1", ""), (64, "7", "b"), (256, "6", "b")]
+    flags.only = ["our"]
+    with pytest.raises(SystemExit, match="--only: no program is named like our"):
+        fill(64)
 
 
 def test_without_a_gpu_it_says_so(capsys):
