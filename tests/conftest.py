@@ -53,11 +53,14 @@ COMPILE_FAST = "--xla_backend_optimization_level=0"
 if metadata.version("jaxlib").startswith("0.10."):
     COMPILE_FAST += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {COMPILE_FAST}"
+# They import much, which is to be compiled once: else it takes each of them two seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_collection_modifyitems(items):
     """The long files first, most of them of whole runs, so that the workers end together."""
-    long = ROOT / "tests", ROOT / "tests/nystrom/test_transforms.py"
+    of_attention = ("test_pallas.py", "test_strict_modes.py", "test_transforms.py")
+    long = ROOT / "tests", *(ROOT / "tests/nystrom" / name for name in of_attention)
     items.sort(key=lambda item: item.path.parent not in long and item.path not in long)
 
 
