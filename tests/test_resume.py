@@ -296,7 +296,7 @@ def test_another_number_of_devices_goes_on_with_the_same_command(whole, task, tm
         "--config=configs/lra_listops.py",
         f"--workdir={workdir}",
         *(f"--config.{name}={value}" for name, value in FIELDS.items()),
-        env={"JAX_NUM_CPU_DEVICES": "8"},
+        env={"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
     )
     result = read_result(workdir)
     assert result["accumulate_steps"] == 1 and result["hardware"]["num_devices"] == 8

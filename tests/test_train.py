@@ -291,7 +291,7 @@ def test_four_devices_give_what_one_gives(whole_run, tmp_path, run_train):
     run_train(
         *SMALL,
         f"--workdir={workdir}",
-        env={"JAX_NUM_CPU_DEVICES": "4"},
+        env={"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"},
     )
     result = json.loads((workdir / "result.json").read_text())
     assert result["hardware"]["num_devices"] == 4

@@ -103,7 +103,7 @@ def test_symbolic_batch(name):
     function = batched.get(name) or (
         lambda x, f: getattr(nystrom, {"none": "identity"}.get(name, name) + "_attention")(x, x, x)
     )
-    exported = jax.export.export(jax.jit(function), platforms=["cpu"])(x, f)
+    exported = jax.export.export(jax.jit(function))(x, f)
     example = normal(7, 3, 12, 2, 4)
     np.testing.assert_allclose(
         exported.call(example, SMALL[1]), function(example, SMALL[1]), atol=1e-5
@@ -116,7 +116,7 @@ def test_symbolic_length_and_encoder():
     (n,) = jax.export.symbolic_shape("n")
     x = jax.ShapeDtypeStruct((2, n, 2, 4), jnp.float32)
     attention = partial(nystrom.nystrom_attention, num_landmarks=4)
-    exported = jax.export.export(jax.jit(lambda x: attention(x, x, x)), platforms=["cpu"])(x)
+    exported = jax.export.export(jax.jit(lambda x: attention(x, x, x)))(x)
     for length in (13, 16):
         example = normal(8, 2, length, 2, 4)
         expected = attention(example, example, example)
@@ -133,7 +133,7 @@ def test_symbolic_length_and_encoder():
     def run(tokens, mask):
         return nnx.merge(graph, params)(tokens, mask)
 
-    exported = jax.export.export(jax.jit(run), platforms=["cpu"])(*shapes)
+    exported = jax.export.export(jax.jit(run))(*shapes)
     tokens = np.arange(24, dtype=np.int32).reshape(2, 12) % 12
     mask = np.stack([MASK] * 2)
     np.testing.assert_allclose(exported.call(tokens, mask), jax.jit(run)(tokens, mask), atol=1e-5)
