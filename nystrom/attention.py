@@ -294,6 +294,7 @@ def check_scale(scale, query) -> float:
     if scale is None:
         return query.shape[-1] ** -0.5
     is_number = hasattr(known("scale", scale), "__float__") and not isinstance(scale, bool)
+    is_number = is_number and np.isrealobj(scale)
     try:
         number = float(scale) if is_number and not np.ndim(scale) else math.nan
     except OverflowError:  # an int beyond float64

@@ -54,13 +54,18 @@ def check_inputs(query, key, value, mask=None, query_mask=None, key_mask=None):
 
 def check_tokens(name: str, x: Array) -> None:
     """Raises unless `x` is a floating-point array *B N H D."""
-    if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
-        found = f"dtype {x.dtype}" if hasattr(x, "dtype") else f"type {type(x).__name__}"
-        raise TypeError(f"{name} has {found}: attention takes arrays of floating-point numbers")
+    check_floats(name, x)
     if x.ndim < 3:
         raise ValueError(f"{name} has shape {x.shape}: expected *B N H D")
     if is_empty(x.shape[-1]) and name != "value":
         raise ValueError(f"{name} has shape {x.shape}: each head needs at least one feature D")
+
+
+def check_floats(name: str, x: Array) -> None:
+    """Raises unless `x` is an array of floating-point numbers."""
+    if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
+        found = f"dtype {x.dtype}" if hasattr(x, "dtype") else f"type {type(x).__name__}"
+        raise TypeError(f"{name} has {found}: expected an array of floating-point numbers")
 
 
 def check_mask(name: str, mask: Array | None, shape: tuple) -> None:
@@ -107,11 +112,15 @@ def check_ids(tokens: Array, longest: int, *, mask=None, types=None, hint: str =
 def check_count(name: str, value, least: int = 1) -> int:
     """`value` as an int; raises unless it is a whole number of at least `least`."""
     known(name, value)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or isinstance(value, bool):
         raise TypeError(f"{name}={value!r}: expected an integer of at least {least}")
-    if operator.index(value) < least:
+    if count < least:
         raise ValueError(f"{name}={value}: at least {least} is needed")
-    return operator.index(value)
+    return count
 
 
 def check_choice(name: str, value, choices: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float
-from nystrom.checks import check_implementation, check_mask, check_tokens, is_empty
+from nystrom.checks import check_floats, check_implementation, check_mask, check_tokens, is_empty
 from nystrom.kernels import choose
 from nystrom.numerics import (
     common_dtype,
@@ -37,11 +37,12 @@ def depthwise_convolution(
 
     Raises:
       ValueError: K is even, filters are not H K, a mask that is not *B N, an unknown form.
-      TypeError: values that are not floating-point, a mask that is not boolean.
+      TypeError: values or filters that are not floating-point, a mask that is not boolean.
     """
     check_tokens("value", value)
     check_mask("mask", mask, value.shape[:-2])
     filters = jnp.asarray(filters)
+    check_floats("filters", filters)
     num_heads = value.shape[-2]
     if filters.ndim != 2 or filters.shape[0] != num_heads or filters.shape[1] % 2 == 0:
         raise ValueError(f"filters {filters.shape}: expected ({num_heads}, K) with K odd")

@@ -146,7 +146,15 @@ def dropout(
         first = real_ranks(mask, mask.shape, axis_name)[..., None] - here
     below = np.uint32(min(round(rate * 2**32), 2**32 - 1))
     keep = hash_bits(key, x.shape, first, length) >= below
-    return jnp.where(keep, x * (1 / (1 - rate)), jnp.zeros((), x.dtype))
+    return jnp.where(keep, x * float(1 / (1 - rate)), jnp.zeros((), x.dtype))
+
+
+def check_key(key: Array | None) -> None:
+    """Raises unless it is None, or keys as `jax.random.key` makes them."""
+    kind = getattr(key, "dtype", type(key).__name__)
+    is_key = isinstance(key, jax.Array) and jnp.issubdtype(kind, jax.dtypes.prng_key)
+    if key is not None and not is_key:
+        raise TypeError(f"a dropout key of {kind}: expected one that jax.random.key has made")
 
 
 def split_keys(key: Array | None, num: int) -> list[Array | None]:
@@ -155,11 +163,9 @@ def split_keys(key: Array | None, num: int) -> list[Array | None]:
     Raises:
       TypeError: no key that `jax.random.key` has made.
     """
+    check_key(key)
     if key is None:
         return [None] * num
-    kind = getattr(key, "dtype", type(key).__name__)
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(kind, jax.dtypes.prng_key):
-        raise TypeError(f"a dropout key of {kind}: expected one that jax.random.key has made")
     keys = jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(key.ravel())
     return list(keys.reshape(num, *key.shape))
 

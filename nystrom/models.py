@@ -12,7 +12,7 @@ from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.checks import check_choice, check_count, check_ids, is_empty
 from nystrom.encoder import Encoder
 from nystrom.landmarks import token_ranks
-from nystrom.layers import Dense
+from nystrom.layers import Dense, check_key
 from nystrom.numerics import accumulator, first_token, widened, zero_padded
 
 POOLINGS = ("mean", "max", "cls", "last", "mean_padded")
@@ -95,6 +95,7 @@ class PairClassifier(Classifier):
         shape = np.shape(tokens)
         if len(shape) < 2 or shape[-2] != 2:
             raise ValueError(f"tokens {shape}: expected *B 2 N, pairs of documents")
+        check_key(dropout_key)
         if len(shape) == 2 and dropout_key is not None and dropout_key.ndim == 0:
             dropout_key = jax.random.split(dropout_key)  # the one pair's own
         documents = self._pool(tokens, mask, document_keys(dropout_key, shape[:-1]))
@@ -198,9 +199,15 @@ class TokenPredictor(nnx.Module):
 
 
 def document_keys(key: Array | None, shape: tuple[Any, ...]) -> Array | None:
-    """Of a key an example one for each of its documents, `shape`; a single key or None as it is."""
+    """Of a key an example one for each of its documents, `shape`; a single key or None as it is.
+
+    Raises:
+      ValueError: keys that are not one an example.
+    """
     if key is None or key.ndim in (0, len(shape)):
         return key
+    if key.shape != shape[:-1]:
+        raise ValueError(f"dropout keys {key.shape} for {shape}: expected one, or one an example")
     return jax.vmap(jax.random.split)(key.ravel()).reshape(shape)
 
 

@@ -99,6 +99,7 @@ def _take(x, index):
     return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - index.ndim)), axis)
 
 
+@functools.partial(jax.jit, static_argnums=0)  # or each eager call would compile the branches anew
 def unless_trailing(move: Callable[..., tuple], mask: Array, *arrays: Array) -> tuple[Array, ...]:
     """`move(mask, *arrays)`, or the arrays as they are where all padding trails anyway."""
     trailing = jnp.all(mask[..., :-1] >= mask[..., 1:])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Float
-from nystrom.checks import check_count
+from nystrom.checks import check_count, check_floats
 from nystrom.numerics import accumulator
 
 NEVER_STOPPED = 6  # iterations, the paper's number, that every matrix takes
@@ -101,7 +101,6 @@ def matmul(x: Array, y: Array) -> Array:
 
 def check_square(a: Array) -> None:
     """Raises unless `a` holds square matrices of floating-point numbers."""
-    if not jnp.issubdtype(a.dtype, jnp.floating):
-        raise TypeError(f"a has dtype {a.dtype}: expected floating-point numbers")
+    check_floats("a", a)
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
         raise ValueError(f"a has shape {a.shape}: expected square matrices *B L L")

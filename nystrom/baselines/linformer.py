@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import softmax_attention
-from nystrom.checks import check_inputs, is_empty
+from nystrom.checks import check_floats, check_inputs, is_empty
 from nystrom.numerics import common_dtype, einsum, to_front, unless_trailing, zero_padded
 
 
@@ -32,10 +32,12 @@ def linformer_attention(
 
     Raises:
       ValueError: another number of heads, M > P, or what `nystrom_attention` refuses.
+      TypeError: a projection that is not floating-point, or what `nystrom_attention` refuses.
     """
     query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
     length, num_heads = key.shape[-3:-1]
-    if projection.ndim != 3 or projection.shape[0] != num_heads:
+    check_floats("projection", projection)
+    if projection.ndim != 3 or projection.shape[0] != num_heads or not projection.shape[1]:
         raise ValueError(f"projection has shape {projection.shape}: expected {num_heads} L P")
     if length > projection.shape[2]:
         raise ValueError(

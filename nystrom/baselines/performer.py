@@ -8,7 +8,7 @@ import numpy as np
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.baselines.per_head import kernel_average, map_heads
-from nystrom.checks import check_choice, check_inputs
+from nystrom.checks import check_choice, check_count, check_floats, check_inputs
 from nystrom.numerics import MASKED
 from nystrom.pinv import matmul
 
@@ -40,12 +40,15 @@ def performer_attention(
 
     Raises:
       ValueError: another kernel, a projection for another D, or what `nystrom_attention` refuses.
+      TypeError: a projection that is not floating-point, or what `nystrom_attention` refuses.
     """
     query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
     check_choice("feature_kernel", feature_kernel, FEATURE_KERNELS)
-    if projection.ndim != 2 or projection.shape[-1] != query.shape[-1]:
+    check_floats("projection", projection)
+    if projection.ndim != 2 or not len(projection) or projection.shape[-1] != query.shape[-1]:
         raise ValueError(
-            f"projection has shape {projection.shape}: expected F D with D = {query.shape[-1]}"
+            f"projection has shape {projection.shape}: expected F D with "
+            f"D = {query.shape[-1]} and F of at least 1"
         )
     return _attention(query, key, value, query_mask, key_mask, projection, feature_kernel)
 
@@ -90,6 +93,8 @@ def orthogonal_features(num_features: int, depth: int, seed: int = 0) -> np.ndar
     Each row has the distribution of a standard normal vector: a uniform direction and a norm
     drawn apart from it. The same seed gives the same features on every machine.
     """
+    check_count("num_features", num_features)
+    check_count("depth", depth)
     rng = np.random.default_rng(seed)
     blocks = []
     for _ in range(-(-num_features // depth)):

@@ -8,7 +8,7 @@ import numpy as np
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.baselines.per_head import map_heads
-from nystrom.checks import check_count, check_inputs
+from nystrom.checks import check_count, check_floats, check_inputs
 from nystrom.kernels.gradients import with_gradient
 from nystrom.numerics import MASKED, exact_einsum
 
@@ -55,6 +55,7 @@ def reformer_attention(
             f"query {query.shape} and key {key.shape}: LSH attention needs equal lengths"
         )
     half_buckets = max(1, query.shape[-3] // bucket_size)
+    check_floats("rotations", rotations)
     if rotations.ndim != 3 or not rotations.shape[0] or rotations.shape[1] != query.shape[-1]:
         raise ValueError(
             f"rotations have shape {rotations.shape}: expected R D P with R at least 1 and "

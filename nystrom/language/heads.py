@@ -123,6 +123,7 @@ class SequenceClassification(Head):
         One label is a regression: the squared error. Integers are classes: cross-entropy. Other
         numbers, *B num_labels, are many labels of 0 and 1: binary cross-entropy.
         """
+        labels = jnp.asarray(labels)
         kind = self.config.problem_type
         if kind == "regression" or (kind is None and self.config.num_labels == 1):
             return squared_error(logits, labels)
@@ -181,8 +182,13 @@ class QuestionAnswering(Head):
         return jnp.where(mask[..., None], logits, jnp.finfo(logits.dtype).min / 2)
 
     def loss(self, logits: Float[Array, "*B N 2"], places: Int[Array, "*B 2"]) -> Float[Array, ""]:
-        """Mean cross-entropy in nats of the first's and the last's place; N or more is no place."""
-        length = logits.shape[-2]
+        """Mean cross-entropy in nats of the first's and the last's place.
+
+        As `transformers` has it N or more is no place, and less than 0 is the first token's.
+        """
+        length, places = logits.shape[-2], jnp.asarray(places)
+        if not jnp.issubdtype(places.dtype, jnp.integer):
+            raise TypeError(f"places have dtype {places.dtype}: expected integers")
         logits, places = jnp.moveaxis(logits, -1, 0), jnp.moveaxis(places, -1, 0)
         places = jnp.clip(places.astype(jnp.int32), 0, length)
         return jnp.mean(jax.vmap(partial(cross_entropy, ignored=length))(logits, places))

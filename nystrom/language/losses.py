@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nystrom.array_typing import Array, Float, Int
+from nystrom.checks import is_empty
 from nystrom.numerics import accumulator
 
 IGNORED = -100  # a label that stands for none
@@ -46,7 +47,7 @@ def squared_error(logits: Float[Array, "*B C"], labels: Float[Array, "..."]) -> 
         labels = labels[..., None]
     _check_alike(labels, logits.shape)
     wide = logits.astype(accumulator(logits.dtype))
-    return jnp.mean((wide - labels.astype(wide.dtype)) ** 2)
+    return _mean((wide - labels.astype(wide.dtype)) ** 2)
 
 
 def binary_cross_entropy(
@@ -58,8 +59,13 @@ def binary_cross_entropy(
       ValueError: labels are not *B C.
     """
     _check_alike(labels, logits.shape)
-    wide = logits.astype(accumulator(logits.dtype))
-    return (jax.nn.softplus(wide) - wide * labels.astype(wide.dtype)).mean()
+    wide, labels = logits.astype(accumulator(logits.dtype)), jnp.asarray(labels)
+    return _mean(jax.nn.softplus(wide) - wide * labels.astype(wide.dtype))
+
+
+def _mean(x):
+    """The mean, and 0 of nothing."""
+    return jnp.zeros((), x.dtype) if is_empty(*x.shape) else x.mean()
 
 
 def _check_alike(labels, shape):

@@ -26,6 +26,7 @@ from nystrom.language.names import (
     tie_decoder,
 )
 
+LABELLED = ("sequence_classification", "token_classification")
 POSITIONS = "embeddings.position_embeddings.weight"
 logger = logging.getLogger("nystrom.language")
 
@@ -56,7 +57,7 @@ def from_pretrained(
       num_landmarks: any number; None: the file's.
       max_length: the most tokens that the model takes. The table of positions is repeated to as
         many, as the authors began their longer models; None: the file's.
-      num_labels: for a head drawn anew; None: the file's.
+      num_labels: of a head of classes that is drawn anew; None: the file's.
       padding: "inert" or "transformers", see `LanguageConfig`.
       torch_file: a file in the folder to read instead, such as "pytorch_model.bin". It is read
         by torch's weights-only loader, so that no code in it is run.
@@ -66,7 +67,7 @@ def from_pretrained(
     Raises:
       FileNotFoundError: no folder, config or weights.
       ImportError: safetensors, or PyTorch for a `torch_file`, is not installed.
-      TypeError: sizes that are not integers.
+      TypeError: sizes that are not integers, `rngs` that are none.
       ValueError: a file that can't be read; options that can't be; keys that are missing, unknown
         or of another shape, all in one message.
     """
@@ -106,7 +107,11 @@ def from_pretrained(
                 f"{folder} has head {file_head!r}, not {head!r}: give rngs=nnx.Rngs(seed) for a "
                 "head drawn anew, or leave `head` out"
             )
+        if not isinstance(rngs, nnx.Rngs):
+            raise TypeError(f"rngs={rngs!r}: expected nnx.Rngs(seed)")
     if num_labels is not None:
+        if head not in LABELLED:
+            raise ValueError(f"num_labels={num_labels}: only {' and '.join(LABELLED)} have labels")
         config = dataclasses.replace(config, num_labels=num_labels)
     if head == "masked_lm" and not is_new:
         tie_decoder(arrays, config.tie_word_embeddings, problems)

@@ -177,7 +177,11 @@ def test_options_out_of_range_are_refused():
         nystrom_attention(*inputs, num_landmarks=0)
     with pytest.raises(ValueError, match=r"iterations=0: at least 1"):
         nystrom_attention(*inputs, pinv_iterations=0)
-    for scale in (float("nan"), float("inf"), "a", [1], 1j, np.ones(2), True, 10**400):
+    for count in (np.array([2]), np.array(2.5)):
+        with pytest.raises(TypeError, match=r"num_landmarks=array.*: expected an integer"):
+            nystrom_attention(*inputs, num_landmarks=count)
+    complex_ones = 1j, np.complex64(1), jnp.asarray(1j)
+    for scale in (float("nan"), float("inf"), "a", [1], *complex_ones, np.ones(2), True, 10**400):
         said = re.escape(f"scale={scale!r}: expected a finite number")
         with pytest.raises(ValueError, match=said):
             nystrom_attention(*inputs, scale=scale)

@@ -210,6 +210,20 @@ def test_errors():
         reformer_attention(q, q, v, rotations=random_rotations(2, 5, 3), bucket_size=4)
     with pytest.raises(ValueError, match=r"rotations have shape \(0, 4, 9\).*R at least 1"):
         reformer_attention(q, q, v, rotations=random_rotations(0, 4, 9), bucket_size=4)
+    for attend, name, constants in (
+        (linformer_attention, "projection", normal(0, 2, 6, 20)),
+        (performer_attention, "projection", orthogonal_features(8, 4)),
+        (reformer_attention, "rotations", random_rotations(2, 4, 9)),
+    ):
+        for other in (constants.tolist(), constants.astype(np.complex64)):
+            with pytest.raises(TypeError, match=rf"{name} has .*: expected an array of floating"):
+                attend(q, q, v, **{name: other})
+    with pytest.raises(ValueError, match=r"projection has shape \(2, 0, 20\): expected 2 L P"):
+        linformer_attention(q, k, v, projection=normal(0, 2, 0, 20))
+    with pytest.raises(ValueError, match=r"shape \(0, 4\): expected F D with D = 4 and F of at le"):
+        performer_attention(q, k, v, projection=np.zeros((0, 4), np.float32))
+    with pytest.raises(ValueError, match="num_features=0: at least 1"):
+        orthogonal_features(0, 4)
 
 
 @pytest.mark.parametrize("x", [0.5, -2.0, -16.0, -20.0, -60.0, -500.0])

@@ -95,6 +95,8 @@ def test_errors():
         depthwise_convolution(value, normal(9, 3, 5))
     with pytest.raises(ValueError, match=r"filters \(\): expected \(2, K\)"):
         depthwise_convolution(value, np.float32(1))
+    with pytest.raises(TypeError, match="filters has dtype complex64: expected an array of float"):
+        depthwise_convolution(value, np.ones((2, 5), np.complex64))
     filters = normal(10, 2, 5)  # as lists too
     np.testing.assert_array_equal(
         depthwise_convolution(value, filters.tolist()), depthwise_convolution(value, filters)

@@ -88,7 +88,9 @@ def test_dropout_without_key_or_rate_is_the_identity():
 @pytest.mark.unchecked
 def test_a_rate_may_be_a_number_of_numpys():
     x, key = jnp.ones(64), jax.random.key(0)
-    np.testing.assert_array_equal(dropout(x, np.float32(0.5), key), dropout(x, 0.5, key))
+    for rate in (np.float32(0.5), np.float64(0.5)):
+        np.testing.assert_array_equal(dropout(x, rate, key), dropout(x, 0.5, key))
+        assert dropout(x.astype(jnp.bfloat16), rate, key).dtype == jnp.bfloat16
 
 
 def test_all_but_everything_may_be_dropped():

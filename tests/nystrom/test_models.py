@@ -198,9 +198,11 @@ def test_the_paper_s_model_has_its_parameters():
 
 
 @pytest.mark.unchecked
-def test_dropout_keys_that_are_none_or_do_not_fit_are_refused():
-    model, tokens = make_model(dropout_rate=0.5), random_tokens(15, 2, LENGTH)
-    for key in (jax.random.PRNGKey(0), np.zeros(2, np.uint32), 3):
+@pytest.mark.parametrize("pair", [False, True])
+def test_dropout_keys_that_are_none_or_do_not_fit_are_refused(pair):
+    model = make_model(pair=pair, dropout_rate=0.5)
+    tokens = random_tokens(15, 2, 2, LENGTH) if pair else random_tokens(15, 2, LENGTH)
+    for key in (jax.random.PRNGKey(0), np.zeros(2, np.uint32), 3, [jax.random.key(0)]):
         with pytest.raises(
             TypeError, match=r"a dropout key of .*: expected one that jax\.random\.key"
         ):

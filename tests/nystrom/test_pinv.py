@@ -138,6 +138,9 @@ def test_errors():
         iterative_pinv(jnp.ones((3, 4)))
     with pytest.raises(ValueError, match="num_iterations=0: at least 1"):
         iterative_pinv(jnp.ones((3, 3)), 0)
+    for form in (iterative_pinv, chebyshev_pinv):
+        with pytest.raises(TypeError, match="a has type list: expected an array of floating-point"):
+            form([[1.0]])
 
 
 @pytest.mark.parametrize("iterations", [8, 12, 16, 20, 40])

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from inputs import MODES, normal
 from public_functions import MASK, PUBLIC, SMALL
 
 import nystrom
+from nystrom import language
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -60,8 +62,6 @@ def test_tiles_leak_no_tracer():
 @pytest.mark.parametrize("position", nystrom.POSITIONS)
 @pytest.mark.parametrize("mode", MODES)
 def test_an_encoder_in_strict_modes(mode, position):
-    from flax import nnx
-
     tokens, mask = np.arange(12, dtype=np.int32)[None], MASK[None]
     sizes = {"width": 8, "num_heads": 2, "mlp_width": 8, "num_layers": 1, "dropout_rate": 0.1}
     with MODES[mode]():
@@ -72,6 +72,27 @@ def test_an_encoder_in_strict_modes(mode, position):
     assert out.dtype == jnp.float32
 
 
+def eager_models():
+    """Calls of models as the documentation has them, and of a gradient, without jit."""
+    tokens, mask = np.arange(12, dtype=np.int32)[None], MASK[None]
+    sizes = {"width": 8, "num_heads": 2, "mlp_width": 8, "num_layers": 1, "dropout_rate": 0.1}
+    encoder = nystrom.Encoder(12, 12, **sizes, rngs=nnx.Rngs(0))
+    classifier = nystrom.Classifier(encoder, 2, width=8, head_width=8, rngs=nnx.Rngs(0))
+    small = language.LanguageConfig(
+        vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=8, max_position_embeddings=12, num_landmarks=4, conv_kernel_size=3,
+    )  # fmt: skip
+    masked_lm, key = language.MaskedLM(small, rngs=nnx.Rngs(0)), jax.random.key(0)
+    return {
+        "encoder": lambda x, f: encoder(tokens, mask, key),
+        "encoder's gradient": lambda x, f: nnx.grad(lambda model: model(tokens, mask).sum())(
+            encoder
+        ),
+        "classifier": lambda x, f: classifier(tokens, mask),
+        "masked_lm": lambda x, f: masked_lm(tokens, mask),
+    }
+
+
 def test_a_second_eager_call_compiles_nothing():
     compiled = []
 
@@ -79,7 +100,7 @@ def test_a_second_eager_call_compiles_nothing():
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
-    for name, function in PUBLIC.items():
+    for name, function in (PUBLIC | eager_models()).items():
         function(*SMALL)
         jax.monitoring.register_event_duration_secs_listener(listen)
         try:

@@ -85,6 +85,15 @@ def test_losses_of_a_sequence_follow_its_labels():
     assert told.loss(logits, numbers) == squared_error(logits, numbers)
 
 
+@pytest.mark.unchecked
+def test_labels_may_be_lists_and_none():
+    model, logits = make(language.SequenceClassification), jnp.asarray([[0.3, -1.2]])
+    for labels in ([1], [[1.0, 0.0]]):
+        assert model.loss(logits, labels) == model.loss(logits, jnp.asarray(labels))
+    for loss in (squared_error, binary_cross_entropy):
+        assert loss(logits[:0], jnp.zeros((0, 2))) == 0
+
+
 def test_an_answer_beyond_the_input_counts_for_nothing():
     model = make(language.QuestionAnswering)
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 2)), jnp.float32)
@@ -92,6 +101,15 @@ def test_an_answer_beyond_the_input_counts_for_nothing():
     np.testing.assert_allclose(
         model.loss(logits, places), model.loss(logits[:1], places[:1]), rtol=1e-6
     )
+
+
+@pytest.mark.unchecked
+def test_places_below_0_are_the_first_and_no_numbers_between():
+    model = make(language.QuestionAnswering)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 2)), jnp.float32)
+    assert model.loss(logits, [[-1, 3], [-100, 2]]) == model.loss(logits, [[0, 3], [0, 2]])
+    with pytest.raises(TypeError, match="places have dtype float32: expected integers"):
+        model.loss(logits, jnp.asarray([[1.5, 2.0], [1.0, 2.0]]))
 
 
 @pytest.mark.parametrize("head", ["none", "sequence_classification", "token_classification"])

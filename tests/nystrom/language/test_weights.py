@@ -277,6 +277,11 @@ def test_options_of_another_kind_are_refused():
         language.from_pretrained(DATA / "masked_lm", dtype="complex64")
     with pytest.raises(TypeError, match=r"num_labels=2\.5: expected an integer"):
         language.from_pretrained(DATA / "token_classification", num_labels=2.5)
+    for head in (None, "none", "question_answering"):
+        with pytest.raises(ValueError, match="num_labels=7: only sequence_classification and tok"):
+            language.from_pretrained(DATA / "masked_lm", head=head, num_labels=7, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"rngs=0: expected nnx\.Rngs\(seed\)"):
+        language.from_pretrained(DATA / "masked_lm", head="multiple_choice", rngs=0)
 
 
 def test_importing_nystrom_imports_no_language_model():
