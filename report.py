@@ -86,9 +86,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_report(found: Found, out: Path) -> None:
-    """Writes report.md, a CSV for each of its tables (as data: `experiment.records`), the plots."""
+    """Writes report.md, a CSV for each of its tables (as data: `experiment.records`), the plots.
+
+    What an earlier report has left there beyond these is removed.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    pictures = {}
+    pictures, is_report = {}, (out / "report.md").exists()
     # Names of folders may hold dollars, and letters that no font here has.
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
@@ -100,7 +103,8 @@ def write_report(found: Found, out: Path) -> None:
         }
         for name, figure in figures.items():
             file = out / f"{name}.png"
-            file.unlink(missing_ok=True)  # one of an earlier report
+            if is_report:
+                file.unlink(missing_ok=True)
             if figure:
                 figure.savefig(file, dpi=110)
                 pictures[name] = f"\n\n![{name}]({file.name})"
@@ -108,8 +112,10 @@ def write_report(found: Found, out: Path) -> None:
 
     def section(title, text, records, columns=None, picture="", rows=None):
         name = title.lower().replace("'", "").replace(" ", "_") + ".csv"
-        write_csv(records, out / name)
+        if is_report:
+            (out / name).unlink(missing_ok=True)
         if records:
+            write_csv(records, out / name)
             rows = table(records, columns) if columns else rows
             shown = markdown(*rows) if rows else f"Values: {name}."
             sections.append(f"## {title}\n\n{text}\n\n{shown}{pictures.get(picture, '')}")

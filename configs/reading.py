@@ -179,6 +179,13 @@ def _call(file, get_config, *arguments):
             f"--config={file}: get_config() returned {kind}; expected the ConfigDict of "
             "configs.base.get_config(), changed"
         )
+    try:
+        fields(config)
+    except ml_collections.config_dict.RequiredValueError as error:
+        raise ArgumentError(
+            f"--config={file}: has a required_placeholder; expected a value, or a placeholder, "
+            "which --config.FIELD=VALUE gives one"
+        ) from error
     return config
 
 

@@ -7,7 +7,7 @@ import nystrom
 from configs import base, reading
 from experiment.mesh import mesh_problems
 from experiment.model import conv_field
-from experiment.workdir import path_problem
+from lra_tasks.disk import path_problem
 
 # The least that a number may be.
 AT_LEAST = {
@@ -104,7 +104,8 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
     expect(not problem, "cache_dir", problem)
     problems += check_choices(config, CHOICES)
     if problems:  # what follows divides by these numbers
-        return problems + lra_tasks.check(config.task, config.cache_dir or None)
+        cache_dir = None if problem else config.cache_dir or None
+        return problems + lra_tasks.check(config.task, cache_dir)
 
     cycle = tuple(config.adam_b1_cycle)
     expect(

@@ -112,8 +112,10 @@ def _read_finished(folder, skipped):
 def _source_name(path, source):
     """What a run began with, in words that are equal for runs that differ in seeds and folders."""
     _expect(path, isinstance(source.get("config"), dict), "init_from is not a record of a run")
+    fingerprint = source.get("fingerprint")
+    _expect(path, isinstance(fingerprint, str | None), "init_from.fingerprint is no text")
     config = _checked_config(path, source["config"])
-    made_by = json.dumps([key_of(config), source.get("fingerprint")])
+    made_by = json.dumps([key_of(config), fingerprint])
     digest = hashlib.sha256(made_by.encode()).hexdigest()[:6]
     objective, steps = config["objective"], config["num_train_steps"]
     return f"{config['name']} {objective} {steps} steps {digest}"

@@ -180,10 +180,7 @@ def skipped_records(found: Found) -> list[dict]:
 
 
 def write_csv(records: list[dict], path: Path) -> None:
-    """Writes a CSV file, its columns those of the records; none and it is removed."""
-    path.unlink(missing_ok=True)
-    if not records:
-        return
+    """Writes a CSV file, its columns those of the records."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, records[0])
         writer.writeheader()

@@ -16,7 +16,6 @@ import lra_tasks
 from configs import base
 
 MAX_NAME = 150  # of a folder's name; file systems allow 255 bytes
-ADDRESS = re.compile(r"\w+:/")  # gs://bucket/folder, as a path has it
 
 
 # Fields that may change when a run goes on: where files lie, how often it reports and saves, how a
@@ -83,7 +82,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
         named), is in use by another process, can't be written, or holds something else; or it has
         a name that checkpoints can't have.
     """
-    if problem := path_problem(workdir):
+    if problem := lra_tasks.disk.path_problem(workdir):
         raise WorkdirError(f"--workdir={workdir}: {problem}")
     full = str(workdir.absolute())
     if not fnmatch.fnmatchcase(full, full):  # orbax takes the path for a pattern
@@ -109,17 +108,6 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
         raise WorkdirError(f"--workdir={workdir}: {why}") from error
     record_config(workdir, config)
     return lock
-
-
-def path_problem(path: str | Path) -> str:
-    """Why checkpoints or data can't be written below a path, '' if nothing speaks against it."""
-    if ADDRESS.match(str(path)):
-        return "an address; expected a folder of a file system"
-    try:
-        str(Path(path).absolute()).encode()
-    except UnicodeEncodeError:
-        return "its name is not UTF-8; expected one that is"
-    return ""
 
 
 def folder_argument(text: str) -> Path:
@@ -186,7 +174,7 @@ def keep_tokenizer(workdir: Path, tokenizer: Path | None) -> None:
 
 def steps_saved(workdir: Path) -> int:
     """The latest step that a run's folder has a checkpoint of; 0 if there is none."""
-    names = (path.name for path in (workdir / "checkpoints").glob("*"))
+    names = (path.parent.name for path in (workdir / "checkpoints").glob("*/record"))
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 

@@ -160,7 +160,8 @@ class _BoundedStream:
     def read(self, size: int) -> bytes:
         data = self._read(size)
         if not data:
-            raise self._failure(f"truncated or damaged: ends after {self.count:,} bytes")
+            what = "truncated or damaged, or not a tar archive, gzipped or not"
+            raise self._failure(f"{what}: ends after {self.count:,} bytes")
         self.count += len(data)
         if self.header_limit and self.count > self.header_limit:
             raise self._failure(f"a member's header is longer than {MAX_HEADER_BYTES:,} bytes")

@@ -6,12 +6,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from lra_tasks import progress
 
+ADDRESS = re.compile(r"\w+:/")  # gs://bucket/folder, as a path has it
 OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -37,6 +39,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def path_problem(path: str | Path) -> str:
+    """Why checkpoints or data can't be written below a path, '' if nothing speaks against it."""
+    if ADDRESS.match(str(path)):
+        return "an address; expected a folder of a file system"
+    try:
+        str(Path(path).absolute()).encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8; expected one that is"
+    return ""
 
 
 @contextlib.contextmanager

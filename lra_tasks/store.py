@@ -84,7 +84,7 @@ from types import ModuleType
 
 import numpy as np
 
-from lra_tasks.disk import digest_of, expand_user, sha256_of_file
+from lra_tasks.disk import digest_of, expand_user, path_problem, sha256_of_file
 from lra_tasks.task import Split
 
 SPLITS = ("train", "validation", "test")
@@ -95,6 +95,8 @@ def datasets_dir(cache_dir: str | os.PathLike | None) -> Path:
     """`<cache_dir>/datasets`; None or "": below $XDG_CACHE_HOME/nystrom or ~/.cache/nystrom."""
     if not cache_dir:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "nystrom"
+    if problem := path_problem(cache_dir):
+        raise ValueError(f"cache_dir={str(cache_dir)!r}: {problem}")
     return expand_user(cache_dir) / "datasets"
 
 

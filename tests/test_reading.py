@@ -113,6 +113,13 @@ def test_several_wrong_fields_are_each_told():
         ("def get_config():\n    return 1 / 0\n", "mine.py, line 2: ZeroDivisionError"),
         ("x = 1\n", "has no function get_config()"),
         ("def get_config():\n    pass\n", "returned NoneType"),
+        (
+            "from ml_collections import config_dict\n"
+            "def get_config():\n"
+            "    rate = config_dict.required_placeholder(float)\n"
+            "    return config_dict.ConfigDict({'learning_rate': rate})\n",
+            "mine.py: has a required_placeholder; expected a value, or a placeholder",
+        ),
         ("def get_config(variant):\n    pass\n", "mine.py:VARIANT"),
     ],
 )

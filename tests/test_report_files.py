@@ -36,6 +36,11 @@ def test_broken_and_foreign_files_are_named_and_skipped(tmp_path, capsys):
         "hardware": ({"hardware": "H100"}, "hardware='H100': expected dict"),
         "config": ({"config": {"task": 3}}, "not a run's: no config.task"),
         "starts": ({"earlier_starts": [{"commit": "c"}]}, "earlier_starts are not a run's"),
+        "begun": (
+            {"config": changed(init_from="runs/x").to_dict()}
+            | {"init_from": {"config": changed().to_dict(), "fingerprint": [1]}},
+            "init_from.fingerprint is no text",
+        ),
         "rate": ({"examples_per_second": "fast"}, "examples_per_second='fast': expected float"),
         "share": (with_fields({"masked": None}), "config.masked.head=None, expected str"),
         "landmarks": (with_fields({"model.num_landmarks": 10**20}), "expected int"),
@@ -145,6 +150,12 @@ def test_plots_are_drawn_and_those_of_an_earlier_report_go(tmp_path):
     write_run(tmp_path / "one", "only")
     text = make_report(tmp_path / "one", out)
     assert "landmarks.png" not in text and not (out / "landmarks.png").exists()
+
+    mine = [tmp_path / name for name in ("landmarks.png", "skipped.csv")]
+    for file in mine:  # not of a report
+        file.write_text("mine")
+    make_report(tmp_path / "one", tmp_path)
+    assert all(file.read_text() == "mine" for file in mine)
 
 
 def test_reports_that_are_no_file_and_names_that_are_no_text(tmp_path):

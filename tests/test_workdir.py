@@ -13,6 +13,7 @@ from experiment.workdir import (
     claim,
     record_config,
     recorded_accumulate_steps,
+    steps_saved,
     write_result,
 )
 
@@ -54,6 +55,13 @@ def test_a_path_that_is_not_utf_8_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
     (problem,) = check_config(make_config(cache_dir="/a\udcff"))
     assert problem.startswith("config.cache_dir=") and "not UTF-8" in problem
+
+
+def test_a_folder_that_is_no_checkpoint_is_no_step(tmp_path):
+    (tmp_path / "checkpoints/99999").mkdir(parents=True)
+    assert steps_saved(tmp_path) == 0
+    (tmp_path / "checkpoints/4/record").mkdir(parents=True)
+    assert steps_saved(tmp_path) == 4
 
 
 def test_what_does_not_change_the_recipe_makes_no_other_config(tmp_path):

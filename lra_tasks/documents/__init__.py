@@ -28,12 +28,13 @@ ID_OFFSET = 0
 FIRST_ID = tokenizer.MASK + 1
 MASK_ID = tokenizer.MASK
 DTYPE = np.uint16
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 SOURCES = ("release", "package", "synthetic")
 LABEL_NAMES = ("in order", "swapped")
 
 HELD_OUT = 20  # a folder's validation and test are each one of so many of its files
 LEAST_LENGTH = 8
+MAX_LINE = 100_000  # characters of one line that a vocabulary is learnt from
 
 
 def check(config) -> list[str]:
@@ -225,5 +226,7 @@ def _read(path):
 
 
 def _lines(documents):
+    """Lines that are not blank, long ones in pieces: SentencePiece leaves out those of a MiB."""
     for document in documents:
-        yield from (line.strip() for line in document.splitlines() if line.strip())
+        for line in map(str.strip, document.splitlines()):
+            yield from (line[i : i + MAX_LINE] for i in range(0, len(line), MAX_LINE))

@@ -119,8 +119,10 @@ def _select(split: str, rows: Callable[[], Iterable], config, notes: dict) -> It
         if kept == wanted:
             break
     if kept < wanted or (left_out and not kept):
+        lengths = f"min_length={config.min_length} and max_length={config.max_length}"
+        asked = f"num_{split}={wanted}" if wanted else lengths
         raise ValueError(
-            f"config.task.num_{split}={wanted}: {FILES[split]} has {kept} expressions of more than "
+            f"config.task.{asked}: {FILES[split]} has {kept} expressions of more than "
             f"{config.min_length} and less than {config.max_length} tokens"
         )
     notes.setdefault("sizes", {})[split] = kept

@@ -1,6 +1,7 @@
 """Archives that are not trusted: what is refused, that sizes are bounded, fuzzing."""
 
 import gzip
+import lzma
 import struct
 import tarfile
 import tracemalloc
@@ -130,6 +131,11 @@ def test_a_wrong_checksum_is_noticed(tmp_path):
 def test_what_is_no_archive_is_a_clean_error(tmp_path, data):
     with pytest.raises(ValueError, match=f"{tmp_path / 'x'}: "):
         read(tmp_path / "x", data)
+
+
+def test_an_archive_of_another_compression_is_not_called_damaged_alone(tmp_path):
+    with pytest.raises(ValueError, match=r"x: .*, or not a tar archive, gzipped or not: ends a"):
+        read(tmp_path / "x", lzma.compress(b"hello"))
 
 
 def test_many_members_take_no_memory(tmp_path):

@@ -271,6 +271,17 @@ def test_a_vocabulary_that_cannot_be_learnt_names_what_helps():
         tokenizer.train(iter([]), 300)
 
 
+def test_a_vocabulary_is_learnt_from_lines_of_any_length():
+    """SentencePiece leaves out lines of more than a MiB, and says nothing."""
+    lines = list(documents._lines([" \n" + "x" * 250_000 + "\n\nend\n"]))
+    assert "".join(lines) == "x" * 250_000 + "end" and max(map(len, lines)) == documents.MAX_LINE
+    document = "αβγδε ζηθικ λμνξο " * 40_000
+    assert len(document.encode()) > 2**20
+    known = tokenizer.Tokenizer(tokenizer.train(documents._lines([document]), 300))
+    (ids,) = known.segments("αβγδε")
+    assert len(ids) < len("αβγδε".encode())  # words, not bytes
+
+
 def test_a_file_that_is_no_text_is_named_when_a_vocabulary_is_learnt(tmp_path):
     (tmp_path / "picture.txt").write_bytes(b"\x89PNG")
     texts = (documents._read(path) for path in [tmp_path / "picture.txt"])

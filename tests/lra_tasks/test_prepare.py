@@ -80,6 +80,7 @@ def test_variants_and_overrides_are_train_pys(given, tmp_path, capsys):
         (["listops", "--config.task.num_trian=3"], "did you mean --config.task.num_train?"),
         (["listops", "--surce=release"], "surce"),
         (["nothing.py"], "--config=nothing.py: no such file"),
+        (["listops", "--cache_dir=gs://bucket/x"], "cache_dir='gs://bucket/x': an address; expec"),
         (["retrieval"], "https://storage.googleapis.com/long-range-arena/lra_release.gz"),
         (
             ["pathfinder", "--source=release"],
@@ -88,7 +89,7 @@ def test_variants_and_overrides_are_train_pys(given, tmp_path, capsys):
     ],
 )
 def test_what_is_refused_is_one_line(arguments, expected, tmp_path, capsys):
-    assert prepare.main([*arguments, f"--cache_dir={tmp_path}"]) == 1
+    assert prepare.main([f"--cache_dir={tmp_path}", *arguments]) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ") and expected in err and len(err.splitlines()) == 1
 
