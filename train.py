@@ -51,6 +51,7 @@ from experiment.workdir import (
     record_config,
     recorded,
     recorded_accumulate_steps,
+    tokenizer_of,
     write_result,
 )
 from lra_tasks.errors import is_worded
@@ -292,6 +293,7 @@ def run(config, signals: StopSignals | None):
     holder = FLAGS["config"]
     workdir = Path(WORKDIR.value or default_workdir(holder.config_filename, holder.override_values))
     workdir = lra_tasks.disk.expand_user(workdir)
+    config.task.tokenizer = processes.first(lambda: tokenizer_of(config, workdir))
     profile = processes.together(lambda: check_command(config, workdir, PROFILE.value))
     processes.check_same(recorded(config) | {"devices": jax.local_device_count()})
     recipe = reading.load_recipe(holder.config_filename)

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -77,6 +78,7 @@ def start(asked: bool | None = None) -> bool:
         return False
     try:
         count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
+        _check_address(is_host=index == 0)
         # Where others are gone JAX aborts, and its message is to be the last.
         faulthandler.disable()
         # JAX's own handler would take SIGTERM from ours, and knows no Ctrl-C: see Votes.
@@ -97,6 +99,25 @@ def start(asked: bool | None = None) -> bool:
     return True
 
 
+def _check_address(is_host):
+    """Raises ValueError for an address at which JAX, which would crash, can't listen."""
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise ValueError(f"JAX_COORDINATOR_ADDRESS={address}: expected HOST:PORT")
+    if not (address and is_host):
+        return
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", int(port)), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise ValueError(
+            f"JAX_COORDINATOR_ADDRESS={address}: can't listen at port {port} here "
+            f"({error.strerror}); choose another, in all processes"
+        ) from error
+
+
 @contextlib.contextmanager
 def _interruptible():
     """Within it Ctrl-C ends the process, where Python's handler would wait for compiled code."""
@@ -110,7 +131,10 @@ def _interruptible():
 @contextlib.contextmanager
 def _saying_that_it_waits():
     address = os.environ.get("JAX_COORDINATOR_ADDRESS", "the address that was found")
-    line = f"waits for the run's other processes, at {address}; Ctrl-C ends this one"
+    line = (
+        f"waits five minutes for the run's other processes, of the same address, {address}, and "
+        "JAX_NUM_PROCESSES; Ctrl-C ends this one"
+    )
     timer = threading.Timer(SILENT_SECONDS, lambda: print(line, file=sys.stderr, flush=True))
     timer.daemon = True
     timer.start()

@@ -172,6 +172,13 @@ def keep_tokenizer(workdir: Path, tokenizer: Path | None) -> None:
     _write(kept, vocabulary)
 
 
+def tokenizer_of(config: ml_collections.ConfigDict, workdir: Path) -> str:
+    """`config.task.tokenizer`; where that is gone, the copy in the folder of a run under way."""
+    tokenizer, kept = config.task.tokenizer, workdir / lra_tasks.store.VOCABULARY
+    is_gone = tokenizer and not lra_tasks.disk.expand_user(tokenizer).exists()
+    return str(kept) if is_gone and kept.exists() and steps_saved(workdir) else tokenizer
+
+
 def steps_saved(workdir: Path) -> int:
     """The latest step that a run's folder has a checkpoint of; 0 if there is none."""
     names = (path.parent.name for path in (workdir / "checkpoints").glob("*/record"))

@@ -85,8 +85,10 @@ def initial_scale(a: Float[Array, "*B L L"]) -> Float[Array, "*B 1 1"]:
     magnitude = jnp.abs(a)
     norm_1 = magnitude.sum(axis=-2, keepdims=True).max(axis=-1, keepdims=True, initial=0)
     norm_inf = magnitude.sum(axis=-1, keepdims=True).max(axis=-2, keepdims=True, initial=0)
-    bound = norm_1 * norm_inf
-    return 1 / jnp.where(bound > 0, bound, jnp.ones_like(bound))
+    is_number = norm_1 * norm_inf > 0
+    # Two reciprocals, for the gradient to square no product of norms.
+    by_1, by_inf = (1 / jnp.where(is_number, norm, 1) for norm in (norm_1, norm_inf))
+    return by_1 * by_inf
 
 
 def identity_like(a: Float[Array, "*B L L"]) -> Float[Array, "*B L L"]:

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nystrom.array_typing import Array, Bool, Float
-from nystrom.attention import nystrom_attention
+from nystrom.attention import check_scale, nystrom_attention
 from nystrom.checks import check_inputs, is_empty
+from nystrom.self_attention import Bound
 
 
 def sharded_attention(
@@ -45,8 +47,39 @@ def sharded_attention(
         raise ValueError(f"{batch_axis!r} is to cut sequences and examples: expected two axes")
     if "axis_name" in options:
         raise TypeError("axis_name is given by sequence_axis: leave it out")
+    if options.get("scale") is not None:
+        options["scale"] = check_scale(options["scale"], None)  # arrays have no hash
+    attend = Bound.of(nystrom_attention, axis_name=sequence_axis, **options)
+    return Bound.of(_sharded, cut=_Cut(mesh, sequence_axis, batch_axis), attend=attend)
+
+
+class _Cut(NamedTuple):
+    """How arrays are cut; equal to others that cut them so, whose programs are shared."""
+
+    mesh: Mesh
+    sequence_axis: str | None
+    batch_axis: str | None
+
+
+def _sharded(
+    query: Float[Array, "*B N H D"],
+    key: Float[Array, "*B M G D"],
+    value: Float[Array, "*B M G E"],
+    *,
+    mask: Bool[Array, "*B N"] | None = None,
+    query_mask: Bool[Array, "*B N"] | None = None,
+    key_mask: Bool[Array, "*B M"] | None = None,
+    cut: _Cut,
+    attend: Callable[..., Array],
+) -> Float[Array, "*B N H E"]:
+    query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
+    return _attention(query, key, value, query_mask, key_mask, cut, attend)
+
+
+@partial(jax.jit, static_argnums=(5, 6))
+def _attention(query, key, value, query_mask, key_mask, cut, attend):
+    mesh, sequence_axis, batch_axis = cut
     pieces = 1 if sequence_axis is None else mesh.shape[sequence_axis]
-    attend = partial(nystrom_attention, axis_name=sequence_axis, **options)
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     explicit = [axis for axis, kind in kinds.items() if kind == AxisType.Explicit]
 
@@ -54,49 +87,31 @@ def sharded_attention(
         spec = PartitionSpec(*(axis if axis in explicit else None for axis in axes))
         return NamedSharding(mesh, spec)
 
-    @jax.jit
-    def attention(query, key, value, query_mask, key_mask):
-        length = query.shape[-3]
-        num_batch = query.ndim - 3
-        if batch_axis is not None and not num_batch:
-            raise ValueError(f"batch_axis={batch_axis!r}: query {query.shape} has no examples")
-        out_shape = (*query.shape[:-1], value.shape[-1])
-        if is_empty(*out_shape):  # which JAX can't cut
-            return jnp.zeros(out_shape, query.dtype)
-        query, query_mask = _padded(query, query_mask, pieces)
-        (key, _), (value, key_mask) = (_padded(x, key_mask, pieces) for x in (key, value))
-        batch = (batch_axis, *[None] * (num_batch - 1)) if num_batch else ()
-        specs = [PartitionSpec(*batch, sequence_axis)] * 5
-        arrays = (query, key, value, query_mask, key_mask)
-        if explicit:
-            place = cut_over(*batch, sequence_axis)
-            arrays = tuple(None if x is None else jax.reshard(x, place) for x in arrays)
+    length = query.shape[-3]
+    num_batch = query.ndim - 3
+    if batch_axis is not None and not num_batch:
+        raise ValueError(f"batch_axis={batch_axis!r}: query {query.shape} has no examples")
+    out_shape = (*query.shape[:-1], value.shape[-1])
+    if is_empty(*out_shape):  # which JAX can't cut
+        return jnp.zeros(out_shape, query.dtype)
+    query, query_mask = _padded(query, query_mask, pieces)
+    (key, _), (value, key_mask) = (_padded(x, key_mask, pieces) for x in (key, value))
+    batch = (batch_axis, *[None] * (num_batch - 1)) if num_batch else ()
+    specs = [PartitionSpec(*batch, sequence_axis)] * 5
+    arrays = (query, key, value, query_mask, key_mask)
+    if explicit:
+        place = cut_over(*batch, sequence_axis)
+        arrays = tuple(None if x is None else jax.reshard(x, place) for x in arrays)
 
-        def local(query, key, value, query_mask, key_mask):
-            return attend(query, key, value, query_mask=query_mask, key_mask=key_mask)
+    def local(query, key, value, query_mask, key_mask):
+        return attend(query, key, value, query_mask=query_mask, key_mask=key_mask)
 
-        run = jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=specs[0])
-        out = run(*arrays)
-        if out.shape[-3] == length:
-            return out
-        if explicit:  # which has no pieces of unequal lengths
-            out = jax.reshard(out, cut_over(*batch))
-        return out[..., :length, :, :]
-
-    def sharded(
-        query: Float[Array, "*B N H D"],
-        key: Float[Array, "*B M G D"],
-        value: Float[Array, "*B M G E"],
-        *,
-        mask: Bool[Array, "*B N"] | None = None,
-        query_mask: Bool[Array, "*B N"] | None = None,
-        key_mask: Bool[Array, "*B M"] | None = None,
-    ) -> Float[Array, "*B N H E"]:
-        """See `sharded_attention`."""
-        query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
-        return attention(query, key, value, query_mask, key_mask)
-
-    return sharded
+    out = jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=specs[0])(*arrays)
+    if out.shape[-3] == length:
+        return out
+    if explicit:  # which has no pieces of unequal lengths
+        out = jax.reshard(out, cut_over(*batch))
+    return out[..., :length, :, :]
 
 
 def _padded(x, mask, pieces):

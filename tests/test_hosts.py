@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 
 import numpy as np
 import pytest
@@ -84,7 +85,8 @@ def test_ctrl_c_ends_a_process_that_waits_for_others_to_join(tmp_path):
     env |= {"JAX_COORDINATOR_ADDRESS": address}
     alone = start_train(*hosts.ARGUMENTS, f"--workdir={tmp_path}", env=env)
     assert alone.stderr.readline() == (
-        f"waits for the run's other processes, at {address}; Ctrl-C ends this one\n"
+        f"waits five minutes for the run's other processes, of the same address, {address}, and "
+        "JAX_NUM_PROCESSES; Ctrl-C ends this one\n"
     )
     alone.send_signal(signal.SIGINT)
     ((status, _, err),) = hosts.finish([alone], hosts.PATIENCE)
@@ -125,6 +127,20 @@ def test_rows_of_batches_are_those_of_the_whole(cache_home):
 )
 def test_several_processes_are_found_by_their_variables(variables, several):
     assert processes.found(variables) == several
+
+
+def test_an_address_that_cannot_be_listened_at_is_named(monkeypatch):
+    """JAX would crash, and the others wait for five minutes."""
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    for address in ("localhost", "localhost:abc", "localhost:0", "localhost:65536", ":29500"):
+        monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+        with pytest.raises(ProcessError, match=f"ADDRESS={address}: expected HOST:PORT"):
+            processes.start(True)
+    with socket.create_server(("localhost", 0)) as taken:
+        address = f"localhost:{taken.getsockname()[1]}"
+        monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+        with pytest.raises(ProcessError, match=f"ADDRESS={address}: can't listen at port .*use"):
+            processes.start(True)
 
 
 def test_variables_that_are_no_numbers_are_named(monkeypatch):

@@ -142,7 +142,8 @@ def test_another_vocabulary_than_the_encoders_is_refused(pretrained, tmp_path):
 
 
 def test_a_finished_run_does_not_answer_for_another_vocabulary(pretrained, tmp_path, run_train):
-    fields = SMALL | {"init_from": str(pretrained[0]), "task.tokenizer": str(pretrained[0])}
+    begun_with = shutil.copytree(pretrained[0], tmp_path / "mlm")
+    fields = SMALL | {"init_from": str(begun_with), "task.tokenizer": str(begun_with)}
     command = ["--config=configs/finetune_imdb.py", f"--workdir={tmp_path / 'run'}"]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
     run_train(*command)
@@ -150,6 +151,13 @@ def test_a_finished_run_does_not_answer_for_another_vocabulary(pretrained, tmp_p
     other.write_bytes(tokenizer.train([f"other words, number {n}" for n in range(500)], 320))
     refused = run_train(*command, f"--config.task.tokenizer={other}", check=False)
     assert refused.returncode == 1 and "the run began with other data" in refused.stderr
+    # Unfinished, it goes on without the run that it began with, whose vocabulary it has kept.
+    result = tmp_path / "run/result.json"
+    before = json.loads(result.read_text())["test_loss"]
+    result.unlink()
+    shutil.rmtree(begun_with)
+    run_train(*command)
+    assert json.loads(result.read_text())["test_loss"] == before
 
 
 def write_documents(folder):

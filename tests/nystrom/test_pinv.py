@@ -132,6 +132,15 @@ def test_matrices_without_rows_stay_so():
         assert form(jnp.ones((3, 0, 0))).shape == (3, 0, 0)
 
 
+@pytest.mark.parametrize("scale", [1e-17, 1e-12, 1e12, 1e17])
+def test_the_gradient_of_small_and_large_matrices(scale):
+    """It falls with the square of their size."""
+    a = jnp.asarray([[1, 0.3], [0.2, 0.7]])
+    for form in (iterative_pinv, chebyshev_pinv):
+        grad = jitted(jax.grad(lambda a, s, f=form: (f(a) * s).sum()))
+        np.testing.assert_allclose(grad(a * scale, scale) * scale, grad(a, 1.0), rtol=1e-4)
+
+
 @pytest.mark.unchecked
 def test_errors():
     with pytest.raises(ValueError, match=r"a has shape \(3, 4\): expected square"):
