@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import check_scale, nystrom_attention
-from nystrom.checks import check_inputs, is_empty
+from nystrom.checks import check_count, check_inputs, is_empty
 from nystrom.self_attention import Bound
 
 
@@ -35,9 +35,10 @@ def sharded_attention(
       options: those of `nystrom_attention`, but `axis_name`.
 
     Raises:
-      ValueError: a name that is no axis of the mesh, or one axis for both. The result raises as
-        `nystrom_attention` does, and where there is a `batch_axis` but no examples.
-      TypeError: `axis_name` among the options.
+      ValueError: a name that is no axis of the mesh, one axis for both, or numbers that can't be.
+        The result raises as `nystrom_attention` does, and where there is a `batch_axis` but no
+        examples.
+      TypeError: `axis_name` among the options, or numbers that are none.
     """
     for axis in (sequence_axis, batch_axis):
         if axis is not None and axis not in mesh.axis_names:
@@ -47,8 +48,11 @@ def sharded_attention(
         raise ValueError(f"{batch_axis!r} is to cut sequences and examples: expected two axes")
     if "axis_name" in options:
         raise TypeError("axis_name is given by sequence_axis: leave it out")
+    # As Python's numbers, for arrays have no hash.
+    for name in {"num_landmarks", "pinv_iterations"} & options.keys():
+        options[name] = check_count(name, options[name])
     if options.get("scale") is not None:
-        options["scale"] = check_scale(options["scale"], None)  # arrays have no hash
+        options["scale"] = check_scale(options["scale"], None)
     attend = Bound.of(nystrom_attention, axis_name=sequence_axis, **options)
     return Bound.of(_sharded, cut=_Cut(mesh, sequence_axis, batch_axis), attend=attend)
 

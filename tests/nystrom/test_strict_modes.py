@@ -83,11 +83,11 @@ def eager_models():
         intermediate_size=8, max_position_embeddings=12, num_landmarks=4, conv_kernel_size=3,
     )  # fmt: skip
     masked_lm, key = language.MaskedLM(small, rngs=nnx.Rngs(0)), jax.random.key(0)
-    mesh = jax.make_mesh((1,), ("sequence",))
+    mesh, sharded = jax.make_mesh((1,), ("sequence",)), nystrom.sharded_attention
     return {
-        "sharded, made anew": lambda x, f: nystrom.sharded_attention(mesh, scale=np.array(2.0))(
-            x, x, x, mask=MASK
-        ),
+        "sharded, made anew": lambda x, f: sharded(
+            mesh, scale=np.array(2.0), num_landmarks=jnp.array(4)
+        )(x, x, x, mask=MASK),
         "encoder": lambda x, f: encoder(tokens, mask, key),
         "encoder's gradient": lambda x, f: nnx.grad(lambda model: model(tokens, mask).sum())(
             encoder
