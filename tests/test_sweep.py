@@ -184,7 +184,7 @@ def test_a_run_that_another_process_began_first_is_waited_for(tmp_path, monkeypa
 
 def test_a_run_goes_on_after_its_last_checkpoint_not_its_last_report(tmp_path, monkeypatch, capsys):
     (run,) = make_runs([LISTOPS], tmp_path)
-    (run.workdir / "checkpoints" / "100").mkdir(parents=True)
+    (run.workdir / "checkpoints" / "100" / "record").mkdir(parents=True)
     (run.workdir / "checkpoints" / "120.tmp").mkdir()
     (run.workdir / "metrics.jsonl").write_text('{"step": 150}\n')
     monkeypatch.setattr("sweep.start", lambda run: run)
