@@ -102,10 +102,12 @@ def start(asked: bool | None = None) -> bool:
 def _check_address(is_host):
     """Raises ValueError for an address at which JAX, which would crash, can't listen."""
     address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    if not address:
+        return
     host, _, port = address.rpartition(":")
-    if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise ValueError(f"JAX_COORDINATOR_ADDRESS={address}: expected HOST:PORT")
-    if not (address and is_host):
+    if not is_host:
         return
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET

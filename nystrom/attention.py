@@ -293,10 +293,10 @@ def check_scale(scale, query) -> float:
     """The scale of the logits, 1 / sqrt D for None."""
     if scale is None:
         return query.shape[-1] ** -0.5
-    is_number = hasattr(known("scale", scale), "__float__") and not isinstance(scale, bool)
-    is_number = is_number and np.isrealobj(scale)
+    is_real = hasattr(known("scale", scale), "__float__") and np.isrealobj(scale)
+    is_number = is_real and not isinstance(scale, bool) and not np.ndim(scale)
     try:
-        number = float(scale) if is_number and not np.ndim(scale) else math.nan
+        number = float(scale) if is_number else math.nan
     except OverflowError:  # an int beyond float64
         number = math.inf
     if not math.isfinite(number):

@@ -76,6 +76,7 @@ def _sharded(
     cut: _Cut,
     attend: Callable[..., Array],
 ) -> Float[Array, "*B N H E"]:
+    """What `sharded_attention` returns, with its mesh and options bound."""
     query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
     return _attention(query, key, value, query_mask, key_mask, cut, attend)
 

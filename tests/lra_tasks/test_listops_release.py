@@ -166,8 +166,9 @@ def test_numbers_and_lengths_of_the_config_hold(make_config, tmp_path):
     assert [(e["inputs"].tobytes(), e["label"]) for e in examples] == kept
     assert not task.comparable_to_lra and "tokens" in task.why_not_comparable
     config.min_length, config.num_train = bound - 2, 0
-    lengths = f"config.task.min_length={bound - 2} and max_length={bound}: basic_train.tsv has 0 ex"
-    with pytest.raises(ValueError, match=lengths):
+    fields = f"config.task.min_length={bound - 2} and max_length={bound}: basic_train.tsv has 0 ex"
+    lengths = f"more than {bound - 2} and less than {bound} tokens"
+    with pytest.raises(ValueError, match=f"{fields}.*{lengths}"):
         lra_tasks.load(config, tmp_path, progress=False)
     config.min_length, config.num_train = 10, 50
     with pytest.raises(ValueError, match=r"num_train=50: basic_train.tsv has \d expressions"):
