@@ -40,6 +40,7 @@ from experiment.workdir import (
     is_running,
     read_result,
     steps_saved,
+    tokenizer_of,
 )
 
 POLL_SECONDS = 0.2
@@ -96,6 +97,7 @@ def find_problems(runs: list[Run]) -> list[str]:
     asked = ask_devices()
     problems = {}  # problem -> the first run that has it, and how many have
     for run in runs:
+        run.config.task.tokenizer = tokenizer_of(run.config, run.workdir)
         found = check_config(run.config, num_devices(run.config, *asked))
         if run.config.init_from:
             from experiment.pretrained import source_problems  # takes seconds, for orbax

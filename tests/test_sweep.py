@@ -19,9 +19,10 @@ from experiment.grid import GridError, make_runs, split_values
 from experiment.jobs import Job, is_finished, log_path, stop
 from experiment.read_runs import read_runs
 from experiment.signals import StopSignals
-from experiment.workdir import claim, default_workdir
+from experiment.workdir import claim, default_workdir, record_config
 from lra_tasks import listops
-from sweep import Sweep, main
+from lra_tasks.documents import tokenizer
+from sweep import Sweep, find_problems, main
 from tests.conftest import ROOT, SMALL, SMALL_ONE_LENGTH
 from tests.written_runs import RESULT
 
@@ -210,6 +211,22 @@ def test_configs_of_all_runs_are_checked_before_the_first_starts(tmp_path):
     assert "config.model.attention='nix': expected one of" in refused.stderr
     assert "in 4 of 8 runs, the first of them seed=0 model.num_heads=2" in refused.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_under_way_needs_no_more_the_run_that_it_began_with(tmp_path):
+    gone = tmp_path / "gone"
+    arguments = [f"--config={ROOT}/configs/finetune_imdb.py", f"--config.init_from={gone}"]
+    arguments += [f"--config.task.tokenizer={gone}", "--config.seed=0,1"]
+    begun, new = make_runs(arguments, tmp_path)
+    record_config(begun.workdir, begun.config)
+    texts = [f"words of review number {n}" for n in range(500)]
+    (begun.workdir / "tokenizer.model").write_bytes(tokenizer.train(texts, 320))
+    (begun.workdir / "checkpoints" / "100" / "record").mkdir(parents=True)
+    assert find_problems([begun]) == []
+    problems = find_problems([begun, new])
+    assert len(problems) == 2 and all(
+        "in 1 of 2 runs, the first of them seed=1" in p for p in problems
+    )
 
 
 def test_a_dry_run_prints_commands_that_a_shell_reads_back(tmp_path):
