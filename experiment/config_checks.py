@@ -84,20 +84,11 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
     problems = check_fields(config)
     if problems:
         return problems
+    problems = check_numbers(config)
 
     def expect(good, field, what):
-        if not good:
-            problems.append(f"config.{field}={_get(config, field)!r}: {what}")
+        problems.extend(_unless(good, config, field, what))
 
-    for field, least in AT_LEAST.items():
-        # Written so that NaN fails too.
-        expect(_get(config, field) >= least, field, f"expected {least} or more")
-    for field in BELOW_ONE:
-        expect(_get(config, field) < 1, field, "expected less than 1")
-    for field in FINITE:
-        expect(_get(config, field) < MAX_FLOAT, field, "expected a finite number, in float32")
-    for field, most in AT_MOST.items():
-        expect(_get(config, field) <= most, field, f"expected {AT_LEAST[field]} to {most}")
     problem = path_problem(config.cache_dir) if config.cache_dir else ""
     if not problem and config.cache_dir and lra_tasks.disk.expand_user(config.cache_dir).is_file():
         problem = "a file; expected a folder, or a name for one"
@@ -223,6 +214,30 @@ def check_fields(config: ml_collections.ConfigDict) -> list[str]:
         if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
             problems.append(f"config.{field}={value!r}: expected {kind.__name__}")
     return problems
+
+
+def check_numbers(config: ml_collections.ConfigDict) -> list[str]:
+    """Fields whose numbers are out of their bounds."""
+    problems = []
+    for field, least in AT_LEAST.items():
+        # Written so that NaN fails too.
+        problems += _unless(
+            _get(config, field) >= least, config, field, f"expected {least} or more"
+        )
+    for field in BELOW_ONE:
+        problems += _unless(_get(config, field) < 1, config, field, "expected less than 1")
+    for field in FINITE:
+        what = "expected a finite number, in float32"
+        problems += _unless(_get(config, field) < MAX_FLOAT, config, field, what)
+    for field, most in AT_MOST.items():
+        what = f"expected {AT_LEAST[field]} to {most}"
+        problems += _unless(_get(config, field) <= most, config, field, what)
+    return problems
+
+
+def _unless(good, config, field, what):
+    """What is to be said of a field, unless it is good."""
+    return [] if good else [f"config.{field}={_get(config, field)!r}: {what}"]
 
 
 def check_choices(config: ml_collections.ConfigDict, choices: dict[str, tuple]) -> list[str]:

@@ -11,6 +11,8 @@ another folder: python REPOSITORY/experiment/evaluate.py.
 
 import argparse
 import dataclasses
+import os
+import signal
 import sys
 import types
 from collections.abc import Sequence
@@ -25,34 +27,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--split scores a split, --text and --file classify: give one of them")
     flags.split = flags.split or "test"
     try:
-        # JAX and the rest, after the flags are known to be right.
-        from experiment import load, processes
-        from lra_tasks.errors import is_worded
-
-        processes.check_devices()
-        if flags.documents:
-            loaded = load.load_run(flags.workdir, flags.cache_dir, with_data=False)
-            if loaded.config.objective != "classify":
-                raise ValueError(
-                    f"--workdir={flags.workdir}: a run with hidden tokens knows no labels; give "
-                    "that of a run begun with it, by config.init_from"
-                )
-            if loaded.config.task.vocab_size and not loaded.task.tokenizer:
-                raise ValueError(
-                    f"--workdir={flags.workdir}: its tokenizer.model is missing, the vocabulary "
-                    "that the run was trained with; put it back"
-                )
-            print_label(*loaded[:2], read_documents(flags.documents, loaded.task))
-        else:
-            print_score(load.load_run(flags.workdir, flags.cache_dir), flags)
+        _run(flags)
     except (ValueError, OSError, ImportError) as error:
+        from lra_tasks.errors import is_worded  # here, after the flags are known to be right
+
         if not isinstance(error, ImportError) and not is_worded(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as error:
+        from experiment.signals import exit_status
+
+        return exit_status(*error.args or ("SIGINT",))
     return 0
+
+
+def _run(flags):
+    from experiment import load, processes
+    from experiment.signals import StopSignals
+
+    processes.check_devices()
+    with StopSignals() as signals, signals.raising():  # it may prepare data
+        loaded = load.load_run(flags.workdir, flags.cache_dir, with_data=not flags.documents)
+    if not flags.documents:
+        print_score(loaded, flags)
+        return
+    if loaded.config.objective != "classify":
+        raise ValueError(
+            f"--workdir={flags.workdir}: a run with hidden tokens knows no labels; give "
+            "that of a run begun with it, by config.init_from"
+        )
+    if loaded.config.task.vocab_size and not loaded.task.tokenizer:
+        raise ValueError(
+            f"--workdir={flags.workdir}: its tokenizer.model is missing, the vocabulary "
+            "that the run was trained with; put it back"
+        )
+    print_label(*loaded[:2], read_documents(flags.documents, loaded.task))
 
 
 def _parser():
@@ -181,4 +191,10 @@ def _read_document(kind, value, task, module):
 if __name__ == "__main__":
     if not __package__:  # run as a file: what it imports lies beside its folder
         sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    sys.exit(main())
+    # Ctrl-C ends it at once but while it prepares data: what Python raises while a library is
+    # loaded or XLA compiles may be dropped, or crash.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    status = main()
+    if status >= 128:
+        os._exit(status)
+    sys.exit(status)

@@ -12,7 +12,7 @@ import lra_tasks
 from configs import base
 from experiment import processes
 from experiment.checkpoints import Checkpoints
-from experiment.config_checks import CHOICES, check_choices, check_fields
+from experiment.config_checks import CHOICES, check_choices, check_fields, check_numbers
 from experiment.model import head_of, make_model
 from experiment.signals import StopSignals
 from experiment.training import initial_state, make_optimizer
@@ -141,8 +141,17 @@ def progress_so_far(checkpoints: Checkpoints) -> dict:
 def best_model(
     config: ml_collections.ConfigDict, task: lra_tasks.Task, checkpoints: Checkpoints, step: int
 ) -> nnx.Module:
-    """The model of a run as it was after `step` steps."""
-    graph, params = nnx.split(make_model(config.model, task, config.seed, head=head_of(config)))
+    """The model of a run as it was after `step` steps.
+
+    Raises:
+      WorkdirError: its config makes no model.
+      CheckpointError: the checkpoint can't be read, or is another model's.
+    """
+    try:
+        model = make_model(config.model, task, config.seed, head=head_of(config))
+    except (TypeError, ValueError) as error:
+        raise WorkdirError(f"{checkpoints.directory.parent / 'config.json'}: {error}") from error
+    graph, params = nnx.split(model)
     state, _ = checkpoints.restore(step, initial_state(make_optimizer(config), params))
     return nnx.merge(graph, state["params"])
 
@@ -165,7 +174,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         problems = check_fields(config)
     if not problems:
         names = {"task.name": lra_tasks.NAMES + lra_tasks.LANGUAGE_NAMES}
-        problems = check_choices(config, CHOICES | names)
+        problems = check_numbers(config) + check_choices(config, CHOICES | names)
     if problems:
         raise WorkdirError(
             f"{workdir / 'config.json'}: not of this version of the code: {'; '.join(problems)}"

@@ -25,7 +25,7 @@ def run(monkeypatch, name, *arguments):
 
 
 def test_every_command_is_tried():
-    assert len(COMMANDS) == 18
+    assert len(COMMANDS) == 19
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -46,6 +46,7 @@ def test_help_fits_80_columns(name, monkeypatch, capsys):
         ("attention_versions /nowhere", "no nystrom/__init__.py there"),
         (f"attention_versions {ROOT} --cases=1024", "--cases: invalid case_of value: '1024'"),
         ("compile_time /nowhere", "no train.py there"),
+        ("convolution --sizes=1x64x2x32x34", "invalid size value: '1x64x2x32x34'"),
         ("data_loading --task=listop", "'listop': expected one of image, listops"),
         ("data_loading --steps=0", "'0': expected a whole number of at least 1"),
         ("gpu --minutes=nan", "'nan': expected a number above 0"),

@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from subprocess import PIPE, STDOUT
 
 import jax
 import numpy as np
@@ -13,7 +16,8 @@ import pytest
 import lra_tasks
 from experiment import evaluate
 from experiment.load import load_run
-from experiment.workdir import record_config
+from experiment.signals import STOPPED
+from experiment.workdir import WorkdirError, record_config
 from tests.conftest import ROOT
 from tests.test_tasks_train import run, small
 
@@ -93,13 +97,23 @@ def test_data_that_have_moved_since_are_taken_from_the_cache(trained, tmp_path):
         load_run(folder, tmp_path / "empty")
 
 
-@pytest.mark.parametrize("part, field", [("model", "attention"), ("task", "name")])
-def test_a_run_of_another_version_is_refused_with_the_field(trained, tmp_path, part, field):
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"model": {"attention": "of_mine"}}, "config.model.attention='of_mine': expected one of "),
+        ({"task": {"name": "of_mine"}}, "config.task.name='of_mine': expected one of "),
+        ({"model": {"num_layers": 0}}, "config.model.num_layers=0: expected 1 or more"),
+        ({"batch_size": 0}, "config.batch_size=0: expected 1 or more"),
+        ({"model": {"width": 7}}, r"config\.json: width is 7: expected a multiple of num_heads"),
+    ],
+)
+def test_a_config_of_another_version_is_refused_with_the_field(trained, tmp_path, fields, problem):
     folder = shutil.copytree(trained[0], tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
-    config[part][field] = "of_mine"
+    for name, value in fields.items():
+        config[name] = config[name] | value if isinstance(value, dict) else value
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=f"config.{part}.{field}='of_mine': expected one of "):
+    with pytest.raises(WorkdirError, match=problem):
         load_run(folder)
 
 
@@ -128,6 +142,16 @@ def test_a_text_gets_the_probabilities_of_the_model(trained, tmp_path, capsys):
     np.testing.assert_allclose(shown, expected, atol=1e-4)
     assert evaluate.main([f"--workdir={workdir}", f"--text={TEXT * 3}"]) == 0
     assert "126 tokens; the run reads the first 60" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", [0.2, 1])
+def test_ctrl_c_ends_it_without_a_word(trained, seconds):
+    command = [sys.executable, "-m", "experiment.evaluate", f"--workdir={trained[0]}"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=PIPE, stderr=STDOUT) as process:
+        time.sleep(seconds)  # while it loads libraries, or the run
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode in STOPPED and said == b""
 
 
 def test_from_another_folder_as_a_file(trained, tmp_path):

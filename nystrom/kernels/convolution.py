@@ -13,11 +13,14 @@ from nystrom.kernels.gradients import with_gradient
 from nystrom.numerics import accumulator, einsum
 
 MIN_BLOCK = 64  # positions of one block-Toeplitz product, at least
+MAX_TAPS = 35  # copies that one loop of a CPU adds, at most
+# In float32 numbers: a cache's line, and rows of which multiples share places in a cache.
+CACHE_LINE, SHARED = 16, 256
 
 
 def tiled(value, filters):
     """`convolve_in_order` for a CPU, which has a small cache and no fast grouped convolution."""
-    return _convolve(_correlate_one_by_one, value, filters)
+    return _convolve(_convolve_in_parts, _correlate_one_by_one, value, filters)
 
 
 def fused(value, filters):
@@ -26,11 +29,11 @@ def fused(value, filters):
     It takes a fifth of the time of cuDNN's grouped convolution, which is half of a training step:
     docs/benchmarks.md.
     """
-    return _convolve(_correlate, value, filters)
+    return _convolve(_convolve_copies, _correlate, value, filters)
 
 
-def _convolve(correlate, value, filters):
-    """A sum of shifted copies, with the gradient by the filters from `correlate`."""
+def _convolve(convolve, correlate, value, filters):
+    """By `convolve`, with the gradient by the filters from `correlate`."""
     if not all_known(*value.shape):
         return _convolve_copies(value, filters)  # blocks need to know the sizes
 
@@ -38,7 +41,7 @@ def _convolve(correlate, value, filters):
         return convolve_in_order(*primals)
 
     def forward(primals, constants):
-        return _convolve_copies(*primals), primals
+        return convolve(*primals), primals
 
     def backward(primals, constants, d_out):
         value, filters = primals
@@ -47,20 +50,65 @@ def _convolve(correlate, value, filters):
         examples = (x.reshape(-1, *x.shape[-3:]) for x in (value, d_out))
         taps = filters.shape[-1]
         by_filters = _sum_diagonals(correlate(*examples, taps), taps)
-        return _convolve_copies(d_out, filters[:, ::-1]), by_filters.astype(filters.dtype)
+        return convolve(d_out, filters[:, ::-1]), by_filters.astype(filters.dtype)
 
     return with_gradient(plain, forward, backward)((value, filters))
 
 
 def _convolve_copies(value, filters):
     """A sum of shifted copies, heads and features as one axis."""
-    length, num_heads, depth = value.shape[-3:]
-    taps, half = filters.shape[-1], filters.shape[-1] // 2
-    x = value.reshape(-1, length, num_heads * depth)
-    x = jnp.pad(x, [(0, 0), (half, half), (0, 0)]).astype(accumulator(value.dtype))
-    tap = jnp.repeat(filters.T, depth, axis=-1).astype(x.dtype)
-    out = sum(tap[k : k + 1, None] * x[:, k : k + length] for k in range(taps))
+    half = filters.shape[-1] // 2
+    x, tap = _rows(value, half, half), _taps(value, filters)
+    return _add_copies(x, tap, value.shape[-3]).reshape(value.shape).astype(value.dtype)
+
+
+def _convolve_in_parts(value, filters):
+    """`_convolve_copies` for a CPU, with rows apart in its cache, and MAX_TAPS at a time.
+
+    Rows a multiple of 1,024 bytes apart share too few places in a cache for as many as there are
+    taps. A loop over more copies, into which XLA may put what comes after too, is compiled without
+    vectors. benchmarks/convolution.py has both.
+    """
+    length, half, num_taps = value.shape[-3], filters.shape[-1] // 2, filters.shape[-1]
+    num_parts = -(-num_taps // MAX_TAPS)
+    part = -(-num_taps // num_parts)
+    surplus = num_parts * part - num_taps
+    tap = _taps(value, jnp.pad(filters, [(0, 0), (0, surplus)]))
+    spare = CACHE_LINE if tap.shape[-1] % SHARED == 0 else 0
+    x = _rows(value, half, half + surplus, spare)
+
+    def add(out, start):
+        """Adds to `out` by the taps from `start` on."""
+        here = jax.lax.dynamic_slice_in_dim(x, start, length + part - 1, axis=1)
+        its = jax.lax.dynamic_slice_in_dim(tap, start, part)
+        return out + _add_copies(here, its, length), None
+
+    if num_parts == 1:
+        out = _add_copies(x, tap, length)
+    else:  # a loop, or XLA would make one sum of them
+        starts = part * jnp.arange(num_parts)
+        out = jax.lax.scan(add, jnp.zeros_like(x[:, :length, : tap.shape[-1]]), starts)[0]
     return out.reshape(value.shape).astype(value.dtype)
+
+
+def _rows(value, before, after, spare=0):
+    """Heads and features as one axis, in the dtype of sums, with rows of zeros at the ends.
+
+    `spare` zeros follow in each row. One pad makes both, or XLA would take the spare ones out.
+    """
+    x = value.reshape(-1, value.shape[-3], value.shape[-2] * value.shape[-1])
+    return jnp.pad(x, [(0, 0), (before, after), (0, spare)]).astype(accumulator(value.dtype))
+
+
+def _taps(value, filters):
+    """The filters as K rows, each head's number for all of its features."""
+    return jnp.repeat(filters.T, value.shape[-1], axis=-1).astype(accumulator(value.dtype))
+
+
+def _add_copies(x, tap, length):
+    """Of rows, which may be longer than the taps, a copy a tap."""
+    taps, width = tap.shape
+    return sum(tap[k : k + 1, None] * x[:, k : k + length, :width] for k in range(taps))
 
 
 def _correlate(value, d_out, taps):

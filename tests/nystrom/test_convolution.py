@@ -36,15 +36,18 @@ def test_is_a_correlation(length, taps):
 
 
 @pytest.mark.parametrize("form", [convolution.tiled, convolution.fused])
-@pytest.mark.parametrize(("length", "taps"), [(1, 5), (64, 3), (65, 35), (200, 151)])
-def test_forms_have_the_plain_ones_gradients(form, length, taps):
-    value, filters, cotangent = (
-        normal(0, 2, length, 3, 4), normal(1, 3, taps), normal(2, 2, length, 3, 4)
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("length", "depth", "taps"),
+    [(1, 4, 5), (64, 4, 3), (65, 4, 35), (90, 4, 37), (200, 4, 151), (65, 128, 35), (90, 128, 71)],
+)
+def test_forms_have_the_plain_ones_values_and_gradients(form, length, depth, taps):
+    value, cotangent = normal(0, 2, length, 2, depth), normal(2, 2, length, 2, depth)
+    filters = normal(1, 2, taps)
 
     def derivatives(convolve, value, filters, cotangent):
         def gradients(value, filters):
-            return jax.vjp(convolve, value, filters)[1](cotangent)
+            out, pull_back = jax.vjp(convolve, value, filters)
+            return out, *pull_back(cotangent)
 
         return gradients(value, filters), jax.jvp(gradients, (value, filters), (value, filters))[1]
 
