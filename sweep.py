@@ -35,6 +35,7 @@ from experiment.processes import no_devices
 from experiment.signals import STOPPED, StopSignals, exit_status
 from experiment.workdir import (
     WorkdirError,
+    check_name,
     check_same_config,
     folder_argument,
     is_running,
@@ -103,11 +104,12 @@ def find_problems(runs: list[Run]) -> list[str]:
             from experiment.pretrained import source_problems  # takes seconds, for orbax
 
             found += source_problems(run.config, run.workdir, is_sound=not found)
-        if (run.workdir / "config.json").exists():
-            try:
+        try:
+            check_name(run.workdir)
+            if (run.workdir / "config.json").exists():
                 check_same_config(run.workdir, run.config)
-            except WorkdirError as error:
-                found.append(str(error))
+        except WorkdirError as error:
+            found.append(str(error))
         for problem in found:
             first, count = problems.get(problem, (run, 0))
             problems[problem] = (first, count + 1)

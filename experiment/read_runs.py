@@ -129,7 +129,9 @@ def _read_unfinished(folder, skipped):
 
 def _read_json(path):
     try:
-        return read_object(path)
+        found = read_object(path)
+        json.dumps(found, ensure_ascii=False).encode()  # JSON may hold halves of characters
+        return found
     except ValueError as error:
         raise _BadFile(path, str(error)) from error
 

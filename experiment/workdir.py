@@ -82,14 +82,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
         named), is in use by another process, can't be written, or holds something else; or it has
         a name that checkpoints can't have.
     """
-    if problem := lra_tasks.disk.path_problem(workdir):
-        raise WorkdirError(f"--workdir={workdir}: {problem}")
-    full = str(workdir.absolute())
-    if not fnmatch.fnmatchcase(full, full):  # orbax takes the path for a pattern
-        raise WorkdirError(
-            f"--workdir={workdir}: checkpoints below {full} could not be read again, for its "
-            "[brackets]; choose a path without"
-        )
+    check_name(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
@@ -108,6 +101,18 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
         raise WorkdirError(f"--workdir={workdir}: {why}") from error
     record_config(workdir, config)
     return lock
+
+
+def check_name(workdir: Path) -> None:
+    """Raises WorkdirError for a name that checkpoints can't have."""
+    if problem := lra_tasks.disk.path_problem(workdir):
+        raise WorkdirError(f"--workdir={workdir}: {problem}")
+    full = str(workdir.absolute())
+    if not fnmatch.fnmatchcase(full, full):  # orbax takes the path for a pattern
+        raise WorkdirError(
+            f"--workdir={workdir}: checkpoints below {full} could not be read again, for its "
+            "[brackets]; choose a path without"
+        )
 
 
 def folder_argument(text: str) -> Path:

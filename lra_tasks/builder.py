@@ -5,6 +5,7 @@ tensorflow-datasets holds a split in memory, and beyond 1 GB spills it through T
 """
 
 import errno
+import os
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -103,7 +104,8 @@ def _to_disk(write: Callable, path, *arguments) -> None:
     try:
         write(*arguments)
     except RuntimeError as error:
-        raise OSError(errno.EIO, str(error).partition(";")[0], str(path)) from error
+        number = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
+        raise OSError(number, str(error).partition(";")[0], str(path)) from error
 
 
 class StoredExamples:

@@ -320,4 +320,4 @@ plt.show()
 # little of $S$, and inverting them amplifies what $F$ and $G$ have wrong. Few iterations leave
 # them small: the truncation *regularises*. Where landmarks fit the matrix well, as with one for
 # every token, or in the second layer with its near-equal rows, more iterations help, until rounding
-# does harm.
+# ends it.

@@ -37,11 +37,18 @@ def main(argv: list[str] | None = None) -> int:
     names = sorted(path.stem for path in FOLDER.glob("[0-9]*.py"))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--short", action="store_true", help="tiny sizes, to a temporary folder")
-    parser.add_argument("--runs", type=Path, default=FOLDER.parent / "results")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=FOLDER.parent / "results",
+        help="the folder of runs whose results are shown",
+    )
     options = parser.parse_args(argv)
     unknown = set(options.names) - set(names)
     if unknown:
         parser.error(f"no notebook {', '.join(sorted(unknown))}: expected of {', '.join(names)}")
+    if not options.runs.is_dir():
+        parser.error(f"--runs={options.runs}: no such folder")
     os.environ["NOTEBOOK_RUNS"] = os.path.relpath(options.runs, FOLDER)
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the kernel warns at its start
     if options.short:

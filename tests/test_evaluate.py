@@ -104,7 +104,7 @@ def test_data_that_have_moved_since_are_taken_from_the_cache(trained, tmp_path):
         ({"task": {"name": "of_mine"}}, "config.task.name='of_mine': expected one of "),
         ({"model": {"num_layers": 0}}, "config.model.num_layers=0: expected 1 or more"),
         ({"batch_size": 0}, "config.batch_size=0: expected 1 or more"),
-        ({"model": {"width": 7}}, r"config\.json: width is 7: expected a multiple of num_heads"),
+        ({"model": {"width": 7}}, r"config\.json: width=7 can't be split among num_heads=2"),
     ],
 )
 def test_a_config_of_another_version_is_refused_with_the_field(trained, tmp_path, fields, problem):

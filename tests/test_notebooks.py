@@ -29,6 +29,13 @@ def test_notebooks_run_without_error_output(name, cache_home):
     assert process.stderr == ""
 
 
+def test_a_folder_of_runs_that_is_not_there_is_named(tmp_path):
+    command = [sys.executable, "notebooks/run.py", "03_lra_results", f"--runs={tmp_path / 'nix'}"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 2
+    assert process.stderr.endswith(f"error: --runs={tmp_path / 'nix'}: no such folder\n")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_stored_notebooks_have_outputs_and_no_errors(name):
     found = outputs(stored(name))

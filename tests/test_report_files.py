@@ -22,6 +22,7 @@ def test_broken_and_foreign_files_are_named_and_skipped(tmp_path, capsys):
         "list": ("[1, 2]", "not a JSON object"),
         "foreign": ('{"accuracy": 0.9}', "not a result of train.py: task is missing"),
         "deep": ("[" * 100_000, "not readable as JSON"),
+        "half a character": ('{"task": "\\ud800"}', "surrogates not allowed"),
     }
     for name, (text, _) in broken.items():
         (tmp_path / "runs" / name).mkdir()

@@ -229,6 +229,11 @@ def test_a_run_under_way_needs_no_more_the_run_that_it_began_with(tmp_path):
     )
 
 
+def test_a_runs_dir_whose_checkpoints_could_not_be_read_again_is_refused(tmp_path):
+    problems = find_problems(make_runs([LISTOPS], tmp_path / "runs [1]"))
+    assert len(problems) == 1 and "could not be read again, for its [brackets]" in problems[0]
+
+
 def test_a_dry_run_prints_commands_that_a_shell_reads_back(tmp_path):
     arguments = [LISTOPS, "--config.task.bucket_boundaries=(2048,),()", "--config.seed=3"]
     dry = sweep(*arguments, "--dry_run", "--runs_dir=my runs", cwd=tmp_path)

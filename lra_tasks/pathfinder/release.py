@@ -55,21 +55,20 @@ def find_files(data_dir: str, folder: str, difficulty: str) -> list[Path]:
     )
     folders, archive = places(data_dir, folder, what, ", or use config.task.source='generated'")
     candidates = [place / FOLDERS[difficulty] for place in folders]
-    for candidate in candidates:
-        if not candidate.is_dir():
-            continue
-        for part in ("imgs", "metadata"):
-            if not (candidate / part).is_dir():
-                raise ValueError(f"{candidate} lacks the folder {part}; expected {what}")
+    problems = []  # of folders that are not whole, as where unpacking was interrupted
+    for candidate in filter(Path.is_dir, candidates):
+        lacking = [part for part in ("imgs", "metadata") if not (candidate / part).is_dir()]
         found = [f for f in (candidate / "metadata").glob("*.npy") if not is_apple_double(f)]
-        metadata = sorted(found, key=_metadata_order)
-        if not metadata:
-            raise ValueError(f"{candidate / 'metadata'} has no .npy files; expected {what}")
-        return [candidate / "imgs", *metadata]
+        if lacking:
+            problems.append(f"{candidate} lacks the folder {lacking[0]}; expected {what}")
+        elif not found:
+            problems.append(f"{candidate / 'metadata'} has no .npy files; expected {what}")
+        else:
+            return [candidate / "imgs", *sorted(found, key=_metadata_order)]
     if archive:
         return [archive]
     tried = ", ".join(str(candidate) for candidate in candidates)
-    raise ValueError(f"found neither {what}; looked for {tried}")
+    raise ValueError(*problems[:1] or [f"found neither {what}; looked for {tried}"])
 
 
 def examples(
@@ -164,8 +163,8 @@ def decode_png(data: bytes, side: int, where: str) -> np.ndarray:
     return pixels
 
 
-def parse_metadata(data: bytes, where: str) -> Iterator[tuple[str, int]]:
-    """Yields (path below the images' folder, label) for each line of a metadata file.
+def parse_metadata(data: bytes, where: str) -> Iterator[tuple[int, str, int]]:
+    """Yields (number, path below the images' folder, label) of each line of a metadata file.
 
     Raises ValueError with file and line for a line of another form.
     """
@@ -184,16 +183,16 @@ def parse_metadata(data: bytes, where: str) -> Iterator[tuple[str, int]]:
                 f"{where}, line {number}: {line[:80]!r}; expected 'imgs/<n> name.png index label "
                 "...' with label 0 or 1"
             )
-        yield path.decode(), int(fields[3])
+        yield number, path.decode(), int(fields[3])
 
 
 def _listed(source, notes: dict) -> Iterator[tuple[str, int]]:
     """(path, label) of every image that the metadata lists, in the order of its files and lines."""
     seen = set()
     for where, data in source.metadata():
-        for path, label in parse_metadata(without_mark(data, where, notes), where):
+        for number, path, label in parse_metadata(without_mark(data, where, notes), where):
             if path in seen:
-                raise ValueError(f"{where}: lists {path} a second time")
+                raise ValueError(f"{where}, line {number}: lists {path} a second time")
             seen.add(path)
             if len(seen) > MAX_IMAGES:
                 raise ValueError(f"{where}: more than {MAX_IMAGES:,} images listed")

@@ -177,7 +177,7 @@ PROBLEMS = {
     "short line": "10.npy, line 31: b'imgs/10 sample_99.png 1'; expected 'imgs/<n> name.png",
     "label 2": "10.npy, line 31:.*label 0 or 1",
     "path out": "10.npy, line 31:",
-    "listed twice": "10.npy: lists imgs/10/sample_0.png a second time",
+    "listed twice": r"10.npy, line \d+: lists imgs/10/sample_0.png a second time",
     "no metadata": "curv_contour_length_14 lacks the folder metadata",
     "empty metadata folder": "metadata has no .npy files",
     "no images": "curv_contour_length_14 lacks the folder imgs",
@@ -193,6 +193,16 @@ def test_damage_is_named_and_leaves_nothing(how, release, tmp_path):
         lra_tasks.load(config(source="release", data_dir=str(release)), cache, progress=False)
     left = [path for path in cache.rglob("*") if path.suffix != ".lock" and path.is_file()]
     assert left == []
+
+
+@pytest.mark.parametrize("part", ["imgs", "metadata"])
+def test_files_unpacked_in_part_leave_the_archive_beside_them(part, release):
+    expected, _ = read_all(release)
+    write_archive(release, release / "lra_release.gz")
+    shutil.rmtree(release / FOLDER / part)
+    splits, _ = read_all(release)
+    for one, two in zip(splits["test"], expected["test"], strict=True):
+        np.testing.assert_array_equal(one["inputs"], two["inputs"])
 
 
 def test_damaged_archive_is_named(release, tmp_path):
@@ -292,7 +302,7 @@ def test_any_metadata_is_safe_paths_or_a_clean_error(data):
     except ValueError as error:
         assert str(error).startswith("metadata/1.npy")
     else:
-        for path, label in listed:
+        for _, path, label in listed:
             assert Path(path).parts[0] == "imgs"
             assert ".." not in Path(path).parts
             assert len(Path(path).parts) == 3
@@ -301,4 +311,4 @@ def test_any_metadata_is_safe_paths_or_a_clean_error(data):
 
 def test_good_bytes_are_read_exactly():
     np.testing.assert_array_equal(reader.decode_png(GOOD_PNG, 32, ""), PICTURES.images[0])
-    assert list(reader.parse_metadata(GOOD_LINE, "")) == [("imgs/1/sample_0.png", 1)]
+    assert list(reader.parse_metadata(GOOD_LINE, "")) == [(1, "imgs/1/sample_0.png", 1)]
