@@ -192,6 +192,26 @@ def test_when_tiles_pay():
         assert abs(number(cells[2]) - both[1]) < 0.02  # of seconds that are rounded
 
 
+def test_times_of_the_convolution():
+    names = ("batch", "length", "heads", "depth", "taps", "what", "pass")
+    found = {
+        tuple(row[name] for name in names): {
+            name: float(row[f"{name}_ms"]) for name in ("ours", "one_sum", "xla")
+        }
+        for row in read_csv("convolution.csv")
+    }
+    header = "| batch x tokens x heads x features, taps |"
+    for name, *cells in table("docs/benchmarks.md", header):
+        shape, taps = name.replace(",", "").rsplit(" ", 1)
+        size = *shape.split(" x "), taps
+        alone, together = found[*size, "alone", "forward"], found[*size, "attention too", "forward"]
+        both = found[*size, "attention too", "forward and backward"]
+        expected = [alone["ours"], alone["one_sum"] / alone["ours"], alone["xla"] / alone["ours"]]
+        for times in (together, both):
+            expected += [times["ours"], times["one_sum"] / times["ours"]]
+        assert all(map(says, cells, expected)), name
+
+
 @pytest.mark.parametrize(
     ("file", "header", "topology", "columns"),
     [

@@ -1,8 +1,8 @@
 """Forms of the equations that are tuned for a platform, and the choice among forms.
 
 A form is here for a measurement: `benchmarks/attention.py` has that of the tiled ones on a CPU, and
-`benchmarks/forms.py` from what size on; `benchmarks/gpu.py` that of the convolution's for a GPU,
-`benchmarks/tpu_aot.py` that of the landmarks' for a TPU.
+`benchmarks/forms.py` from what size on; `benchmarks/convolution.py` that of the convolution's there
+and `benchmarks/gpu.py` on a GPU, `benchmarks/tpu_aot.py` that of the landmarks' for a TPU.
 """
 
 import math
