@@ -220,10 +220,8 @@ def check_numbers(config: ml_collections.ConfigDict) -> list[str]:
     """Fields whose numbers are out of their bounds."""
     problems = []
     for field, least in AT_LEAST.items():
-        # Written so that NaN fails too.
-        problems += _unless(
-            _get(config, field) >= least, config, field, f"expected {least} or more"
-        )
+        good = _get(config, field) >= least  # not so of NaN
+        problems += _unless(good, config, field, f"expected {least} or more")
     for field in BELOW_ONE:
         problems += _unless(_get(config, field) < 1, config, field, "expected less than 1")
     for field in FINITE:

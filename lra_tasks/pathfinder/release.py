@@ -67,8 +67,10 @@ def find_files(data_dir: str, folder: str, difficulty: str) -> list[Path]:
             return [candidate / "imgs", *sorted(found, key=_metadata_order)]
     if archive:
         return [archive]
+    if problems:
+        raise ValueError(problems[0])
     tried = ", ".join(str(candidate) for candidate in candidates)
-    raise ValueError(*problems[:1] or [f"found neither {what}; looked for {tried}"])
+    raise ValueError(f"found neither {what}; looked for {tried}")
 
 
 def examples(
