@@ -24,6 +24,16 @@ def make_parser(description: str, **options: Any) -> argparse.ArgumentParser:
     )
 
 
+def add_options(
+    parser: argparse.ArgumentParser, size: Callable[[str], Any], sizes: str, output: str
+) -> None:
+    """What a benchmark by size is asked for; `size` reads one of its sizes."""
+    parser.add_argument("--sizes", type=several(size), default=sizes)
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--threads", type=count, default=2)
+    parser.add_argument("--output", type=Path, default=output)
+
+
 def _fill(text):
     indent = " " * (len(text) - len(text.lstrip()))
     width = shutil.get_terminal_size().columns - 2  # argparse's own

@@ -10,13 +10,12 @@ over ours. Sizes that the CSV has and that are not measured stay there.
 """
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.attention import take_turns
 from benchmarks.attention_contenders import jax_call
-from benchmarks.command_line import count, make_parser, several, use_cores
+from benchmarks.command_line import add_options, make_parser, use_cores
 from benchmarks.tables import write_signed
 
 SIZES = (
@@ -36,10 +35,7 @@ def size(text: str) -> tuple[int, ...]:
 
 def main():
     parser = make_parser(__doc__)
-    parser.add_argument("--sizes", type=several(size), default=SIZES)
-    parser.add_argument("--rounds", type=count, default=5)
-    parser.add_argument("--threads", type=count, default=2)
-    parser.add_argument("--output", type=Path, default="results/benchmarks/convolution.csv")
+    add_options(parser, size, SIZES, "results/benchmarks/convolution.csv")
     arguments = parser.parse_args()
     use_cores(arguments.threads)
     rows = []

@@ -1,6 +1,7 @@
 """Preparing a set: interrupted, killed, by two at once, where nothing can be written; its bar."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pty
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import lra_tasks
-from lra_tasks import disk, listops, progress
+from lra_tasks import builder, disk, listops, progress
 
 PREPARE = """
 import sys, types
@@ -156,6 +157,16 @@ def test_a_full_disk_names_the_setting(small, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not left_over(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_writer_s_error_has_its_number(number):
+    def write():
+        raise RuntimeError(f"write() failed: {os.strerror(number)}; the writer is closed")
+
+    with pytest.raises(OSError, match=r"write\(\) failed") as caught:
+        builder._to_disk(write, "examples")
+    assert caught.value.errno == number
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
