@@ -23,6 +23,7 @@ from configs import reading
 from experiment import metrics, processes, provenance
 from experiment.checkpoints import NOT_EVALUATED
 from experiment.command_line import check_command, fail, leave, parse_flags, show_result
+from experiment.compiled import keep_compiled
 from experiment.config_checks import check_config, choose_accumulate_steps
 from experiment.cores import use_every_core
 from experiment.load import check_same_data, load_data
@@ -297,10 +298,7 @@ def run(config, signals: StopSignals | None):
     profile = processes.together(lambda: check_command(config, workdir, PROFILE.value))
     processes.check_same(recorded(config) | {"devices": jax.local_device_count()})
     recipe = reading.load_recipe(holder.config_filename)
-    cache = lra_tasks.store.datasets_dir(config.cache_dir or None).parent
-    if lra_tasks.disk.is_writable(cache / "compiled"):  # else JAX warns of each program
-        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    keep_compiled(config.cache_dir)
     locks = []  # held while the run lasts
     processes.first(lambda: locks.append(claim(workdir, config)))
     if finished := processes.first(lambda: read_result(workdir)):

@@ -44,9 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(flags):
     from experiment import load, processes
+    from experiment.compiled import keep_compiled
     from experiment.signals import StopSignals
 
     processes.check_devices()
+    keep_compiled(flags.cache_dir)
     with StopSignals() as signals, signals.raising():  # it may prepare data
         loaded = load.load_run(flags.workdir, flags.cache_dir, with_data=not flags.documents)
     if not flags.documents:
