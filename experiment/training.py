@@ -157,6 +157,9 @@ def evaluate(
 
     `log` is a metrics.Reporter, which tells of compilations; their time does not count. Without
     one, nothing is said. Batches are built in `num_workers` threads.
+
+    Raises:
+      ValueError: nothing is asked of the split: no token of it is hidden.
     """
     log = log or metrics.Silence()
     log.doing("evaluating")
@@ -174,5 +177,11 @@ def evaluate(
             parts.append(eval_step(graph, params, batch, mesh, objective))
         jax.block_until_ready(parts[-1 - ahead :][0])
     total = functools.reduce(metrics.merge, jax.device_get(parts), {})
+    if not total["loss"][1]:
+        raise ValueError(
+            f"{batches.task.name} {batches.split_name}: no token is hidden of its "
+            f"{len(batches.split.lengths):,} examples; give longer ones, or more, or a larger "
+            "config.masked.share"
+        )
     seconds = log.seconds() - start
     return metrics.means(total) | {"examples_per_second": len(batches.split.lengths) / seconds}
