@@ -8,6 +8,9 @@ Arguments are train.py's --config=FILE and --config.field=value, with commas
 between values or files. Commas in brackets or quotes don't separate:
 "--config.task.bucket_boundaries=(512,1024),(768,2048)" has two.
 
+Of runs that differ only in fields that their attention doesn't read, such as
+the landmarks of softmax, the first is run.
+
 Each run has the workdir that train.py would give it, in --runs_dir, and its
 output in <workdir>.log. Finished runs are skipped and unfinished ones go on
 where they were, so the same command completes a sweep that was interrupted;
@@ -29,7 +32,7 @@ import tqdm
 
 from experiment.config_checks import check_config
 from experiment.cores import cpu_devices
-from experiment.grid import GridError, Run, make_runs
+from experiment.grid import GridError, Run, make_runs, without_repeats
 from experiment.jobs import command, is_finished, log_path, start, steps_done, stop
 from experiment.processes import no_devices
 from experiment.signals import STOPPED, StopSignals, exit_status
@@ -75,6 +78,13 @@ def main(argv: list[str] | None = None) -> int:
     if problems:
         print("Nothing was started:\n" + "\n".join(problems), file=sys.stderr)
         return 1
+    runs, repeats = without_repeats(runs)
+    for run, first in repeats:
+        print(
+            f"left out: {run.label}, which would be {first.label} again: "
+            f"{run.config.model.attention} doesn't read what they differ in",
+            file=sys.stderr,
+        )
     missing = [run for run in runs if not is_finished(run)]
     begun = sum((run.workdir / "config.json").exists() for run in missing)
     print(

@@ -222,6 +222,9 @@ def check_numbers(config: ml_collections.ConfigDict) -> list[str]:
     for field, least in AT_LEAST.items():
         good = _get(config, field) >= least  # not so of NaN
         problems += _unless(good, config, field, f"expected {least} or more")
+    for field, value in reading.fields(config).items():  # those of attentions of one's own too
+        good = value == value or field in AT_LEAST
+        problems += _unless(good, config, field, "expected a number")
     for field in BELOW_ONE:
         problems += _unless(_get(config, field) < 1, config, field, "expected less than 1")
     for field in FINITE:

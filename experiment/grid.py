@@ -2,13 +2,15 @@
 
 import dataclasses
 import itertools
+import json
 import re
 from pathlib import Path
 
 import ml_collections
 
 from configs import reading
-from experiment.workdir import default_workdir
+from experiment.results import fields_read
+from experiment.workdir import default_workdir, recorded
 
 GridError = reading.ArgumentError  # the arguments of a sweep make no runs
 FLAG = re.compile(r"--(config(?:\.\w+)*)=(.*)", re.DOTALL)
@@ -54,6 +56,22 @@ def make_runs(arguments: list[str], runs_dir: Path) -> list[Run]:
             )
         runs[workdir] = Run(given, workdir, config, " ".join(varied) or workdir.name)
     return list(runs.values())
+
+
+def without_repeats(runs: list[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
+    """The runs, less those that differ from an earlier one in what their attention doesn't read.
+
+    Each of these comes in a pair with the one that it would repeat.
+    """
+    kept: dict[str, Run] = {}
+    repeats = []
+    for run in runs:
+        key = json.dumps(fields_read(recorded(run.config)), sort_keys=True)
+        if key in kept:
+            repeats.append((run, kept[key]))
+        else:
+            kept[key] = run
+    return list(kept.values()), repeats
 
 
 def split_values(text: str) -> list[str]:

@@ -67,6 +67,7 @@ def make_model(
         "dtype": dtype,
         "rngs": rngs,
     }
+    refuse_state(encoder, config.attention)
     if head != "classify":
         tied = head == "tied"
         return nystrom.TokenPredictor(
@@ -80,6 +81,16 @@ def make_model(
         pooling=config.pooling,
         **options,
     )
+
+
+def refuse_state(encoder: nystrom.Encoder, attention: str) -> None:
+    """Raises ValueError if an attention keeps what is no parameter: it would be trained as one."""
+    state = nnx.to_flat_state(nnx.state(encoder, nnx.Not(nnx.Param)))
+    if kinds := sorted({type(variable).__name__ for _, variable in state}):
+        raise ValueError(
+            f"config.model.attention={attention}: keeps {', '.join(kinds)}; the trainers keep "
+            "parameters alone (nnx.Param), no statistics and no random state of a dropout"
+        )
 
 
 def conv_field(attention: str) -> str:

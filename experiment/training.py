@@ -133,6 +133,8 @@ def not_finite(step: int, totals: dict, saved_step: int | None, config) -> str:
         return ""
     found = ", ".join(f"{name} {value}" for name, value in metrics.means(totals).items())
     kept = f"The checkpoint of step {saved_step} is kept." if saved_step else "None was saved yet."
+    if step == 1:  # no rate has had a part in it
+        return f"step 1: not finite: {found}, with the weights that the run begins with."
     return (
         f"step {step}: not finite: {found}. {kept} A lower config.learning_rate (now "
         f"{config.learning_rate}) or longer config.warmup_steps may help."

@@ -1,5 +1,6 @@
 """What is wrong with arguments, said before anything is computed: the errors of every attention."""
 
+import numbers
 import operator
 
 import jax
@@ -68,6 +69,18 @@ def check_floats(name: str, x: Array) -> None:
         raise TypeError(f"{name} has {found}: expected an array of floating-point numbers")
 
 
+def check_result(attention, out: Array, query: Array, value: Array) -> None:
+    """Raises unless an attention's output is *B N H E in the queries' dtype."""
+    expected = jax.ShapeDtypeStruct((*query.shape[:-1], value.shape[-1]), query.dtype)
+    found = getattr(out, "shape", None), getattr(out, "dtype", None)
+    if all_known(*expected.shape) and found != (expected.shape, expected.dtype):
+        what = f"{out.dtype}{list(out.shape)}" if hasattr(out, "dtype") else type(out).__name__
+        raise TypeError(
+            f"{attention} gave {what}, expected {expected.dtype}{list(expected.shape)}: *B N H E "
+            "in the queries' dtype"
+        )
+
+
 def check_mask(name: str, mask: Array | None, shape: tuple) -> None:
     """Raises unless `mask` is None or a boolean array of the tokens' shape *B N (symbolic too)."""
     if mask is None:
@@ -121,6 +134,14 @@ def check_count(name: str, value, least: int = 1) -> int:
     if count < least:
         raise ValueError(f"{name}={value}: at least {least} is needed")
     return count
+
+
+def check_number(name: str, value, least: int | float) -> None:
+    """Raises unless `value` is a number of at least `least`."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: expected a number of at least {least}")
+    if not float(value) >= least:  # nor is NaN
+        raise ValueError(f"{name}={value}: at least {least} is needed")
 
 
 def check_choice(name: str, value, choices: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from nystrom.baselines.linformer import linformer_attention
 from nystrom.baselines.performer import FEATURE_KERNELS, orthogonal_features, performer_attention
 from nystrom.baselines.reformer import random_rotations, reformer_attention
 from nystrom.baselines.shared_scale import authors_attention
-from nystrom.checks import PINVS, check_choice, check_count
+from nystrom.checks import PINVS, check_choice, check_count, check_number
 from nystrom.self_attention import Bound, SelfAttention, bound_nystrom
 
 PADDINGS = ("inert", "authors")
@@ -40,7 +40,7 @@ class Attention(NamedTuple):
     Attributes:
       make: (setting, **options) -> attention, a function of this package's signature.
       options: defaults of its options; `config.model.<option>` sets them in the trainers.
-      allowed: of an option the least integer, or the names that it may have.
+      allowed: of an option the least number, or the names that it may have.
       conv_kernel_size: taps of the convolution of the values where a model names none.
       layer: what else `SelfAttention` is given.
       cuts_sequences: whether it knows a sequence that is cut over devices.
@@ -48,7 +48,7 @@ class Attention(NamedTuple):
 
     make: Callable[..., Callable[..., Array]]
     options: Mapping[str, Any] = NONE
-    allowed: Mapping[str, int | tuple[str, ...]] = NONE
+    allowed: Mapping[str, int | float | tuple[str, ...]] = NONE
     conv_kernel_size: int = 0
     layer: Mapping[str, Any] = NONE
     cuts_sequences: bool = False
@@ -183,8 +183,10 @@ def self_attention_maker(
     for option, allowed in entry.allowed.items():
         if isinstance(allowed, tuple):
             check_choice(option, options[option], allowed)
+        elif isinstance(entry.options[option], float):
+            check_number(option, options[option], allowed)
         else:
-            check_count(option, options[option], allowed)
+            check_count(option, options[option], int(allowed))
     taps = entry.conv_kernel_size if conv_kernel_size is None else conv_kernel_size
     setting = Setting(width // num_heads, num_heads, max_length, seed, axis_name, rngs)
     attention = entry.make(setting, **options)

@@ -17,6 +17,7 @@ from nystrom.checks import (
     check_count,
     check_features,
     check_implementation,
+    check_result,
 )
 from nystrom.convolution import depthwise_convolution
 from nystrom.layers import Dense, real_ranks, rotate, uniform_init
@@ -136,6 +137,7 @@ class SelfAttention(nnx.Module):
             turned = [jnp.asarray(rotate(y, rank)) for y in turned]
         query, key = turned[0], turned[-1]  # one and the same where they are shared
         out = self.attention(query, key, value, mask=mask)
+        check_result(self.attention, out, query, value)
         if self.filters is not None:
             filters = self.filters[...].astype(value.dtype)
             # Trailing zeros are as good as an end.

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiment.grid import GridError, make_runs, split_values
+from experiment.grid import GridError, make_runs, split_values, without_repeats
 from experiment.workdir import default_workdir
 from tests.conftest import ROOT
 
@@ -24,6 +24,17 @@ def test_a_run_has_the_workdir_that_train_gives_it(tmp_path):
     (run,) = make_runs([LISTOPS, "--config.model.num_landmarks=32"], tmp_path)
     assert run.workdir == tmp_path / "lra_listops,model.num_landmarks=32"
     assert run.workdir.name == default_workdir(LISTOPS, {"model.num_landmarks": 32}).name
+
+
+def test_runs_that_differ_in_what_their_attention_does_not_read_are_run_once(tmp_path):
+    fields = ["--config.model.attention=softmax,nystrom", "--config.model.num_landmarks=32,64"]
+    runs = make_runs([LISTOPS, *fields, "--config.seed=0,1"], tmp_path)
+    kept, repeats = without_repeats(runs)
+    softmax, nystrom = runs[:4], runs[4:]
+    assert kept == softmax[:2] + nystrom
+    assert repeats == list(zip(softmax[2:], softmax[:2], strict=True))
+    speeds = make_runs([LISTOPS, "--config.num_workers=1,2"], tmp_path)  # results alike, not times
+    assert without_repeats(speeds) == (speeds, [])
 
 
 def test_several_configs_and_variants(tmp_path):

@@ -1,12 +1,15 @@
-"""The optimiser against AdamW written out, its rate and b1 in the cycle of the authors' code."""
+"""The optimiser against AdamW written out, its rate and b1 in the cycle of the authors' code; what
+is said of steps that are not finite."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import reading
-from experiment.training import make_optimizer
+from configs import base, reading
+from experiment.training import make_optimizer, not_finite
 
 STEPS, WARMUP, PEAK = 12, 4, 1e-2
 
@@ -39,3 +42,10 @@ def test_adamw_with_its_cycles(cycle):
         change, state = update(jnp.asarray(gradient, jnp.float32), state, found)
         found = found + change
         np.testing.assert_allclose(found, x, rtol=2e-5)
+
+
+def test_the_weights_that_a_run_begins_with_are_not_blamed_on_its_rate():
+    totals = {"loss": (math.nan, 1)}
+    first, second = (not_finite(step, totals, None, base.get_config()) for step in (1, 2))
+    assert "begins with" in first and "learning_rate" not in first
+    assert "learning_rate" in second

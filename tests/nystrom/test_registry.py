@@ -1,12 +1,17 @@
 """Every attention by its name, as layers of the encoder."""
 
+import math
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from inputs import jitted, mask_with
 
 import nystrom
+from nystrom.attention import softmax_attention
+from nystrom.registry import Attention
 
 LENGTH = 14
 
@@ -110,6 +115,34 @@ def test_every_option_changes_something(name, options):
     tokens = np.random.default_rng(1).integers(0, 12, (1, LENGTH), np.int32)
     change = run(make_encoder(name, **options), tokens) - run(make_encoder(name), tokens)
     assert np.abs(change).max() > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "gave"),
+    [
+        (lambda query, key, value, **masks: jnp.swapaxes(value, 1, 2), r"float32\[2, 2, 14, 4\]"),
+        (lambda query, key, value, **masks: value.astype(jnp.bfloat16), r"bfloat16\[2, 14, 2, 4\]"),
+        (lambda query, key, value, **masks: None, "NoneType"),
+    ],
+)
+@pytest.mark.unchecked
+def test_an_attention_that_gives_something_else_is_refused(monkeypatch, wrong, gave):
+    monkeypatch.setitem(nystrom.ATTENTIONS, "wrong", Attention(lambda setting: wrong))
+    with pytest.raises(TypeError, match=rf"gave {gave}, expected float32\[2, 14, 2, 4\]"):
+        jax.eval_shape(make_encoder("wrong"), np.ones((2, LENGTH), np.int32))
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(0.5, ValueError), (math.nan, ValueError), ("2", TypeError)]
+)
+def test_an_option_may_be_a_real_number_with_a_bound(monkeypatch, value, error):
+    entry = Attention(
+        lambda setting, strength: softmax_attention, {"strength": 2.0}, {"strength": 1}
+    )
+    monkeypatch.setitem(nystrom.ATTENTIONS, "sharp", entry)
+    make_encoder("sharp", strength=1.5)
+    with pytest.raises(error, match=r"strength=.*at least 1"):
+        make_encoder("sharp", strength=value)
 
 
 def test_what_is_no_attention_is_refused():
