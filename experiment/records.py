@@ -120,6 +120,12 @@ def landmarks_records(groups: list[Group]) -> list[dict]:
     ]
 
 
+def shortened(commit: str) -> str:
+    """A commit's first eight digits, and whether files differed from it."""
+    digits, plus, changes = commit.partition("+")
+    return digits[:8] + plus + changes
+
+
 def speed_records(groups: list[Group]) -> list[dict]:
     """Medians of each group on each hardware."""
     return [
@@ -133,7 +139,7 @@ def speed_records(groups: list[Group]) -> list[dict]:
             "peak_memory_of": runs[0].result.get("peak_memory_of"),
             "num_parameters": runs[0].result["num_parameters"],
             "wall_seconds": median_of(runs, "wall_seconds"),
-            "commits": " ".join(sorted({run.result["commit"][:8] for run in runs})),
+            "commits": " ".join(sorted({shortened(run.result["commit"]) for run in runs})),
         }
         for group in groups
         for hardware, runs in by_hardware(group).items()

@@ -198,6 +198,13 @@ def test_folders_without_runs_are_refused(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_results_of_changed_code_are_told_from_those_of_a_commit(tmp_path):
+    for seed, commit in enumerate(("1662619" + 33 * "0", "1662619" + 33 * "0" + "+changes")):
+        write_run(tmp_path, f"{seed}", seed=seed, commit=commit)
+    (row,) = rows_of("speed", tmp_path)
+    assert row["commit"] == "16626190 16626190+changes"
+
+
 def test_csvs_have_numbers_in_columns_of_their_own(tmp_path):
     apart = {"comparable_to_lra": False, "why_not_comparable": 'a, "b"\nc'}
     for seed, value in enumerate([0.61, 0.64, 0.655]):
