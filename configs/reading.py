@@ -193,7 +193,7 @@ def _guard(file, run):
     """Runs code of a config file; its errors become one line."""
     try:
         return run()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # some files call sys.exit()
         words = " ".join(str(error).split())
         if isinstance(error, base.UnknownVariant):
             raise ArgumentError(f"--config={file}: {words}") from error

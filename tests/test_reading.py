@@ -111,6 +111,8 @@ def test_several_wrong_fields_are_each_told():
         ("def get_config(:\n", "SyntaxError: invalid syntax"),
         ("\n\nimport no_such_package\n", "mine.py, line 3: ModuleNotFoundError"),
         ("def get_config():\n    return 1 / 0\n", "mine.py, line 2: ZeroDivisionError"),
+        ("import sys\n\nsys.exit(3)\n", "mine.py, line 3: SystemExit: 3"),
+        ("def get_config():\n    raise SystemExit('no')\n", "mine.py, line 2: SystemExit: no"),
         ("x = 1\n", "has no function get_config()"),
         ("def get_config():\n    pass\n", "returned NoneType"),
         (
