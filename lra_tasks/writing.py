@@ -90,8 +90,12 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
         if total and count and count != total:
             progress.say(f"warning: {name}: {count} {split} examples, not {total}", show)
         if not count:
+            problem = f"{name}: no examples for the {split} split"
+            if not files:
+                made = f"{module.__name__} made none, see config.task.num_{split}"
+                raise ValueError(f"{problem}: {made}")
             read = ", ".join([*map(str, files[:2]), "..."] if files[2:] else map(str, files))
-            raise ValueError(f"{name}: no examples for the {split} split; files read: {read}")
+            raise ValueError(f"{problem}; files read: {read}")
         np.save(directory / f"lengths-{split}.npy", np.array(lengths[split], np.int32))
         np.save(directory / f"sums-{split}.npy", np.array(builder.record_sums[split], np.uint32))
     extra = module.extra_files(notes) if hasattr(module, "extra_files") else {}

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import pty
 import resource
@@ -81,6 +82,24 @@ def test_an_exception_leaves_nothing(small, tmp_path, monkeypatch, capsys, error
     assert said == isinstance(error, KeyboardInterrupt)
     assert not left_over(tmp_path)
     assert len(lra_tasks.load(small, tmp_path, progress=False).splits["train"].examples) == 40
+
+
+@pytest.mark.parametrize("made", [0, 3])
+def test_a_task_that_makes_too_few_examples_is_told(small, tmp_path, monkeypatch, capsys, made):
+    generate = listops.generate
+
+    def too_few(split, size, **keywords):
+        examples = generate(split, size, **keywords)
+        return itertools.islice(examples, made if split == "validation" else size)
+
+    monkeypatch.setattr(listops, "generate", too_few)
+    if made:
+        lra_tasks.load(small, tmp_path)
+        assert ": 3 validation examples, not 5" in capsys.readouterr().err
+    else:
+        why = "the validation split: lra_tasks.listops made none, see config.task.num_validation$"
+        with pytest.raises(ValueError, match=why):
+            lra_tasks.load(small, tmp_path, progress=False)
 
 
 def test_an_exception_after_the_examples_leaves_nothing(small, tmp_path, monkeypatch):
