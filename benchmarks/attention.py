@@ -34,7 +34,7 @@ import numpy as np
 from benchmarks import attention_contenders as contenders
 from benchmarks.attention_contenders import EXACT, LUCIDRAINS, NYSTROM, OURS, TORCH_NYSTROM
 from benchmarks.attention_report import MODES, draw, print_summary, print_table
-from benchmarks.command_line import count, make_parser, several, use_cores
+from benchmarks.command_line import count, make_parser, several, use_cores, writable_folder
 from benchmarks.tables import made_by, same_commit, write_csv, write_signed
 
 LENGTHS = (1024, 2048, 4096, 16384, 65536)
@@ -42,6 +42,7 @@ LANDMARKS = (64, 256)
 LONG_LENGTHS = (4096, 16384, 65536, 262144, 1048576)
 EXACT_UP_TO = 4096
 TOLERANCE = {OURS: 1e-5}  # others', relative to the largest entry: 1e-4
+PASSED_ON = ("threads", "output_dir", "plots_dir")  # to a case's own process
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
@@ -55,8 +56,8 @@ def main():
     parser.add_argument("--fresh", action="store_true", help="measure again what is in the CSV")
     parser.add_argument("--long", action="store_true", help="long sequences instead of the grid")
     parser.add_argument("--huge_pages", action="store_true")
-    parser.add_argument("--output_dir", default="results/benchmarks")
-    parser.add_argument("--plots_dir", default="docs")
+    parser.add_argument("--output_dir", type=writable_folder, default="results/benchmarks")
+    parser.add_argument("--plots_dir", type=writable_folder, default="docs")
     parser.add_argument(
         "--measure", help=argparse.SUPPRESS
     )  # one case's memory, by a fresh process
@@ -85,7 +86,7 @@ def main():
 
 def grid(arguments):
     """Measures all cases that the CSV lacks, writes it after each, and draws the plots."""
-    path = Path(arguments.output_dir) / "attention.csv"
+    path = arguments.output_dir / "attention.csv"
     rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
     about = made_by()
     setting = setting_of(arguments) | {"processor": about["processor"]}
@@ -104,7 +105,7 @@ def grid(arguments):
             print_table(new)
     rows = [row for row in rows if is_of(row, setting)]
     print_summary(rows)
-    draw(rows, Path(arguments.plots_dir))
+    draw(rows, arguments.plots_dir)
 
 
 def setting_of(arguments) -> dict:
@@ -232,9 +233,8 @@ def take_turns(functions, rounds, budget=40.0):
 def measure_memory(arguments, **case) -> dict:
     """`peak_memory` of a case in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.attention", f"--measure={json.dumps(case)}"]
-    result = subprocess.run(
-        [*command, f"--threads={arguments.threads}"], stdout=subprocess.PIPE, check=True
-    )
+    command += [f"--{name}={getattr(arguments, name)}" for name in PASSED_ON]
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return json.loads(result.stdout)
 
 
@@ -274,7 +274,8 @@ def long_sequences(arguments):
             }
         )
         print("  ".join(f"{name} {value:,.5g}" for name, value in rows[-1].items()), flush=True)
-    write_signed(Path(arguments.output_dir) / "attention_long.csv", rows, ("length", "threads"))
+        path = arguments.output_dir / "attention_long.csv"
+        write_signed(path, rows, ("length", "threads"))
     fitted = [row for row in rows if row["length"] <= 262144]
     for name in ("seconds", "extra_megabytes"):
         logs = np.log([[row["length"], row[name]] for row in fitted])

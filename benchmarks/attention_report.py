@@ -61,6 +61,7 @@ def print_summary(rows):
 
 def draw(rows, directory):
     """attention_time.png and attention_memory.png: forward and backward against N, log-log."""
+    directory.mkdir(parents=True, exist_ok=True)
     for what, column, label in (
         ("time", "milliseconds", "milliseconds"),
         ("memory", "extra_megabytes", "MiB beyond the inputs"),

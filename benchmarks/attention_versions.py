@@ -33,7 +33,7 @@ def main():
     # Who measures has another checkout's modules, and takes none of the benchmarks'.
     if len(sys.argv) == 2 and sys.argv[1].startswith("--measure="):
         return measure(*json.loads(sys.argv[1].partition("=")[2]))
-    from benchmarks.command_line import checkout_with, count, make_parser, several
+    from benchmarks.command_line import add_output, checkout_with, count, make_parser, several
     from benchmarks.tables import write_signed
 
     parser = make_parser(__doc__)
@@ -42,7 +42,7 @@ def main():
     parser.add_argument("--cases", type=cases, default="1024/64,4096/64,1024/256,4096/256")
     parser.add_argument("--rounds", type=count, default=2)
     parser.add_argument("--padded", action="store_true", help="an eighth of the tokens")
-    parser.add_argument("--output", type=Path, default="results/benchmarks/attention_versions.csv")
+    add_output(parser, "results/benchmarks/attention_versions.csv")
     arguments = parser.parse_args()
     rows = []
     for case in arguments.cases:
@@ -60,7 +60,7 @@ def main():
             values += (f"{before_mib:.1f}", f"{now_mib:.1f}", arguments.rounds)
             rows.append(dict(zip(FIELDS, values, strict=True)))
             print(*rows[-1].values(), flush=True)
-    write_signed(arguments.output, rows, ("length", "landmarks", "what"))
+            write_signed(arguments.output, rows, ("length", "landmarks", "what"))
 
 
 def in_turns(checkouts: tuple[Path, ...], case: tuple) -> list[tuple[float, float]]:

@@ -5,19 +5,23 @@
 ListOps `:authors`, the setting of the authors' released code: our training step, and the same model
 written in PyTorch with PyTorch's own AdamW and OneCycleLR (`torch_nystromformer.py`), from the same
 initial weights on the same batches. Dropout draws differ, so losses agree up to its noise; with
-`-- --config.model.dropout_rate=0` nothing differs but rounding. Both losses go to a CSV as they
-come, and a figure beside it. Needs PyTorch (`pip install torch`) and prepares ListOps on first use.
+`-- --config.model.dropout_rate=0` nothing differs but rounding. Both losses go to a CSV, until
+the end to one named .partial.csv, and a figure beside it. Needs PyTorch (`pip install torch`) and
+prepares ListOps on first use.
 """
 
 import argparse
 import csv
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.command_line import count, make_parser, seed
+from benchmarks.command_line import count, make_parser, seed, writable_file
 
+OUTPUT = "results/benchmarks/authors_curves.csv"
 WINDOW = 50  # steps that a curve in the figure is a mean of
 
 
@@ -28,12 +32,12 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--cache_dir", default="", help="where prepared data are kept")
-    parser.add_argument("--output", type=Path, help="else results/benchmarks/authors_curves.csv")
+    parser.add_argument("--output", type=writable_file, help=f"else {OUTPUT}")
     parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.overrides and not options.output:
         parser.error("other fields need an --output of their own")
-    options.output = options.output or Path("results/benchmarks/authors_curves.csv")
+    options.output = options.output or Path(OUTPUT)
     import torch
 
     import lra_tasks
@@ -52,21 +56,32 @@ def main(arguments: list[str] | None = None):
     peer = torch_nystromformer.classifier_like(model, config, task)
     peer.to("cuda" if torch.cuda.is_available() else "cpu")
     peer_step = torch_nystromformer.make_step(config, peer.train())
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+
+    def both(batch):
+        total, weight = our_step(batch)["loss"]
+        return float(total / weight), peer_step(batch)
+
+    pairs = (both(batches[step]) for step in range(options.steps))
+    describe(write(pairs, options.output), options.output)
+
+
+def write(pairs: Iterable[tuple[float, float]], output: Path) -> np.ndarray:
+    """Writes both losses of each step as they come; `output` is replaced when all have."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_suffix(".partial.csv")
     losses = []
-    with options.output.open("w", newline="") as file:
+    with partial.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("step", "ours", "pytorch"))
-        for step in range(options.steps):
-            batch = batches[step]
-            total, weight = our_step(batch)["loss"]
-            losses.append((float(total / weight), peer_step(batch)))
-            writer.writerow((step + 1, *(f"{loss:.5f}" for loss in losses[-1])))
-            if (step + 1) % 20 == 0:
+        for step, pair in enumerate(pairs, 1):
+            losses.append(pair)
+            writer.writerow((step, *(f"{loss:.5f}" for loss in pair)))
+            if step % 20 == 0:
                 file.flush()
                 ours, theirs = np.mean(losses[-20:], axis=0)
-                print(f"step {step + 1}: ours {ours:.4f}, PyTorch {theirs:.4f}", flush=True)
-    describe(np.array(losses), options.output)
+                print(f"step {step}: ours {ours:.4f}, PyTorch {theirs:.4f}", flush=True)
+    os.replace(partial, output)
+    return np.array(losses)
 
 
 def describe(losses: np.ndarray, output: Path) -> None:

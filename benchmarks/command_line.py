@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import shutil
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,7 +32,12 @@ def add_options(
     parser.add_argument("--sizes", type=several(size), default=sizes)
     parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--threads", type=count, default=2)
-    parser.add_argument("--output", type=Path, default=output)
+    add_output(parser, output)
+
+
+def add_output(parser: argparse.ArgumentParser, output: str) -> None:
+    """Where a benchmark's CSV goes, in a file that can be written."""
+    parser.add_argument("--output", type=writable_file, default=output)
 
 
 def _fill(text):
@@ -93,6 +99,27 @@ def checkout_with(marker: str) -> Callable[[str], Path]:
         return Path(text).resolve()
 
     return read
+
+
+def writable_folder(text: str) -> Path:
+    """A folder that files can be written to, there or to be made."""
+    path = Path(text)
+    there = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        problem = f"can't write in {there}: {error.strerror}"
+        raise argparse.ArgumentTypeError(problem) from error
+    return path
+
+
+def writable_file(text: str) -> Path:
+    """A file that can be written, there or not yet."""
+    path = Path(text)
+    if os.path.exists(path) and not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text!r}: is no file, expected one or a new name")
+    writable_folder(str(path.parent))
+    return path
 
 
 def use_cores(number: int) -> None:

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.command_line import checkout_with, count, make_parser
+from benchmarks.command_line import add_output, checkout_with, count, make_parser
 from benchmarks.tables import signed, write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--config", default="configs/lra_listops.py:quick")
     parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--cache_dir", default="", help="where prepared data are kept")
-    parser.add_argument("--output", type=Path, default="results/benchmarks/compile_time.csv")
+    add_output(parser, "results/benchmarks/compile_time.csv")
     arguments = parser.parse_args()
     found = {"before": [], "now": []}
     for number in range(arguments.rounds):

@@ -45,7 +45,7 @@ def main():
                 about = {"what": what, "pass": name, "threads": arguments.threads}
                 rows.append(measure(each, what, backward, arguments.rounds) | about)
                 print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    write_signed(arguments.output, rows, (*NAMES, "what", "pass", "threads"))
+                write_signed(arguments.output, rows, (*NAMES, "what", "pass", "threads"))
 
 
 def measure(size, what, backward, rounds) -> dict:

@@ -47,7 +47,7 @@ def main():
         for what, backward in (("forward", False), ("forward and backward", True)):
             rows.append(measure(each, backward, arguments.rounds) | {"pass": what})
             print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    write_signed(arguments.output, rows, (*NAMES, "pass"))
+            write_signed(arguments.output, rows, (*NAMES, "pass"))
 
 
 def measure(size, backward, rounds) -> dict:

@@ -41,7 +41,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 
-from benchmarks.command_line import count, make_parser, one_of, positive, several
+from benchmarks.command_line import count, make_parser, one_of, positive, several, writable_file
 from benchmarks.gpu_attention import (
     Sizes,
     check_values,
@@ -51,6 +51,7 @@ from benchmarks.gpu_attention import (
     take_turns,
     time_attentions,
 )
+from benchmarks.tables import write_csv
 from experiment.provenance import code_version
 
 RESULTS = Path("results/benchmarks")
@@ -99,11 +100,7 @@ class Bench:
         names = {name: str(values.get(name, "")) for name in NAMES}
         self.earlier = [row for row in self.earlier if not names.items() <= row.items()]
         print("  ".join(f"{name} {value}" for name, value in values.items()), flush=True)
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        with self.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.earlier + self.rows)
+        write_csv(self.output, self.earlier + self.rows, COLUMNS)
 
     def has_time(self, what: str) -> bool:
         """Whether there is time left; says what is skipped if not."""
@@ -134,7 +131,8 @@ def main(arguments=None) -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--trace", help="a folder for a trace of the training steps")
     parser.add_argument("--cache_dir", help="of prepared data, else ~/.cache/nystrom")
-    parser.add_argument("--output", type=Path, help="else gpu.csv or tpu.csv in results/benchmarks")
+    output = "else gpu.csv or tpu.csv in results/benchmarks"
+    parser.add_argument("--output", type=writable_file, help=output)
     flags = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp()) if flags.quick and not flags.output else RESULTS
     platform = jax.default_backend()

@@ -14,7 +14,6 @@ CSV has of this commit is not compiled again without --fresh.
 
 import re
 from functools import partial
-from pathlib import Path
 
 from benchmarks import tpu_aot
 from benchmarks.traffic import num_bytes
@@ -41,7 +40,7 @@ CALLED = re.compile(r"(?:body|to_apply|\w+_computations?)=(\{.*?\}|\S+)")
 
 
 def main():
-    arguments = tpu_aot.options(__doc__, "h100", Path("results/benchmarks/gpu_aot.csv"))
+    arguments = tpu_aot.options(__doc__, "h100", "results/benchmarks/gpu_aot.csv")
     if arguments.topology not in TARGETS:
         raise SystemExit(f"--topology={arguments.topology}: expected {', '.join(TARGETS)}")
     target = TARGETS[arguments.topology]

@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.command_line import count, make_parser, several, use_cores
+from benchmarks.command_line import add_output, count, make_parser, several, use_cores
 from benchmarks.tables import signed, write_csv
 
 CONTENDERS = ("ours, Nyström", "transformers, exact", "transformers, Nyström")
@@ -34,7 +34,7 @@ def main():
     parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--only", default="", help="contenders whose names have this in them")
     parser.add_argument("--threads", type=count, default=2)
-    parser.add_argument("--output", default="results/benchmarks/language_length.csv")
+    add_output(parser, "results/benchmarks/language_length.csv")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)  # what a process is to do
     arguments = parser.parse_args()
     use_cores(arguments.threads)
@@ -55,6 +55,7 @@ def main():
             command = [sys.executable, "-m", "benchmarks.language_length"]
             command += [
                 f"--threads={arguments.threads}",
+                f"--output={arguments.output}",
                 "--measure",
                 name,
                 str(length),
@@ -63,8 +64,12 @@ def main():
             out = subprocess.run(command, capture_output=True, text=True)
             results.append(parse(out, limit))
             print(name, length, results[-1], flush=True)
+        write(arguments.output, names, lengths, found)
+
+
+def write(path, names, lengths, found):
+    """Writes the rows of some contenders in place of those that the CSV has of them."""
     rows = signed([row for name in names for row in rows_of(name, lengths, found)])
-    path = Path(arguments.output)
     if path.exists():
         with path.open(newline="") as file:
             rows += [row for row in csv.DictReader(file) if row["contender"] not in names]

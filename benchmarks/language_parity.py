@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import language_peer as peer
-from benchmarks.command_line import make_parser
+from benchmarks.command_line import add_output, make_parser
 from benchmarks.tables import signed, write_csv
 from nystrom.language import HEADS
 
@@ -38,7 +38,7 @@ BOUND = {"float64": 1e-5, "float32": 1e-4}
 
 def main():
     parser = make_parser(__doc__)
-    parser.add_argument("--output", default="results/benchmarks/language_parity.csv")
+    add_output(parser, "results/benchmarks/language_parity.csv")
     parser.add_argument("--tiny", action="store_true", help="leave the released size out")
     arguments = parser.parse_args()
     rows = []
@@ -51,7 +51,7 @@ def main():
             folder = Path(name, "base")
             peer.save_peer("masked_lm", folder, spread=None, **BASE)
             rows += compare("base", "masked_lm", folder, 448, 384, vocab_size=30000)
-    path = Path(arguments.output)
+    path = arguments.output
     write_csv(path, signed(rows))
     beyond = [row for row in rows if row["largest"] > BOUND[row["dtype"]]]
     print(f"{len(rows)} rows in {path}; {len(beyond)} beyond 1e-5 in float64, 1e-4 in float32")

@@ -12,12 +12,11 @@ greatest for MAX, the mean, rounded down, and how many (up to 4) for MED, nothin
 
 import itertools
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 
 import lra_tasks
-from benchmarks.command_line import make_parser
+from benchmarks.command_line import add_output, make_parser
 from benchmarks.tables import write_csv
 from configs import lra_listops
 from lra_tasks.listops import CLOSE, FIRST_DIGIT, FIRST_OPERATOR
@@ -92,7 +91,7 @@ KNOWN = {
 def main():
     parser = make_parser(__doc__)
     parser.add_argument("--cache_dir", default="")
-    parser.add_argument("--output", type=Path, default="results/benchmarks/listops_floor.csv")
+    add_output(parser, "results/benchmarks/listops_floor.csv")
     arguments = parser.parse_args()
     config = lra_listops.get_config()
     config.task.source = "generated"

@@ -8,40 +8,60 @@ inputs and outputs, and bytes of all collectives' results on a device. On eight 
 runs, and values and gradients are compared with one device's: the largest difference, beside the
 largest entry, in float64 at the shorter length and in float32 at both. Virtual devices share the
 machine's cores, so that times would say nothing: none are taken. Writes
-results/benchmarks/sharding.csv and docs/sharding.png.
+results/benchmarks/sharding.csv, where rows of other lengths stay, and docs/sharding.png of all of
+this processor.
 """
 
+import csv
 import os
 import platform
 from functools import partial
-from pathlib import Path
 
-from benchmarks.command_line import count, make_parser
-from benchmarks.tables import signed, write_csv
+from benchmarks.command_line import count, make_parser, writable_folder
+from benchmarks.tables import made_by, write_signed
 
 LENGTHS = (65_536, 1_048_576)
 DEVICES = (1, 2, 4, 8)
+NAMES = ("tokens", "dtype", "mode", "devices")
 
 
 def main():
     parser = make_parser(__doc__)
     parser.add_argument("--lengths", type=count, nargs="+", default=LENGTHS)
-    parser.add_argument("--output_dir", default="results/benchmarks")
-    parser.add_argument("--plots_dir", default="docs")
+    parser.add_argument("--output_dir", type=writable_folder, default="results/benchmarks")
+    parser.add_argument("--plots_dir", type=writable_folder, default="docs")
     arguments = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
+    path = arguments.output_dir / "sharding.csv"
+    fill_table(arguments.lengths, path)
+    arguments.plots_dir.mkdir(parents=True, exist_ok=True)
+    draw(rows_of_here(path), arguments.plots_dir / "sharding.png")
+    print(f"{path}, with jax {jax.__version__} on {platform.machine()}")
+
+
+def fill_table(lengths, path):
+    """Measures these lengths, and writes after each; rows of others stay."""
+    import jax
+
     rows = []
-    for length in arguments.lengths:
-        for dtype in ("float64", "float32") if length == min(arguments.lengths) else ("float32",):
+    for length in lengths:
+        for dtype in ("float64", "float32") if length == min(lengths) else ("float32",):
             with jax.enable_x64(dtype == "float64"):
                 rows += measure(length, dtype)
-    path = Path(arguments.output_dir) / "sharding.csv"
-    write_csv(path, signed(rows))
-    draw(rows, Path(arguments.plots_dir) / "sharding.png")
-    print(f"{path}, with jax {jax.__version__} on {platform.machine()}")
+            write_signed(path, rows, NAMES)
+
+
+def rows_of_here(path) -> list[dict]:
+    """What the CSV has of this processor, numbers as such."""
+    here = made_by()["processor"]
+    rows = csv.DictReader(path.read_text().splitlines())
+    numbers = ("tokens", "devices", "temporary_bytes", "collective_bytes")
+    return [
+        row | {name: int(row[name]) for name in numbers} for row in rows if row["processor"] == here
+    ]
 
 
 def measure(length, dtype):

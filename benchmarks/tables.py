@@ -1,6 +1,8 @@
 """Rows of measurements: what they are of, and their CSV files."""
 
 import csv
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -38,11 +40,14 @@ def same_commit(row: dict, about: dict) -> bool:
     return found.removesuffix("+changes") == about["commit"].removesuffix("+changes")
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Writes rows under all the columns that any of them has."""
+def write_csv(path: Path, rows: list[dict], columns: Iterable[str] = ()) -> None:
+    """Writes rows under `columns`, else all that any of them has; whole, or the file stays."""
+    path = path.resolve()  # else what a link leads to would not be replaced, but the link
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        names = dict.fromkeys(name for row in rows for name in row)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="") as file:
+        names = columns or dict.fromkeys(name for row in rows for name in row)
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    os.replace(temporary, path)

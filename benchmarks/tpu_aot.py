@@ -24,7 +24,6 @@ import os
 import time
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
 
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
@@ -35,8 +34,8 @@ from jax.sharding import SingleDeviceSharding
 
 import nystrom
 from benchmarks.attention_contenders import forward_and_backward, plain
-from benchmarks.command_line import count, make_parser, several
-from benchmarks.tables import same_commit
+from benchmarks.command_line import add_output, count, make_parser, several
+from benchmarks.tables import same_commit, write_csv
 from experiment.provenance import code_version
 
 HEADS, DEPTH, LANDMARKS = 8, 64, 64
@@ -50,7 +49,7 @@ OURS, KERNELS, EQ_9, EXACT = "ours", "ours, kernels", "eq. 9 in JAX", "exact, JA
 
 
 def main():
-    arguments = options(__doc__, "v5e:2x2", Path("results/benchmarks/tpu_aot.csv"))
+    arguments = options(__doc__, "v5e:2x2", "results/benchmarks/tpu_aot.csv")
     place = first_device(platform="tpu", topology_name=arguments.topology)
     fill_table(arguments, COLUMNS, partial(plan, place=place))
 
@@ -64,7 +63,7 @@ def options(description, topology, output):
     parser.add_argument(
         "--only", nargs="+", default=["*"], help="'program, dtype, length, pass' like one of these"
     )
-    parser.add_argument("--output", type=Path, default=output)
+    add_output(parser, output)
     parser.add_argument("--fresh", action="store_true", help="compile again what is in the CSV")
     return parser.parse_args()
 
@@ -89,7 +88,6 @@ def fill_table(arguments, columns, plan):
     chosen = [given for given in programs(arguments) if is_named(given[0], arguments.only)]
     if not chosen:
         raise SystemExit(f"error: --only: no program is named like {' or '.join(arguments.only)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     for names, make in chosen:
         names = dict(zip(NAMES, map(str, (*names, arguments.topology)), strict=True))
         old = [row for row in rows if names.items() <= row.items()]
@@ -97,10 +95,7 @@ def fill_table(arguments, columns, plan):
             continue
         rows = [*(row for row in rows if row not in old), names | plan(*make()) | about]
         print("  ".join(f"{name} {rows[-1].get(name, '-')}" for name in columns), flush=True)
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(path, rows, columns)
 
 
 def is_named(names, patterns):

@@ -16,9 +16,8 @@ import dataclasses
 import importlib
 import statistics
 import time
-from pathlib import Path
 
-from benchmarks.command_line import count, make_parser, one_of, several, use_cores
+from benchmarks.command_line import add_output, count, make_parser, one_of, several, use_cores
 from benchmarks.tables import write_signed
 from lra_tasks.check_config import NAMES
 
@@ -38,7 +37,7 @@ def main():
     parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--accumulate_steps", type=count, help="instead of the config's")
     parser.add_argument("--cache_dir", default="", help="where prepared data are kept")
-    parser.add_argument("--output", default="results/benchmarks/train_step.csv")
+    add_output(parser, "results/benchmarks/train_step.csv")
     arguments = parser.parse_args()
     # Before JAX starts: it takes as many threads as there are cores that it may use.
     use_cores(arguments.threads)
@@ -48,7 +47,7 @@ def main():
     rows = []
     for name in arguments.tasks:
         rows += benchmark(name, arguments)
-    write_signed(Path(arguments.output), rows, ("task", "contender", "threads"))
+        write_signed(arguments.output, rows, ("task", "contender", "threads"))
 
 
 def benchmark(task_name, arguments) -> list[dict]:

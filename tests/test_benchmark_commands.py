@@ -59,6 +59,36 @@ def test_wrong_values_are_named(command, problem, monkeypatch, capsys):
     assert problem in " ".join(capsys.readouterr().err.split())
 
 
+WRITERS = (
+    "attention_versions", "authors_curves", "compile_time", "convolution", "forms", "gpu",
+    "gpu_aot", "language_length", "language_parity", "listops_floor", "tpu_aot", "train_step",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_outputs_that_can_not_be_written_are_refused_at_once(name, tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, name, f"--output={tmp_path}") == 2
+    assert f"'{tmp_path}': is no file" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "file").touch()
+    assert run(monkeypatch, name, f"--output={tmp_path}/file/new/a.csv") == 2
+    assert f"can't write in {tmp_path}/file: Not a dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["attention", "sharding"])
+@pytest.mark.parametrize("option", ["output_dir", "plots_dir"])
+def test_folders_that_can_not_be_written_are_refused(name, option, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    assert run(monkeypatch, name, f"--{option}={tmp_path}/file") == 2
+    assert f"can't write in {tmp_path}/file: Not a dir" in capsys.readouterr().err
+
+
+def test_outputs_that_can_be_written_are_paths_and_left_alone(tmp_path):
+    (tmp_path / "old.csv").write_text("old")
+    for path in (tmp_path / "old.csv", tmp_path / "new" / "er" / "a.csv"):
+        assert command_line.writable_file(str(path)) == path
+    assert (tmp_path / "old.csv").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_long_commands_go_on_in_a_line_of_their_own(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     text = "Prose that\nis long enough for two lines of these.\n\n"
