@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float, Int
-from nystrom.checks import check_count, check_mask, check_tokens, is_empty
+from nystrom.checks import all_known, check_count, check_mask, check_tokens, is_empty
 from nystrom.kernels import choose
 from nystrom.numerics import accumulator, einsum, zero_padded
 
@@ -88,13 +88,15 @@ def landmark_means(x, num_landmarks, mask, axis_name=None, sums=segment_sums):
     if mask is None and axis_name is None and length % num_landmarks == 0 and length >= 1:
         means, product = (partial(f, num_landmarks) for f in (even_means, even_means_by_product))
         return choose(None, means, means, x, tpu=product), None
+    has_all = mask is None and axis_name is None and all_known(length) and length >= num_landmarks
     if mask is None:
         mask = jnp.all(jnp.ones_like(x, bool), axis=(-2, -1))  # cut over devices as x is
     segment, size = segment_of_token(mask, num_landmarks, axis_name)
     total = sums(x, segment, num_landmarks)
     if axis_name is not None:
         total = jax.lax.psum(total, axis_name)
-    return total / jnp.maximum(size, 1)[..., None, None].astype(total.dtype), size > 0
+    means = total / jnp.maximum(size, 1)[..., None, None].astype(total.dtype)
+    return means, None if has_all else size > 0
 
 
 def even_means(num_landmarks, x):

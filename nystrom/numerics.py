@@ -102,5 +102,6 @@ def _take(x, index):
 @functools.partial(jax.jit, static_argnums=0)  # or each eager call would compile the branches anew
 def unless_trailing(move: Callable[..., tuple], mask: Array, *arrays: Array) -> tuple[Array, ...]:
     """`move(mask, *arrays)`, or the arrays as they are where all padding trails anyway."""
+    mask = jax.lax.optimization_barrier(mask)  # XLA sorts a constant one for long while compiling
     trailing = jnp.all(mask[..., :-1] >= mask[..., 1:])
     return jax.lax.cond(trailing, lambda mask, *arrays: arrays, move, mask, *arrays)

@@ -1,7 +1,6 @@
 """Eq. 1 and eq. 9 for a CPU: in tiles that stay in its cache, the inverse by symmetric matrices."""
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +17,10 @@ from nystrom.kernels.tiles import (
     to_short_gradient,
 )
 from nystrom.landmarks import segment_sums
-from nystrom.numerics import heads_first, zero_padded
+from nystrom.numerics import accumulator, heads_first, zero_padded
 
 TO_LANDMARKS, FROM_LANDMARKS = (to_short, to_short_gradient), (from_short, from_short_gradient)
-PIECE = 2**20  # numbers that summing segments may hold at a time, of an example: 4 MB
+PIECE = 2**18  # numbers of tokens that are summed at a time: 1 MB
 
 
 def nystrom(query, key, value, query_mask, key_mask, options: Options):
@@ -39,9 +38,14 @@ def nystrom(query, key, value, query_mask, key_mask, options: Options):
 
 
 def exact(query, key, value, query_mask, key_mask, scale):
-    """`attention.attend`, with tiles of queries."""
+    """`attention.attend`, with tiles of queries, or of keys if there are more of them."""
     *batch, length, heads, depth = query.shape
     groups = key.shape[-2]
+    check_known(length, key.shape[-3])
+    if length < key.shape[-3]:
+        query = zero_padded(query, query_mask)
+        out = from_landmarks(by_group(query, groups), key, value, key_mask, scale)
+        return zero_padded(heads_first(out.reshape(*batch, heads, length, -1)), query_mask)
     if heads != groups:  # heads that share keys become positions
         query = query.reshape(*batch, length, groups, -1, depth)
         query = jnp.swapaxes(query, -2, -3).reshape(*batch, -1, groups, depth)
@@ -55,9 +59,10 @@ def exact(query, key, value, query_mask, key_mask, scale):
 
 
 def sums(x, segment, num_landmarks):
-    """`segment_sums` of tokens, whatever padding holds, in pieces that a CPU's cache holds.
+    """`segment_sums` of tokens, whatever padding holds: each is added to its row, on a CPU faster
+    than a product.
 
-    The gradient by a token is its segment's: a row taken, no product.
+    The gradient by a token is its segment's: a row taken.
     """
     dtype = x.dtype
 
@@ -65,19 +70,16 @@ def sums(x, segment, num_landmarks):
         (x,) = primals
         return segment_sums(zero_padded(x, segment < num_landmarks), segment, num_landmarks)
 
-    def of_piece(x, segment):  # N C; as N 1 C all tokens would be copied for it
-        return plain((x[:, None],), segment)
-
     def forward(primals, segment):
         (x,) = primals
         *batch, length, heads, depth = x.shape
         check_known(length, num_landmarks)
         examples = math.prod(batch)
-        tokens = x.reshape(examples, length, heads * depth), segment.reshape(examples, length)
-        pieces = math.ceil(length * (num_landmarks + heads * depth) / PIECE)
-        each = partial(_sum_over_pieces, of_piece, pieces)
-        alone = examples == 1  # mapping over one example, XLA would copy all its tokens
-        total = each(*(array[0] for array in tokens)) if alone else jax.vmap(each)(*tokens)
+        first = jnp.arange(examples, dtype=segment.dtype)[:, None] * (num_landmarks + 1)
+        row = segment.reshape(examples, length) + first  # an example's last row is for padding
+        num_rows = examples * (num_landmarks + 1)
+        total = _sums_of_rows(x.reshape(-1, heads * depth), row.reshape(-1), num_rows)
+        total = total.reshape(examples, -1, heads, depth)[:, :num_landmarks]
         return total.reshape(*batch, num_landmarks, heads, depth), ()
 
     def backward(residuals, segment, d_sums):
@@ -88,22 +90,23 @@ def sums(x, segment, num_landmarks):
     return with_gradient(plain, forward, backward)((x,), segment)
 
 
-def _sum_over_pieces(function, pieces, x, segment):
-    """`function` of the tokens N C of one example and their segments, summed over its pieces."""
-    length = len(segment)
-    pieces = next((n for n in range(pieces, 2 * pieces) if length % n == 0), pieces)
-    if pieces <= 1:
-        return function(x, segment)
-    excess = -length % pieces
-    if excess:  # zeros, which add nothing
-        x, segment = (jnp.pad(a, [(0, excess)] + [(0, 0)] * (a.ndim - 1)) for a in (x, segment))
+def _sums_of_rows(tokens, row, num_rows):
+    """The sums R C of the tokens N C that go to each row; in pieces, for XLA copies what it adds.
 
-    def add(total, piece):
-        return total + function(*piece), None
+    The last row is nobody's: the first tokens of the last piece, if others have had them, go there.
+    """
+    length, width = tokens.shape
+    size = min(length, max(1, PIECE // width))
 
-    zeros = function(x[:0], segment[:0])  # of their type, inside shard_map too
-    cut = tuple(a.reshape(pieces, -1, *a.shape[1:]) for a in (x, segment))
-    return jax.lax.scan(add, zeros, cut)[0]
+    def add(i, total):
+        start = jnp.minimum(i * size, length - size)
+        piece = jax.lax.dynamic_slice_in_dim(tokens, start, size)
+        to = jax.lax.dynamic_slice_in_dim(row, start, size)
+        to = jnp.where(start + jnp.arange(size) < i * size, num_rows - 1, to)
+        return total.at[to].add(piece.astype(total.dtype), mode="promise_in_bounds")
+
+    total = jnp.zeros_like(tokens, shape=(num_rows, width), dtype=accumulator(tokens.dtype))
+    return jax.lax.fori_loop(0, math.ceil(length / size), add, total)
 
 
 def by_group(landmarks, groups):

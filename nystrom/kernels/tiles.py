@@ -95,7 +95,7 @@ def from_short(
         return (largest, total, context), ()
 
     (queries,) = _wide(queries * scale)
-    tiling, key_mask = _Tiling.of_keys(key, queries, key_mask)
+    tiling = _Tiling.of(key, queries)
     rows = queries.shape[:-1]
     column = jnp.zeros_like(queries, shape=(*rows, 1))
     carry = column + MASKED, column, jnp.zeros_like(queries, shape=(*rows, value.shape[-1]))
@@ -123,7 +123,7 @@ def from_short_gradient(residuals, key_mask, d_context, scale):
         d_value = exact_einsum("ln,ld->nd", weights, d_context)
         return d_queries + exact_einsum("ln,nd->ld", d_logits, key), (d_key, d_value)
 
-    tiling, key_mask = _Tiling.of_keys(key, queries, key_mask)
+    tiling = _Tiling.of(key, queries)
     d_context = d_context / total  # which normalises the weights where they are multiplied
     mean = (context * d_context).sum(axis=-1, keepdims=True)
     (wide,) = _wide(queries * scale)
@@ -154,7 +154,7 @@ class _Tiling(NamedTuple):
     batch: int
     heads: int
     steps: int
-    length: int  # positions in a tile; where steps * length > N the difference is padded
+    length: int  # positions in a tile; where steps * length > N the last two overlap
 
     @staticmethod
     def of(tokens, landmarks):
@@ -168,14 +168,6 @@ class _Tiling(NamedTuple):
             steps = next((n for n in range(steps, 2 * steps) if length % n == 0), steps)
         return _Tiling(length, batch, heads, steps, math.ceil(length / steps))
 
-    @staticmethod
-    def of_keys(key, queries, key_mask):
-        """The same, and the mask that the padding of a last tile makes necessary."""
-        tiling = _Tiling.of(key, queries)
-        if key_mask is None and tiling.steps * tiling.length > tiling.total:
-            key_mask = jnp.ones(key.shape[:2], bool)
-        return tiling, key_mask
-
     def scan(self, tile, short, carry, tokens, mask, depths):
         """`tile` over all tiles of `tokens`, with `short` and `carry` cut by examples and heads.
 
@@ -185,21 +177,19 @@ class _Tiling(NamedTuple):
         dtype, zeros where padded.
         """
         num_examples, _, num_heads, _ = tokens[0].shape
-        excess = self.steps * self.length - self.total
-        if excess:
-            tokens, mask = jax.tree.map(
-                lambda x: jnp.pad(x, [(0, 0), (0, excess)] + [(0, 0)] * (x.ndim - 2)),
-                (tokens, mask),
-            )
 
         def turn(i, state):
             carry, outputs = state
             part, groups = i // self.steps, num_heads // self.heads
-            position = i % self.steps * self.length, self.length
+            start, is_new = self.place(i % self.steps)
+            position = start, self.length
             example = part // groups * self.batch, self.batch
             head = part % groups * self.heads, self.heads
             here = tuple(_cut(x, example, position, head) for x in tokens)
             here_mask = None if mask is None else _cut(mask, example, position)
+            if is_new is not None and jax.tree.leaves(carry):  # what is summed is so once
+                shape = self.batch, self.length
+                here_mask = jnp.broadcast_to(is_new, shape) if mask is None else here_mask & is_new
             short_part, carry_part = jax.tree.map(lambda x: _cut(x, example, head), (short, carry))
             carry_part, pieces = _each_head(tile, short_part, carry_part, here, here_mask)
             carry = jax.tree.map(lambda x, y: _put(x, y, example, head), carry, carry_part)
@@ -215,7 +205,18 @@ class _Tiling(NamedTuple):
             shape = tokens[0].shape[:-1]
             outputs = tuple(jnp.zeros_like(tokens[0], shape=(*shape, n)) for n in depths)
             carry, outputs = jax.lax.fori_loop(0, turns, turn, (carry, outputs))
-        return carry, tuple(x[:, : self.total] for x in outputs)
+        return carry, outputs
+
+    def place(self, step):
+        """Where the tile of a step begins and, if tiles overlap, which positions no other has.
+
+        The last tile comes first: what it has of the one before it is then made good.
+        """
+        overlap = self.steps * self.length - self.total
+        if not overlap:
+            return step * self.length, None
+        start = jnp.where(step == 0, self.total - self.length, (step - 1) * self.length)
+        return start, (step > 0) | (jnp.arange(self.length) >= overlap)
 
 
 def _largest_divisor(number, at_most):

@@ -143,6 +143,25 @@ def test_heads_that_share_keys_are_one_function_in_both_forms(name, double):
     assert_close(tiled_, plain)
 
 
+@pytest.mark.parametrize(("length", "keys"), [(5, 13), (13, 5)])
+@pytest.mark.parametrize("tile_bytes", [2**20, 192])
+def test_exact_tiles_are_of_whichever_is_longer(length, keys, tile_bytes, monkeypatch, double):
+    monkeypatch.setattr(tiles, "TILE_BYTES", tile_bytes)
+    q = random_inputs(4, 2, heads=4, length=length, dtype=np.float64)[0]
+    _, k, v = random_inputs(5, 2, length=keys, dtype=np.float64)
+    masks = [np.stack([mask_with(m, n, "holes") for m in (n - 2, n)]) for n in (length, keys)]
+    q[~masks[0]] = k[~masks[1]] = v[~masks[1]] = np.nan
+
+    def attended(form):
+        def total(q, k, v):
+            options = {"query_mask": masks[0], "key_mask": masks[1], "implementation": form}
+            return (nystrom.softmax_attention(q, k, v, **options) ** 2).sum()
+
+        return jax.value_and_grad(total, (0, 1, 2))(q, k, v)
+
+    assert_close(attended("tiled"), attended("plain"))
+
+
 @pytest.mark.parametrize(
     ("tile_bytes", "heads"), [(2**20, 8), (2**20, 4), (2**20, 2), (2**20, 1), (256, 8), (192, 2)]
 )
