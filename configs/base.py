@@ -70,7 +70,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.pooling = "mean"  # mean, max, last, cls (a token put first) or mean_padded
     config.model.embedding_std = 0.02  # of the normal initial embeddings
     config.model.dropout_rate = 0.1  # of embeddings and of what blocks add; below 1
-    config.model.remat = False  # recompute each block in the backward pass: less memory
+    config.model.remat = False  # recompute blocks in the backward pass: less memory but on a CPU
     config.model.dtype = "float32"  # or "bfloat16"; parameters and softmax stay float32
 
     config.task = ml_collections.ConfigDict()

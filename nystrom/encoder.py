@@ -87,7 +87,8 @@ class Encoder(nnx.Module):
         `SelfAttention`; None: `NystromSelfAttention` with its defaults.
       axis_name: the axis over which sequences are cut inside `jax.shard_map`; `make_attention`
         must know it too.
-      remat: compute each block anew in the backward pass, for less memory.
+      remat: compute each block anew in the backward pass, for less memory on accelerators: XLA's
+        compiler for CPUs joins what is computed twice, and saves none.
       dtype: computed in; parameters are float32.
 
     Raises:
