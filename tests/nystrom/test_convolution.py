@@ -35,6 +35,17 @@ def test_is_a_correlation(length, taps):
         np.testing.assert_allclose(out[row], correlate(value[row], filters), atol=2e-5)
 
 
+def test_a_constant_mask_is_sorted_when_it_runs():
+    """XLA would compile for seconds on its order."""
+    x, mask = normal(0, 20_000, 1, 4), np.arange(20_000) % 4 > 0
+
+    def convolve(x):
+        return depthwise_convolution(x, np.ones((1, 3), np.float32), mask)
+
+    program = jax.jit(convolve).lower(x).compile().as_text()
+    assert " sort(" in program
+
+
 @pytest.mark.parametrize("form", [convolution.tiled, convolution.fused])
 @pytest.mark.parametrize(
     ("length", "depth", "taps"),
