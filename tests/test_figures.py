@@ -172,6 +172,21 @@ def test_times_of_version_0_1():
         assert cells == [ratios[*name, length] for length in lengths]
 
 
+def test_times_of_lengths_that_nothing_divides():
+    found = {
+        (row["length"], row["what"]): row
+        for row in read_csv("attention_any_length.csv")
+        if row["landmarks"] == "64"
+    }
+    for name, *cells in table("docs/benchmarks.md", "| tokens | forward, times before |"):
+        length, *padded = name.replace(",", "").split()
+        for what in ("forward", BOTH):
+            row = found[length, "padded, " * len(padded) + what]
+            assert cells[0] == row["ratio"]
+            assert cells[1] == f"{row['now_mib']}, {row['before_mib']}"
+            cells = cells[2:]
+
+
 def test_when_tiles_pay():
     found = {
         (row["batch"], row["length"], row["heads"], row["depth"], row["landmarks"], row["pass"]): (
