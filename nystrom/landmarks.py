@@ -68,8 +68,7 @@ def segment_sums(
 ) -> Float[Array, "*B L H D"]:
     """Sums of the tokens of each segment, float32 or float64; those of segment L are zeros.
 
-    A product with the 0/1 matrix of membership, much faster on every platform than scatter and
-    gather.
+    A product with the 0/1 matrix of membership, on accelerators much faster than adding rows.
     """
     place = jnp.arange(num_landmarks, dtype=segment.dtype)
     member = segment[..., None, :] == place.reshape(*(1,) * (segment.ndim - 1), -1, 1)
