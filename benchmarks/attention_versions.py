@@ -2,9 +2,9 @@
 
     git worktree add ../before COMMIT
     python -m benchmarks.attention_versions ../before [--cases=1024/64,4096/256] [--rounds=2]
-                                            [--padded]
+                                            [--padded] [--dtype=bfloat16]
 
-For each case, tokens/landmarks (batch 1, 8 heads of 64, float32), each checkout gets a process of
+For each case, tokens/landmarks (batch 1, 8 heads of 64), each checkout gets a process of
 its own in each round; the two take turns call by call, for what else the machine does to slow both
 alike. Of 51 calls each, forward, and forward and backward: medians in milliseconds, and of those
 the medians over the rounds, and MiB of temporary memory. `ratio` is the median over the rounds of
@@ -23,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS = 51
+DTYPES = ("float32", "bfloat16", "float16")
 PASSES = ("forward", "forward+backward")
 FIELDS = (
     "length", "landmarks", "what", "before_ms", "now_ms", "ratio", "before_mib", "now_mib", "rounds"
@@ -33,7 +34,14 @@ def main():
     # Who measures has another checkout's modules, and takes none of the benchmarks'.
     if len(sys.argv) == 2 and sys.argv[1].startswith("--measure="):
         return measure(*json.loads(sys.argv[1].partition("=")[2]))
-    from benchmarks.command_line import add_output, checkout_with, count, make_parser, several
+    from benchmarks.command_line import (
+        add_output,
+        checkout_with,
+        count,
+        make_parser,
+        one_of,
+        several,
+    )
     from benchmarks.tables import write_signed
 
     parser = make_parser(__doc__)
@@ -42,13 +50,14 @@ def main():
     parser.add_argument("--cases", type=cases, default="1024/64,4096/64,1024/256,4096/256")
     parser.add_argument("--rounds", type=count, default=2)
     parser.add_argument("--padded", action="store_true", help="an eighth of the tokens")
+    parser.add_argument("--dtype", type=one_of(DTYPES), default="float32")
     add_output(parser, "results/benchmarks/attention_versions.csv")
     arguments = parser.parse_args()
     rows = []
     for case in arguments.cases:
         for what in PASSES:
             rounds = [
-                in_turns((arguments.before, ROOT), (*case, arguments.padded, what))
+                in_turns((arguments.before, ROOT), (*case, arguments.padded, arguments.dtype, what))
                 for _ in range(arguments.rounds)
             ]
             (_, before_mib), (_, now_mib) = rounds[0]
@@ -56,6 +65,7 @@ def main():
             before, now = map(statistics.median, zip(*times, strict=True))
             ratio = statistics.median(now / before for before, now in times)
             name = f"padded, {what}" if arguments.padded else what
+            name = name if arguments.dtype == "float32" else f"{arguments.dtype}, {name}"
             values = (*case, name, f"{before:.1f}", f"{now:.1f}", f"{ratio:.2f}")
             values += (f"{before_mib:.1f}", f"{now_mib:.1f}", arguments.rounds)
             rows.append(dict(zip(FIELDS, values, strict=True)))
@@ -99,14 +109,15 @@ def case_of(text: str) -> tuple[int, int]:
     return numbers
 
 
-def measure(length: int, landmarks: int, padded: bool, what: str) -> None:
+def measure(length: int, landmarks: int, padded: bool, dtype: str, what: str) -> None:
     """Of the attention that is imported, or its gradient: says MiB and, for a line read, ms."""
     import jax
     import jax.numpy as jnp
 
     import nystrom
 
-    *arrays, weight = (jax.random.normal(jax.random.key(i), (1, length, 8, 64)) for i in range(4))
+    shape = 1, length, 8, 64
+    *arrays, weight = (jax.random.normal(jax.random.key(i), shape, dtype) for i in range(4))
     mask = jnp.arange(length)[None] < length - length // 8 if padded else None
 
     def attend(query, key, value, mask):

@@ -211,10 +211,11 @@ def test_attention_is_measured_again_at_other_threads_and_commits(tmp_path, monk
 def test_two_checkouts_take_turns_call_by_call(monkeypatch):
     monkeypatch.setattr(attention_versions, "CALLS", 3)
     checkouts = (attention_versions.ROOT,) * 2
-    for ms, mib in attention_versions.in_turns(checkouts, (64, 8, True, "forward+backward")):
+    case = 64, 8, True, "bfloat16", "forward+backward"
+    for ms, mib in attention_versions.in_turns(checkouts, case):
         assert ms > 0 and mib > 0
     with pytest.raises(SystemExit, match=r"a process of .* ended"):  # it refuses no landmarks
-        attention_versions.in_turns(checkouts[:1], (64, 0, False, "forward"))
+        attention_versions.in_turns(checkouts[:1], (64, 0, False, "float32", "forward"))
 
 
 def test_figures_of_another_processor_stay(tmp_path, monkeypatch):

@@ -10,7 +10,9 @@ from nystrom.chebyshev import apply_chebyshev_pinv
 from nystrom.kernels.gradients import with_gradient
 from nystrom.kernels.symmetric_pinv import apply_pinv
 from nystrom.kernels.tiles import (
+    as_bits,
     check_known,
+    from_bits,
     from_short,
     from_short_gradient,
     to_short,
@@ -96,11 +98,11 @@ def _sums_of_rows(tokens, row, num_rows):
     The last row is nobody's: the first tokens of the last piece, if others have had them, go there.
     """
     length, width = tokens.shape
-    size = min(length, max(1, PIECE // width))
+    size, stored = min(length, max(1, PIECE // width)), as_bits(tokens)
 
     def add(i, total):
         start = jnp.minimum(i * size, length - size)
-        piece = jax.lax.dynamic_slice_in_dim(tokens, start, size)
+        piece = from_bits(jax.lax.dynamic_slice_in_dim(stored, start, size), tokens.dtype)
         to = jax.lax.dynamic_slice_in_dim(row, start, size)
         to = jnp.where(start + jnp.arange(size) < i * size, num_rows - 1, to)
         return total.at[to].add(piece.astype(total.dtype), mode="promise_in_bounds")

@@ -177,6 +177,7 @@ class _Tiling(NamedTuple):
         dtype, zeros where padded.
         """
         num_examples, _, num_heads, _ = tokens[0].shape
+        stored = tuple(map(as_bits, tokens))
 
         def turn(i, state):
             carry, outputs = state
@@ -185,7 +186,10 @@ class _Tiling(NamedTuple):
             position = start, self.length
             example = part // groups * self.batch, self.batch
             head = part % groups * self.heads, self.heads
-            here = tuple(_cut(x, example, position, head) for x in tokens)
+            here = tuple(
+                from_bits(_cut(x, example, position, head), of.dtype)
+                for x, of in zip(stored, tokens, strict=True)
+            )
             here_mask = None if mask is None else _cut(mask, example, position)
             if is_new is not None and jax.tree.leaves(carry):  # what is summed is so once
                 shape = self.batch, self.length
@@ -194,7 +198,7 @@ class _Tiling(NamedTuple):
             carry_part, pieces = _each_head(tile, short_part, carry_part, here, here_mask)
             carry = jax.tree.map(lambda x, y: _put(x, y, example, head), carry, carry_part)
             outputs = jax.tree.map(
-                lambda x, y: _put(x, y, example, position, head), outputs, pieces
+                lambda x, y: _put(x, as_bits(y), example, position, head), outputs, pieces
             )
             return carry, outputs
 
@@ -203,8 +207,9 @@ class _Tiling(NamedTuple):
             carry, outputs = _each_head(tile, short, carry, tokens, mask)
         else:
             shape = tokens[0].shape[:-1]
-            outputs = tuple(jnp.zeros_like(tokens[0], shape=(*shape, n)) for n in depths)
+            outputs = tuple(jnp.zeros_like(stored[0], shape=(*shape, n)) for n in depths)
             carry, outputs = jax.lax.fori_loop(0, turns, turn, (carry, outputs))
+            outputs = tuple(from_bits(x, tokens[0].dtype) for x in outputs)
         return carry, outputs
 
     def place(self, step):
@@ -221,6 +226,16 @@ class _Tiling(NamedTuple):
 
 def _largest_divisor(number, at_most):
     return max(n for n in range(1, max(1, at_most) + 1) if number % n == 0)
+
+
+def as_bits(x):
+    """Bfloat16 as integers: XLA's compiler for CPUs would widen all of an array to cut it."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def from_bits(x, dtype):
+    """`as_bits`'s way back."""
+    return jax.lax.bitcast_convert_type(x, dtype) if dtype == jnp.bfloat16 else x
 
 
 def _cut(x, *places):

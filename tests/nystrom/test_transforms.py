@@ -184,6 +184,27 @@ def test_however_tokens_are_cut_into_tiles(tile_bytes, heads, monkeypatch, doubl
     assert_close(attended(tiled.nystrom), attended(eq_9))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_cut_into_tiles(dtype, monkeypatch):
+    q, k, v = (x.astype(dtype) for x in random_inputs(3, 2))
+    mask = np.stack([mask_with(count, 13, "holes") for count in (13, 7)])
+    options = make_options(q, k, 4, "iterative", 4, None)
+
+    def attended(tile_bytes, piece):
+        monkeypatch.setattr(tiles, "TILE_BYTES", tile_bytes)
+        monkeypatch.setattr(tiled, "PIECE", piece)
+
+        def total(q, k, v):
+            out = tiled.nystrom(q, k, v, mask, mask, options)
+            assert out.dtype == dtype
+            return (out.astype(np.float32) ** 2).sum()
+
+        found = jitted(jax.value_and_grad(total, (0, 1, 2)))(q, k, v)
+        return jax.tree.map(lambda x: x.astype(np.float32), found)
+
+    assert_close(attended(192, 40), attended(2**20, 2**20), 0.02)
+
+
 def test_mixed_precision():
     """Bfloat16 is multiplied as such, summed in float32; A and its inverse are float32."""
     inputs = [x.astype(jnp.bfloat16) for x in random_inputs(9, 2, length=64)]
