@@ -4,12 +4,12 @@
     python -m benchmarks.attention_versions ../before [--cases=1024/64,4096/256] [--rounds=2]
                                             [--padded] [--dtype=bfloat16]
 
-For each case, tokens/landmarks (batch 1, 8 heads of 64), each checkout gets a process of
-its own in each round; the two take turns call by call, for what else the machine does to slow both
-alike. Of 51 calls each, forward, and forward and backward: medians in milliseconds, and of those
-the medians over the rounds, and MiB of temporary memory. `ratio` is the median over the rounds of
-this checkout's time over the other's. With --padded, an eighth of the tokens is padding, at the
-end.
+For each case, tokens/landmarks (batch 1, 8 heads of 64, float32 unless --dtype says otherwise),
+each checkout gets a process of its own in each round; the two take turns call by call, for what
+else the machine does to slow both alike. Of 51 calls each, forward, and forward and backward:
+medians in milliseconds, and of those the medians over the rounds, and MiB of temporary memory.
+`ratio` is the median over the rounds of this checkout's time over the other's. With --padded, an
+eighth of the tokens is padding, at the end.
 """
 
 import contextlib

@@ -83,11 +83,11 @@ def landmark_means(x, num_landmarks, mask, axis_name=None, sums=segment_sums):
 
     Padded tokens of `x` are zeros. `sums` is `segment_sums`, or what computes the same.
     """
-    length = x.shape[-3]
-    if mask is None and axis_name is None and length % num_landmarks == 0 and length >= 1:
+    length, is_all = x.shape[-3], mask is None and axis_name is None
+    if is_all and length % num_landmarks == 0 and length >= 1:
         means, product = (partial(f, num_landmarks) for f in (even_means, even_means_by_product))
         return choose(None, means, means, x, tpu=product), None
-    has_all = mask is None and axis_name is None and all_known(length) and length >= num_landmarks
+    none_empty = is_all and all_known(length) and length >= num_landmarks
     if mask is None:
         mask = jnp.all(jnp.ones_like(x, bool), axis=(-2, -1))  # cut over devices as x is
     segment, size = segment_of_token(mask, num_landmarks, axis_name)
@@ -95,7 +95,7 @@ def landmark_means(x, num_landmarks, mask, axis_name=None, sums=segment_sums):
     if axis_name is not None:
         total = jax.lax.psum(total, axis_name)
     means = total / jnp.maximum(size, 1)[..., None, None].astype(total.dtype)
-    return means, None if has_all else size > 0
+    return means, None if none_empty else size > 0
 
 
 def even_means(num_landmarks, x):

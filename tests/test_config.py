@@ -2,18 +2,15 @@
 
 import importlib
 import json
-import math
 import platform
 from pathlib import Path
 
-import jax.numpy as jnp
 import pytest
-from flax import nnx
 from ml_collections import ConfigDict
 
 import nystrom
 from configs import base, reading
-from experiment import config_checks, provenance
+from experiment import provenance
 from experiment.config_checks import check_config, suitable_accumulate_steps
 from experiment.model import make_model
 from experiment.workdir import default_workdir, differing_fields
@@ -35,69 +32,6 @@ RECIPES = {
     "lra_pathfinder": (256, 62_400, 312, 1_024),
     "lra_pathx": (256, 62_400, 312, 16_384),
 }
-
-
-@pytest.fixture
-def shared_option(monkeypatch):
-    """An attention of one's own with an option that performer has."""
-    own = nystrom.ATTENTIONS["linear"]._replace(
-        options={"num_features": 300}, allowed={"num_features": 300}
-    )
-    monkeypatch.setitem(nystrom.ATTENTIONS, "own", own)
-    yield importlib.reload(config_checks)
-    monkeypatch.undo()
-    importlib.reload(config_checks)
-
-
-def test_an_option_may_be_that_of_several_attentions(shared_option):
-    assert shared_option.OWN_FIELDS["model.num_features"] == ("own", "performer")[::-1]
-    config = load("lra_listops")
-    assert not shared_option.check_config(config)
-    config.model.attention = "own"
-    expected = "config.model.num_features=256: expected 300 or more, of own"
-    assert shared_option.check_config(config) == [expected]
-    config.model.attention, config.model.num_features = "performer", 8
-    assert not shared_option.check_config(config)
-
-
-def test_a_number_of_an_own_field_that_is_none_is_named():
-    config = load("lra_listops")
-    with config.unlocked():
-        config.model.temperature = math.nan
-    problems = config_checks.check_numbers(config)
-    assert problems == ["config.model.temperature=nan: expected a number"]
-
-
-class Counting(nnx.Module):
-    """An attention that counts its calls."""
-
-    def __init__(self, setting):
-        self.calls = nnx.BatchStat(jnp.zeros(()))
-
-    def __call__(self, query, key, value, **masks):
-        self.calls += 1
-        return value
-
-
-class Dropping(nnx.Module):
-    """An attention with a dropout of its own."""
-
-    def __init__(self, setting):
-        self.dropout = nnx.Dropout(0.1, rngs=setting.rngs)
-
-    def __call__(self, query, key, value, **masks):
-        return self.dropout(value)
-
-
-@pytest.mark.parametrize(("attention", "kept"), [(Counting, "BatchStat"), (Dropping, "RngCount")])
-def test_an_attention_with_other_state_than_parameters_is_refused(monkeypatch, attention, kept):
-    monkeypatch.setitem(
-        nystrom.ATTENTIONS, "own", nystrom.ATTENTIONS["linear"]._replace(make=attention)
-    )
-    config = load("lra_listops")
-    config.model.attention = "own"
-    with pytest.raises(ValueError, match=f"model.attention=own: keeps {kept}.*parameters alone"):
-        make_model(config.model, without_data(config.task), 0)
 
 
 def load(name, variant=""):
