@@ -59,7 +59,8 @@ def _convolution(value, filters, mask, implementation, axis_name):
     value = zero_padded(value, mask)
 
     def convolve(value, filters):
-        return choose(implementation, convolve_in_order, tiled, value, filters, cuda=fused)
+        forms = {"cut": fused, "cuda": fused}
+        return choose(implementation, convolve_in_order, tiled, value, filters, **forms)
 
     if axis_name is not None:
         out = _convolve_pieces(convolve, value, filters, mask, axis_name)

@@ -92,6 +92,32 @@ def arrays_on_a_mesh_of_explicit_axes_are_attended_to():
                 np.testing.assert_allclose(found[1], whole[1], atol=1e-4)
 
 
+def examples_on_auto_axes_stay_on_their_devices():
+    """A CPU's tiles, an example after another, would bring all to each device."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    place = NamedSharding(mesh, PartitionSpec("data"))
+    x, mask = RNG.normal(size=(8, 1024, 2, 16)).astype(np.float32), RNG.random((8, 1024)) < 0.7
+    taps = np.ones((2, 5), np.float32)
+    for attend in (
+        nystrom.nystrom_attention,
+        nystrom.softmax_attention,
+        nystrom.linear_attention,
+        lambda q, k, v, mask: nystrom.depthwise_convolution(v, taps, mask),
+    ):
+
+        def grad(x, mask, attend=attend):
+            return jax.grad(lambda x: (attend(x, x, x, mask=mask) ** 2).sum())(x)
+
+        for given in (None, mask):
+            there = jax.device_put((x, given), place)
+            program = jax.jit(grad).lower(*there).compile()
+            traffic = collective_bytes(program.as_text())
+            assert traffic <= 2  # whether padding trails everywhere
+            found = program(*there)
+            assert found.sharding.is_equivalent_to(place, x.ndim)
+            assert_close(found, grad(x, given), 1e-4)
+
+
 def heads_of_keys_on_explicit_axes_may_be_shared():
     mesh = jax.make_mesh((4,), ("devices",), axis_types=(AxisType.Explicit,))
     shapes = (4, 12, 8, 4), (4, 12, 4, 4), (4, 12, 4, 3)

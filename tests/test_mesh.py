@@ -26,7 +26,10 @@ CHECKS = {
         "dropout_of_cut_sequences_is_the_wholes_wherever_padding_stands",
     ),
     "steps": ("a_step_on_any_mesh_is_the_same", "hidden_tokens_are_the_same_on_any_mesh"),
-    "traffic": ("a_data_parallel_step_moves_its_gradients",),
+    "traffic": (
+        "a_data_parallel_step_moves_its_gradients",
+        "examples_on_auto_axes_stay_on_their_devices",
+    ),
 }
 
 

@@ -21,6 +21,7 @@ def choose(
     tiled: Callable[..., Any],
     *arrays: Any,
     logits: tuple[Any, ...] = (),
+    cut: Callable[..., Any] | None = None,
     cuda: Callable[..., Any] | None = None,
     tpu: Callable[..., Any] | None = None,
     pallas: Callable[..., Any] | None = None,
@@ -36,10 +37,12 @@ def choose(
     The choice is made when a program is lowered for its platform, not when it is traced. Attentions
     say what they count as `logits`, as a shape *B H N M. Tiles of those need to know the sizes, so
     arrays of symbolic shapes get the plain form; and so do few logits, for which tiles are no
-    faster, and take longer to compile. Arrays on a mesh with Explicit axes, whose types say how
-    they are cut, get it too, for a tile's types would not.
+    faster, and take longer to compile. So do arrays that are cut over devices: on a mesh with
+    Explicit axes types say how, and a tile's would not; on one with Auto axes XLA would give every
+    device all tiles. `cut(*arrays)`, if there is one, is then a CPU's.
     """
-    if implementation is None and any(map(_is_cut_by_type, jax.tree.leaves(arrays))):
+    meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arrays)]
+    if implementation is None and any(AxisType.Explicit in mesh.axis_types for mesh in meshes):
         implementation = "plain"
     if implementation is None and logits:
         sizes = (size for x in jax.tree.leaves(arrays) for size in x.shape)
@@ -51,8 +54,10 @@ def choose(
         return tiled(*arrays)
     if implementation == "pallas" and pallas is not None:
         return jax.lax.platform_dependent(*arrays, default=plain, tpu=pallas)
-    own = {name: form for name, form in (("cuda", cuda), ("tpu", tpu)) if form is not None}
-    return jax.lax.platform_dependent(*arrays, cpu=tiled, default=plain, **own)
+    cpu = cut if any(map(_may_be_cut, meshes)) else tiled
+    forms = {"cpu": cpu, "cuda": cuda, "tpu": tpu}
+    own = {name: form for name, form in forms.items() if form is not None}
+    return jax.lax.platform_dependent(*arrays, default=plain, **own)
 
 
 def _are_few(logits):
@@ -61,5 +66,7 @@ def _are_few(logits):
     return total <= 2**17 or (total <= 2**19 and of_head <= 2**14)
 
 
-def _is_cut_by_type(x):
-    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+def _may_be_cut(mesh):
+    """Whether XLA may cut arrays of this mesh: not inside shard_map, whose axes are Manual."""
+    kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    return any(size > 1 and kind == AxisType.Auto for size, kind in kinds)
