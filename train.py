@@ -29,7 +29,7 @@ from experiment.cores import use_every_core
 from experiment.load import check_same_data, load_data
 from experiment.mesh import make_mesh, own_rows, put_batch, put_whole, sequence_axis
 from experiment.model import head_of, make_model
-from experiment.objectives import checkpoint_score, make_objective, unigram_nats
+from experiment.objectives import check_hidden, checkpoint_score, make_objective, unigram_nats
 from experiment.pretrained import begins_with, start_from
 from experiment.profiling import Profiler
 from experiment.shared_checkpoints import open_checkpoints
@@ -111,6 +111,9 @@ def train(
     mesh = make_mesh(config)
     model = make_model(config.model, task, config.seed, sequence_axis(mesh), head_of(config))
     objective = make_objective(config, task)
+    if config.objective == "masked":
+        for split in ("validation", "test"):
+            check_hidden(task, split, objective)
     graph, params = nnx.split(model)
     learning_rate = make_schedule(config)
     optimizer = make_optimizer(config)
@@ -202,6 +205,8 @@ def train(
             # The device is kept busy, but no further ahead of what is shown and saved.
             jax.block_until_ready(waiting[-1 - STEPS_AHEAD :][0][1])
             log.progress(step)
+            if len(waiting) == 1_000:  # of a run that seldom reports
+                collect()
             evaluating = step % config.eval_every == 0 or step == config.num_train_steps
             if evaluating or step % config.log_every == 0:
                 collect()

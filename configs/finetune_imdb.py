@@ -10,8 +10,9 @@ scratch (one seed each, the package's reviews), 3 minutes on two cores. Accuracy
 with LRA's, whose Text is of bytes.
 
 Variants:
-  :paper  after a run of `mlm.py`, the paper's base model: 32 reviews of 512 tokens, AdamW at 3e-5,
-          four epochs of the official archive; the paper reports 93.2 %. For accelerators, untried.
+  :paper  after a run of `mlm.py` in runs/mlm, the paper's base model: 32 reviews of 512 tokens,
+          AdamW at 3e-5, four epochs of the official archive; the paper reports 93.2 %. For
+          accelerators, untried.
 """
 
 from configs import base, mlm

@@ -1,6 +1,6 @@
 """Masked pretraining of a language model on a folder of UTF-8 files, each a document.
 
-    python train.py --config=configs/mlm.py --config.task.data_dir=DIR
+    python train.py --config=configs/mlm.py --workdir=runs/mlm --config.task.data_dir=DIR
 
 The paper's base model and recipe: 12 post-norm layers of 768, 512 tokens, 15 % of them hidden, and
 whether the halves of a text were swapped (--config.task.sop=False leaves that out); 500,000 steps

@@ -76,7 +76,8 @@ class Reporter:
             file.write(strict_json({"step": step, "split": split, **values}) + "\n")
         if self._tensorboard_writes():
             for name, value in values.items():
-                self.writer.add_scalar(f"{split}/{name}", value, step)
+                if math.isfinite(value):  # of others it warns on the terminal
+                    self.writer.add_scalar(f"{split}/{name}", value, step)
         self.step = step
         if split == "train":
             self.loss = values["loss"]

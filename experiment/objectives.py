@@ -166,6 +166,22 @@ class Masked:
         return jnp.where(chosen, other, tokens), jnp.minimum(places, length - 1), is_hidden
 
 
+def check_hidden(task: lra_tasks.Task, split: str, objective: Masked) -> None:
+    """Raises ValueError unless some token of a split is hidden, in evaluations."""
+    batches = lra_tasks.Batches(task, split, 8)
+
+    @jax.jit
+    def some(tokens, mask):
+        return objective.hide(tokens, mask, content_keys(tokens, mask))[-1].any()
+
+    each = (batches[i] for i in range(len(batches)))
+    if not any(some(batch["inputs"], batch["mask"]) for batch in each):
+        raise ValueError(
+            f"{task.name} {split}: no token is hidden of its {len(batches.split.lengths):,} "
+            "examples; give longer ones, or more, or a larger config.masked.share"
+        )
+
+
 def as_threshold(probability: float) -> np.uint32:
     """Random uint32 are below this with the given probability (1 but for 2^-32)."""
     return np.uint32(min(round(probability * 2**32), 2**32 - 1))

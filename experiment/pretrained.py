@@ -58,7 +58,8 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
 
     Weights are taken by name. Of the table of embeddings these are the rows that both have: the
     row of hidden tokens, the last, is left behind where there are none, and new where there was
-    none. Of a length that is a multiple of that run's, the table of positions is its, repeated.
+    none. Of a length that is a multiple of that run's, the table of positions is its, repeated,
+    but for the place of a token put first.
 
     Raises:
       WorkdirError: as `read_source`, or the weights don't fit, each named.
@@ -80,8 +81,9 @@ def start_from(config: ml_collections.ConfigDict, task: lra_tasks.Task, params):
             f"config.task.tokenizer={config.task.tokenizer!r}: another vocabulary than that run's; "
             f"give {config.init_from!r}"
         )
-    taken = {name: _begun(name, found[name], whole) for name, whole in wanted.items()}
-    positions = tuple(len(each[POSITIONS]) for each in (found, wanted) if POSITIONS in each)
+    first = places_put_first(config)
+    taken = {name: _begun(name, found[name], whole, first) for name, whole in wanted.items()}
+    positions = tuple(len(each[POSITIONS]) - first for each in (found, wanted) if POSITIONS in each)
     record = {
         "workdir": config.init_from,
         "objective": source.objective,
@@ -120,7 +122,7 @@ def check_fit(config, task, source, source_task, found: dict, wanted: dict) -> N
         elif name == EMBEDDINGS and ids[0] != ids[1]:
             there, here = ("({} ids, {} stands for hidden ones)".format(*each) for each in ids)
             problems.append(f"{name}: of other tokens, {there} there, {here} here")
-        elif not _fits(name, found[name].shape, wanted[name].shape):
+        elif not _fits(name, found[name].shape, wanted[name].shape, places_put_first(config)):
             problems.append(f"{name}: {found[name].shape} there, {wanted[name].shape} here")
     if problems:
         raise WorkdirError(
@@ -130,19 +132,27 @@ def check_fit(config, task, source, source_task, found: dict, wanted: dict) -> N
         )
 
 
-def _fits(name, there, here):
+def places_put_first(config) -> int:
+    """How many rows of a table of positions come before those of an example's own tokens."""
+    return int(config.model.pooling == "cls")
+
+
+def _fits(name, there, here, first):
     """Whether an array of the one shape can begin one of the other: see `start_from`."""
     if name in (EMBEDDINGS, POSITIONS) and there[1:] == here[1:]:
-        return name == EMBEDDINGS or here[0] % there[0] == 0
+        return name == EMBEDDINGS or (here[0] - first) % (there[0] - first) == 0
     return there == here
 
 
-def _begun(name, weights, whole):
+def _begun(name, weights, whole, first):
     """An array that fits, in the shape of `whole`."""
     if name == EMBEDDINGS:
         rows = min(len(weights), len(whole))
         return whole.at[:rows].set(weights[:rows])
-    return jnp.tile(weights, (len(whole) // len(weights), 1)) if name == POSITIONS else weights
+    if name == POSITIONS:
+        times = (len(whole) - first) // (len(weights) - first)
+        return jnp.concatenate([weights[:first], jnp.tile(weights[first:], (times, 1))])
+    return weights
 
 
 def _shapes(config, task):

@@ -197,14 +197,25 @@ def check_same_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
     different = differing_fields(saved, recorded(config))
     different = {name: values for name, values in different.items() if name not in MAY_CHANGE}
     if different:
+        advice = "That run took no step: delete its folder, or choose another --workdir."
+        if is_begun(workdir):
+            advice = (
+                "Give the same config to resume that run, or another --workdir to start a new one."
+            )
         raise WorkdirError(
             f"--workdir={workdir}: belongs to a run with another config. Differing fields:\n"
             + "\n".join(
                 f"  config.{name}: {old!r} there, {new!r} now"
                 for name, (old, new) in different.items()
             )
-            + "\nGive the same config to resume that run, or another --workdir to start a new one."
+            + f"\n{advice}"
         )
+
+
+def is_begun(workdir: Path) -> bool:
+    """Whether the run of a folder has saved or reported anything."""
+    metrics = workdir / "metrics.jsonl"
+    return any(workdir.glob("checkpoints/*")) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def is_running(workdir: Path) -> bool:

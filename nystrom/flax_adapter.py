@@ -138,7 +138,8 @@ def _padding_mask(mask, key, float_masks) -> Bool[Array, "*B M"]:
     *batch, length = key.shape[:-2]
     if not hasattr(mask, "dtype"):
         raise TypeError(f"mask has type {type(mask).__name__}: expected a bool array")
-    if mask.ndim != len(batch) + 3 or mask.shape[-3:] != (1, 1, length):
+    fits = mask.ndim == len(batch) + 3 and mask.shape[-3:] == (1, 1, length)
+    if not fits or any(m not in (1, n) for m, n in zip(mask.shape, batch, strict=False)):
         raise ValueError(
             f"mask has shape {mask.shape}: Nyström attention honours padding masks only, "
             f"{(*batch, 1, 1, length)} here (batch, 1, 1, keys). A mask over pairs of positions "

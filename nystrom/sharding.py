@@ -37,7 +37,7 @@ def sharded_attention(
     Raises:
       ValueError: a name that is no axis of the mesh, one axis for both, or numbers that can't be.
         The result raises as `nystrom_attention` does, and where there is a `batch_axis` but no
-        examples.
+        examples, or some that its devices don't divide.
       TypeError: `axis_name` among the options, or numbers that are none.
     """
     for axis in (sequence_axis, batch_axis):
@@ -96,6 +96,11 @@ def _attention(query, key, value, query_mask, key_mask, cut, attend):
     num_batch = query.ndim - 3
     if batch_axis is not None and not num_batch:
         raise ValueError(f"batch_axis={batch_axis!r}: query {query.shape} has no examples")
+    if batch_axis is not None and query.shape[0] % mesh.shape[batch_axis]:
+        raise ValueError(
+            f"batch_axis={batch_axis!r}: query {query.shape} has {query.shape[0]} examples for "
+            f"{mesh.shape[batch_axis]} devices, which must divide them"
+        )
     out_shape = (*query.shape[:-1], value.shape[-1])
     if is_empty(*out_shape):  # which JAX can't cut
         return jnp.zeros(out_shape, query.dtype)

@@ -209,6 +209,8 @@ def axes_and_batches_that_are_not_there_are_refused():
     attend, q = nystrom.sharded_attention(mesh, batch_axis="data"), RNG.normal(size=(8, 2, 4))
     with pytest.raises(ValueError, match=r"batch_axis='data': query \(8, 2, 4\) has no examples"):
         attend(q, q, q)
+    with pytest.raises(ValueError, match="has 3 examples for 2 devices, which must divide them"):
+        attend(*[RNG.normal(size=(3, 8, 2, 4))] * 3)
 
 
 def convolution_and_means_are_those_of_the_whole():

@@ -18,7 +18,13 @@ from experiment import pretrained as pretrained_runs
 from experiment.grid import make_runs
 from experiment.load import load_run
 from experiment.model import head_of, make_model
-from experiment.objectives import Masked, checkpoint_score, content_keys, make_objective
+from experiment.objectives import (
+    Masked,
+    check_hidden,
+    checkpoint_score,
+    content_keys,
+    make_objective,
+)
 from experiment.pretrained import begins_with, source_problems, start_from, weights_by_name
 from experiment.workdir import WorkdirError, record_config
 from tests.test_resume import PowerCutError, cut_off
@@ -136,13 +142,13 @@ def test_what_is_measured_is_the_loss_at_all_places_that_were_hidden(name, field
     assert tuple(found["accuracy"]) == (right, was_hidden.sum())
 
 
-def test_a_split_of_which_no_token_is_hidden_is_refused_with_what_helps():
-    config = masked("text", **{"masked.share": 1e-9})
+def test_a_split_of_which_no_token_is_hidden_is_refused_before_the_first_step(tmp_path):
+    config = masked("text", **{"masked.share": 1e-3, "task.num_validation": 500})
     task = lra_tasks.load(config.task, progress=False)
-    graph, params = nnx.split(make_model(config.model, task, 0, head=head_of(config)))
-    batches = lra_tasks.Batches(task, "validation", 4)
-    with pytest.raises(ValueError, match=r"text validation: no token is hidden.*masked\.share"):
-        training.evaluate(graph, params, batches, objective=make_objective(config, task))
+    with pytest.raises(ValueError, match=r"text test: no token is hidden of its 4 examples.*share"):
+        train(config, tmp_path, task)
+    assert not list(tmp_path.glob("checkpoints/*"))
+    check_hidden(task, "validation", make_objective(config, task))
 
 
 def test_the_best_checkpoint_of_a_masked_run_is_that_of_least_loss():
@@ -252,6 +258,25 @@ def test_a_longer_model_begins_with_the_positions_of_a_shorter_one_repeated(pret
     ours = params["encoder"]["position_embed"][...]
     np.testing.assert_array_equal(ours, np.concatenate([theirs, theirs]))
     assert "its 64 positions, repeated to 128" in begins_with(config, record)
+
+
+def test_places_of_longer_models_are_repeated_behind_that_of_a_token_put_first(tmp_path):
+    both = {"model.pooling": "cls", "task.max_length": 16, "task.padded_length": 16}
+    run(masked("text", num_train_steps=1, **both), tmp_path)
+    for length, fits in ((32, True), (33, False)):
+        both |= {"task.max_length": length, "task.padded_length": length}
+        config = finetune(tmp_path / "run", **both)
+        task = lra_tasks.without_data(config.task)
+        params = nnx.state(make_model(config.model, task, 0))
+        if not fits:
+            with pytest.raises(WorkdirError, match=r"position_embed: \(17, 16\) there, \(34, 16\)"):
+                start_from(config, task, params)
+            continue
+        params, record = start_from(config, task, params)
+        theirs = load_run(tmp_path / "run", with_data=False).model.encoder.position_embed[...]
+        ours = params["encoder"]["position_embed"][...]
+        np.testing.assert_array_equal(ours, np.concatenate([theirs, theirs[1:]]))
+        assert record["positions"] == (16, 32)
 
 
 def test_weights_that_do_not_fit_are_named_one_by_one(pretrained, tmp_path):

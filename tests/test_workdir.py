@@ -81,6 +81,19 @@ def test_what_does_not_change_the_recipe_makes_no_other_config(tmp_path):
     assert "accumulate_steps" not in str(caught.value)
 
 
+def test_what_to_do_about_another_runs_folder_is_said(tmp_path):
+    record_config(tmp_path, make_config())
+    other = make_config(eval_every=3)
+    with pytest.raises(WorkdirError, match="That run took no step: delete its folder, or choose"):
+        check_same_config(tmp_path, other)
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(WorkdirError, match="took no step"):
+        check_same_config(tmp_path, other)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(WorkdirError, match="Give the same config to resume that run"):
+        check_same_config(tmp_path, other)
+
+
 def test_a_run_from_before_a_field_goes_on(tmp_path):
     """With what the field's default is, and no other value; it had recorded where its cache was."""
     record_config(tmp_path, make_config())

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from nystrom.attention import Options, eq_9, invert, landmark_matrix, landmarks
+from nystrom.checks import all_known
 from nystrom.kernels import tiled
 from nystrom.kernels.gradients import vary_over, with_gradient
 from nystrom.kernels.tiles import check_known
@@ -44,7 +45,7 @@ def nystrom(query, key, value, query_mask, key_mask, options: Options, interpret
     """`attention.eq_9`, with kernels for all that it does with tokens.
 
     With `interpret` they are XLA's operations, for any platform. What they are not made for, other
-    dtypes and more landmarks than fast memory holds, gets the plain form.
+    dtypes, symbolic batches and more landmarks than fast memory holds, gets the plain form.
     """
     length, heads, depth = query.shape[-3:]
     others, groups = key.shape[-3:-1]
@@ -52,9 +53,8 @@ def nystrom(query, key, value, query_mask, key_mask, options: Options, interpret
         check_known(each, options.num_landmarks, "pallas")
     depths, count = (depth, value.shape[-1]), options.num_landmarks
     shared = heads // groups * count  # landmarks of queries that have their keys in common
-    if query.dtype not in DTYPES or not (
-        _fits(heads, count, depths) and _fits(groups, shared, depths)
-    ):
+    fit = _fits(heads, count, depths) and _fits(groups, shared, depths)
+    if query.dtype not in DTYPES or not all_known(*query.shape[:-3]) or not fit:
         return eq_9(query, key, value, query_mask, key_mask, options)
     q_mask, k_mask = (
         jnp.ones(x.shape[:-2], bool) if mask is None else mask

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from nystrom.attention import Options, attend, landmark_matrix, landmarks
 from nystrom.chebyshev import apply_chebyshev_pinv
+from nystrom.checks import all_known
 from nystrom.kernels.gradients import with_gradient
 from nystrom.kernels.symmetric_pinv import apply_pinv
 from nystrom.kernels.tiles import (
@@ -76,6 +77,8 @@ def sums(x, segment, num_landmarks):
         (x,) = primals
         *batch, length, heads, depth = x.shape
         check_known(length, num_landmarks)
+        if not all_known(*batch):
+            return plain(primals, segment), ()
         examples = math.prod(batch)
         first = jnp.arange(examples, dtype=segment.dtype)[:, None] * (num_landmarks + 1)
         row = segment.reshape(examples, length) + first  # an example's last row is for padding

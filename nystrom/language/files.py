@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -96,6 +97,8 @@ def _read_torch(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file fails in as many ways as a pickle has
         reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        if isinstance(error, pickle.UnpicklingError):  # where torch advises to run what it holds
+            reason = "it is broken, or holds more than tensors"
         raise ValueError(f"{path} can't be read by torch's weights-only loader: {reason}") from None
     state = state.get("model_state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(

@@ -79,9 +79,10 @@ def from_pretrained(
         )
     if head is not None:
         check_choice("head", head, ("none", *HEADS))
-    dtype = jnp.dtype(dtype)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype={dtype.name}: expected one of floating-point numbers")
+    given, dtype = dtype, jnp.dtype(dtype)  # that of None is float64
+    if given is None or not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize == 1:
+        name = None if given is None else dtype.name
+        raise ValueError(f"dtype={name}: expected one of floating-point numbers, 16 bits or more")
     if num_labels is not None:
         check_count("num_labels", num_labels)
     if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):

@@ -83,7 +83,7 @@ def test_each_export_holds_its_platforms_convolution():
 
 
 @pytest.mark.parametrize("name", ["nystrom", "softmax", "linear", "linformer", "performer",
-                                  "reformer", "none", "convolution", "means"])  # fmt: skip
+                                  "reformer", "none", "convolution", "means", "tiled"])  # fmt: skip
 def test_symbolic_batch(name):
     (b,) = jax.export.symbolic_shape("b")
     x = jax.ShapeDtypeStruct((b, 12, 2, 4), jnp.float32)
@@ -99,6 +99,9 @@ def test_symbolic_batch(name):
             x, x, x, rotations=nystrom.random_rotations(2, 4, 3), bucket_size=4
         ),
         "nystrom": PUBLIC["unmasked"],
+        "tiled": lambda x, f: nystrom.nystrom_attention(
+            x, x, x, num_landmarks=5, implementation="tiled"
+        ),
     }
     function = batched.get(name) or (
         lambda x, f: getattr(nystrom, {"none": "identity"}.get(name, name) + "_attention")(x, x, x)

@@ -80,6 +80,7 @@ class TestBothModules:
             nn.make_causal_mask(x[..., 0]),
             nn.make_attention_mask(np.ones((2, 12)), np.ones((2, 12))),
             np.ones((2, 2, 1, 12), bool),
+            np.ones((3, 1, 1, 12), bool),
         ):
             with pytest.raises(ValueError, match=r"mask has shape .*padding masks only"):
                 apply(self.attend, x, mask=mask)

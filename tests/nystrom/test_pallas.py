@@ -211,6 +211,12 @@ class TestPrograms:
         shapes = [jax.ShapeDtypeStruct((2, 3000, 4, 64), dtype)] * 3
         assert count_kernels(partial(attend, "pallas", count), *shapes) == 0
 
+    def test_a_symbolic_batch_is_plain(self):
+        (b,) = jax.export.symbolic_shape("b")
+        x = jax.ShapeDtypeStruct((b, 300, 2, 4), jnp.float32)
+        exported = jax.export.export(jax.jit(partial(attend, "pallas", 8)), platforms=["tpu"])
+        assert "tpu_custom_call" not in exported(x, x, x).mlir_module()
+
     def test_elsewhere_it_is_the_plain_form(self):
         inputs = random_inputs(0, 2)
         np.testing.assert_array_equal(attend("pallas", 8, *inputs), attend("plain", 8, *inputs))

@@ -275,6 +275,9 @@ def test_float64_without_x64_is_refused():
 def test_options_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="dtype=complex64: expected one of floating-point numbers"):
         language.from_pretrained(DATA / "masked_lm", dtype="complex64")
+    for dtype in (None, jnp.float8_e4m3fn):
+        with pytest.raises(ValueError, match=f"dtype={jnp.dtype(dtype) if dtype else None}: expe"):
+            language.from_pretrained(DATA / "masked_lm", dtype=dtype)
     with pytest.raises(TypeError, match=r"num_labels=2\.5: expected an integer"):
         language.from_pretrained(DATA / "token_classification", num_labels=2.5)
     for head in (None, "none", "question_answering"):
