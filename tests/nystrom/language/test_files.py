@@ -107,7 +107,9 @@ def test_pickles_are_read_only_when_asked_for_and_run_no_code(folder, tmp_path):
     (folder / "pytorch_model.bin.index.json").touch()
     with pytest.raises(FileNotFoundError, match="pickles in several files are not read"):
         language.from_pretrained(folder)
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Trap(tmp_path / "sprung")}))
+    (folder / "pytorch_model.bin").write_bytes(
+        pickle.dumps({"a": Trap(tmp_path / "sprung")}, protocol=2)
+    )
     with pytest.raises(FileNotFoundError, match=r"pickle.*torch_file='pytorch_model\.bin'"):
         language.from_pretrained(folder)
     try:
