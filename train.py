@@ -111,9 +111,7 @@ def train(
     mesh = make_mesh(config)
     model = make_model(config.model, task, config.seed, sequence_axis(mesh), head_of(config))
     objective = make_objective(config, task)
-    if config.objective == "masked":
-        for split in ("validation", "test"):
-            check_hidden(task, split, objective)
+    check_hidden(objective, task, ("validation", "test"))
     graph, params = nnx.split(model)
     learning_rate = make_schedule(config)
     optimizer = make_optimizer(config)

@@ -8,7 +8,7 @@ an example, None in evaluations; `copies` are the devices that are given the sam
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -166,20 +166,23 @@ class Masked:
         return jnp.where(chosen, other, tokens), jnp.minimum(places, length - 1), is_hidden
 
 
-def check_hidden(task: lra_tasks.Task, split: str, objective: Masked) -> None:
-    """Raises ValueError unless some token of a split is hidden, in evaluations."""
-    batches = lra_tasks.Batches(task, split, 8)
+def check_hidden(objective: Callable, task: lra_tasks.Task, splits: Sequence[str]) -> None:
+    """Raises ValueError where tokens are to be hidden and of a split none is."""
+    if not isinstance(objective, Masked):
+        return
 
     @jax.jit
-    def some(tokens, mask):
+    def are_some(tokens, mask):
         return objective.hide(tokens, mask, content_keys(tokens, mask))[-1].any()
 
-    each = (batches[i] for i in range(len(batches)))
-    if not any(some(batch["inputs"], batch["mask"]) for batch in each):
-        raise ValueError(
-            f"{task.name} {split}: no token is hidden of its {len(batches.split.lengths):,} "
-            "examples; give longer ones, or more, or a larger config.masked.share"
-        )
+    for split in splits:
+        batches = lra_tasks.Batches(task, split, 8)
+        each = (batches[i] for i in range(len(batches)))
+        if not any(are_some(batch["inputs"], batch["mask"]) for batch in each):
+            raise ValueError(
+                f"{task.name} {split}: no token is hidden of its {len(batches.split.lengths):,} "
+                "examples; give longer ones, or more, or a larger config.masked.share"
+            )
 
 
 def as_threshold(probability: float) -> np.uint32:

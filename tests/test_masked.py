@@ -148,7 +148,7 @@ def test_a_split_of_which_no_token_is_hidden_is_refused_before_the_first_step(tm
     with pytest.raises(ValueError, match=r"text test: no token is hidden of its 4 examples.*share"):
         train(config, tmp_path, task)
     assert not list(tmp_path.glob("checkpoints/*"))
-    check_hidden(task, "validation", make_objective(config, task))
+    check_hidden(make_objective(config, task), task, ("validation",))
 
 
 def test_the_best_checkpoint_of_a_masked_run_is_that_of_least_loss():
