@@ -131,7 +131,7 @@ def write_report(found: Found, out: Path) -> None:
     section("Learning curves", CURVES_TEXT, curves_records(found), picture="curves")
     section("Unfinished runs", UNFINISHED_TEXT, unfinished_records(found), UNFINISHED)
     section("Skipped", SKIPPED_TEXT, skipped_records(found), SKIPPED)
-    (out / "report.md").write_text("\n\n".join(sections) + "\n")
+    (out / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
 LRA_TEXT = (

@@ -44,6 +44,7 @@ from experiment.training import (
     train_step,
 )
 from experiment.workdir import (
+    check_same_config,
     claim,
     default_workdir,
     is_of_other_data,
@@ -125,12 +126,14 @@ def train(
     # Kept in checkpoints, for reports after a restart to be those of a run that never stopped.
     progress = {"fingerprint": task.fingerprint, "source": task.source}
     progress |= {"vocabulary": task.tokenizer and lra_tasks.disk.sha256_of_file(task.tokenizer)}
+    progress |= {"config": recorded(config)}
     progress |= {"seconds": 0.0, "since_report": {}}
     progress |= {"step_seconds": 0.0, "wait_seconds": 0.0, "compile_seconds": 0.0}
     start_step = 0
     if resumed := checkpoints.resume(state):
         start_step, state, saved = resumed
         progress |= saved
+        check_same_config(workdir, config, progress["config"])
         check_same_data(workdir, progress["fingerprint"], task)
     elif config.init_from:
         state["params"], progress["init_from"] = processes.arrays_of_first(

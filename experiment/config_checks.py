@@ -64,11 +64,27 @@ CHOICES = {
     "model.pooling": nystrom.POOLINGS,
     "model.dtype": ("float32", "bfloat16"),
 }
+# What every model reads, which so can't be an attention's own option.
+EVERY_MODELS = {
+    "attention",
+    "dropout_rate",
+    "dtype",
+    "embedding_std",
+    "head_width",
+    "mlp_width",
+    "norm",
+    "num_heads",
+    "num_layers",
+    "pooling",
+    "position",
+    "remat",
+    "width",
+}
 # Fields that not every attention reads, and which do. What one of these allows, the field may be.
 OWN_FIELDS: dict[str, tuple[str, ...]] = {}
 for name, entry in nystrom.ATTENTIONS.items():
     least_or_names = {conv_field(name): 0} | dict(entry.allowed)
-    for option in (*entry.options, conv_field(name)):
+    for option in (*(entry.options.keys() - EVERY_MODELS), conv_field(name)):
         field = f"model.{option}"
         OWN_FIELDS[field] = (*OWN_FIELDS.get(field, ()), name)
         allowed = least_or_names.get(option)
@@ -105,6 +121,12 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         "expected () or two numbers of at least 0 and less than 1",
     )
     model, batch, parts = config.model, config.batch_size, max(config.accumulate_steps, 1)
+    taken = sorted(nystrom.ATTENTIONS[model.attention].options.keys() & EVERY_MODELS)
+    expect(
+        not taken,
+        "model.attention",
+        f"its option {', '.join(taken)} is a field that every model reads; call it otherwise",
+    )
     for option, allowed in nystrom.ATTENTIONS[model.attention].allowed.items():
         value, named = model[option], isinstance(allowed, tuple)
         what = f"one of {', '.join(allowed)}" if named else f"{allowed} or more"

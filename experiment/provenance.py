@@ -18,6 +18,13 @@ from experiment.workdir import recorded
 
 VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # by the flags of /proc/cpuinfo, widest first
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "tensorflow-datasets")
+CODE = ("nystrom/*.py", "lra_tasks/*.py", "experiment/*.py")
+USUAL_SETTINGS = {
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_enable_x64": False,
+    "jax_default_matmul_precision": None,
+}
 
 
 def why_not_comparable(config, task: lra_tasks.Task, recipe=None) -> str:
@@ -76,19 +83,29 @@ def start() -> dict:
 
     Asked for before training: while a run lasts the files may change, not what it has imported.
     """
-    return {"commit": code_version(), "versions": versions(), "hardware": hardware()}
+    found = {"commit": code_version(), "versions": versions(), "hardware": hardware()}
+    return found | ({"settings": settings()} if settings() else {})
+
+
+def settings() -> dict[str, object]:
+    """JAX's and XLA's settings that bear on a result, where they are not the usual ones."""
+    found = {name: getattr(jax.config, name) for name in USUAL_SETTINGS}
+    found = {name: value for name, value in found.items() if value != USUAL_SETTINGS[name]}
+    return found | ({"XLA_FLAGS": flags} if (flags := os.environ.get("XLA_FLAGS")) else {})
 
 
 def code_version() -> str:
     """The commit of this code, "+changes" where files differ from it; "unknown" outside git.
 
-    What lies in results/ is no code: a benchmark adds to its CSV row by row.
+    What lies in results/ is no code: a benchmark adds to its CSV row by row. Files that git does
+    not know count where the code imports them; a config is in the result itself.
     """
     root = Path(__file__).resolve().parent.parent
     try:
         _git(root, "ls-files", "--error-unmatch", "experiment")  # else another project's commit
         commit = _git(root, "rev-parse", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ":!results")
+        changed += _git(root, "ls-files", "--others", "--exclude-standard", "--", *CODE)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return commit + ("+changes" if changed else "")

@@ -187,7 +187,7 @@ def skipped_records(found: Found) -> list[dict]:
 
 def write_csv(records: list[dict], path: Path) -> None:
     """Writes a CSV file, its columns those of the records."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, records[0])
         writer.writeheader()
         writer.writerows({name: _cell(value) for name, value in r.items()} for r in records)

@@ -37,6 +37,8 @@ TELLING = (
     "warmup_steps",
     "model.num_landmarks",
 )
+# Of a start, what runs must have in common to be of one code.
+MADE_BY = ("commit", "versions", "settings")
 # Where runs may differ and still be runs of one thing: the seed, and what may change when a run
 # goes on, but for what changes its speed and memory.
 NOT_THE_RECIPE = ("seed", "cache_dir", *(name for name in MAY_CHANGE if name != "model.remat"))
@@ -115,11 +117,12 @@ class Group:
 
     @property
     def of_one_code(self) -> bool:
-        """Whether one known commit with one set of package versions made every run."""
+        """Whether one known commit, one set of package versions and one of settings made all."""
         starts = [start for run in self.runs for start in run.starts]
         commit = self.first["commit"]
         known = commit != "unknown" and not commit.endswith("+changes")
-        return known and len({json.dumps([s["commit"], s.get("versions")]) for s in starts}) == 1
+        made_by = (json.dumps([s.get(name) for name in MADE_BY]) for s in starts)
+        return known and len(set(made_by)) == 1
 
     def mean(self, name: str) -> float:
         """The mean over runs of a field of their results; NaN where none has it."""

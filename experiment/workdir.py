@@ -190,9 +190,14 @@ def steps_saved(workdir: Path) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def check_same_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Raises WorkdirError if the workdir's config.json is of another recipe than `config`."""
-    saved = with_defaults(saved_config(workdir))
+def check_same_config(
+    workdir: Path, config: ml_collections.ConfigDict, begun_with: dict | None = None
+) -> None:
+    """Raises WorkdirError if what a run was begun with is of another recipe than `config`.
+
+    That is `begun_with`, as its checkpoints have it, or what config.json says.
+    """
+    saved = with_defaults(saved_config(workdir) if begun_with is None else begun_with)
     saved.pop("cache_dir", None)  # runs used to record it
     different = differing_fields(saved, recorded(config))
     different = {name: values for name, values in different.items() if name not in MAY_CHANGE}

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import os
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -132,6 +133,8 @@ def _check_module(module: ModuleType) -> list[str]:
         return [f"{module.__name__}: {problem}" for problem in problems]
     if unknown := [source for source in module.SOURCES if source not in SOURCES]:
         problems.append(f"SOURCES has {unknown}, expected some of {', '.join(SOURCES)}")
+    if not re.fullmatch(r"\d+\.\d+\.\d+", module.VERSION):
+        problems.append(f"VERSION={module.VERSION!r}, expected three numbers, as 1.0.0")
     if not 0 <= module.FIRST_ID < module.VOCAB_SIZE:
         problems.append(
             f"FIRST_ID={module.FIRST_ID}, expected one of VOCAB_SIZE={module.VOCAB_SIZE} ids"
@@ -239,7 +242,12 @@ def _check_files(config: TaskConfig, module: ModuleType, source: str) -> list[st
     if problems := _check_vocabulary(config):
         return problems
     try:
-        for path in module.find_files(config, source):
+        found = module.find_files(config, source)
+        if not isinstance(found, list):
+            raise ValueError(
+                f"{module.__name__}.find_files gave {found!r}, expected a list of files"
+            )
+        for path in found:
             if not os.access(path, os.R_OK):
                 return [_problem(config, "data_dir", f"cannot read {path}")]
     except (ValueError, OSError) as error:

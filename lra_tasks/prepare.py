@@ -140,6 +140,8 @@ def _preview(task: lra_tasks.Task, preview_dir: str | None) -> None:
         for document in documents:
             if shape is None:
                 text = module.decode(document.astype(np.int32) + task.id_offset, *vocabulary)
+                if not isinstance(text, str):
+                    raise ValueError(f"{module.__name__}.decode gave {text!r}, expected a text")
                 print("    " + text[:SHOWN_CHARACTERS] + ("..." if text[SHOWN_CHARACTERS:] else ""))
             elif preview_dir is not None:
                 folder = expand_user(preview_dir)

@@ -183,6 +183,8 @@ def _read_description(directory: Path) -> dict:
                 raise ValueError("not as it was written")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(damaged(directory, f"set.json: {error!r}")) from error
+    if (name := description.get("name", directory.parent.name)) != directory.parent.name:
+        raise ValueError(damaged(directory, f"it is the set {name}, renamed"))
     for name, size in sizes.items():
         actual = (directory / name).stat().st_size if (directory / name).is_file() else "no"
         if actual != size:

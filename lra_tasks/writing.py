@@ -74,6 +74,9 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
         return examples
 
     makers = module.examples(config, source, files, notes)
+    if not isinstance(makers, dict) or not all(map(callable, makers.values())):
+        made = f"{module.__name__}.examples gave {makers!r}"
+        raise ValueError(f"{made}, expected a function for each split that yields its examples")
     if set(makers) != set(SPLITS):
         raise ValueError(f"task module {module.__name__} makes splits {sorted(makers)}")
     builder = LongRangeArena(

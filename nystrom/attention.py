@@ -100,7 +100,8 @@ def softmax(query, key, key_mask, scale, product=einsum, axis_name=None, is_caus
         logits = jnp.where(key_mask[..., None, None, :], logits, MASKED)
     if is_causal:
         logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, MASKED)
-    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True, initial=MASKED))
+    least = jnp.finfo(logits.dtype).min
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True, initial=least))
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
     weights = jnp.exp(logits - largest)
@@ -148,7 +149,7 @@ def nystrom_attention(
     is_causal: bool = False,
     implementation: str | None = None,
     axis_name: str | None = None,
-) -> Float[Array, "*B N H E"]:
+) -> Float[jax.Array, "*B N H E"]:
     """Nyström approximation of softmax attention, O(N + M) in time and memory (eq. 9).
 
     F A^+ G value with F = softmax(Q K~^T / sqrt D), A = softmax(Q~ K~^T / sqrt D),
@@ -236,7 +237,7 @@ def softmax_attention(
     scale: float | None = None,
     is_causal: bool = False,
     implementation: str | None = None,
-) -> Float[Array, "*B N H E"]:
+) -> Float[jax.Array, "*B N H E"]:
     """Exact attention softmax(Q K^T / sqrt D) V, O(N M) in time (eq. 1).
 
     Arguments, result and errors are those of `nystrom_attention`, but that `is_causal` is
@@ -294,9 +295,10 @@ def check_scale(scale, query) -> float:
     if scale is None:
         return query.shape[-1] ** -0.5
     is_real = hasattr(known("scale", scale), "__float__") and np.isrealobj(scale)
-    is_number = is_real and not isinstance(scale, bool) and not np.ndim(scale)
+    if not is_real or isinstance(scale, bool) or np.ndim(scale):
+        raise TypeError(f"scale={scale!r}: expected a number")
     try:
-        number = float(scale) if is_number else math.nan
+        number = float(scale)
     except OverflowError:  # an int beyond float64
         number = math.inf
     if not math.isfinite(number):

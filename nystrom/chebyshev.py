@@ -12,7 +12,7 @@ LEAST = (5**NUM_STEPS / (13 / 4) ** 6) ** 2  # l_0, the least eigenvalue of c A 
 T5 = (0, 5, 0, -20, 0, 16)  # the Chebyshev polynomial of degree 5, lowest power first
 
 
-def chebyshev_pinv(a: Float[Array, "*B L L"]) -> Float[Array, "*B L L"]:
+def chebyshev_pinv(a: Float[Array, "*B L L"]) -> Float[jax.Array, "*B L L"]:
     """Pseudo-inverse of each matrix by three steps of four products: 12, where eq. 7 takes 24.
 
     Like eq. 7 it starts from eq. 8's Z_0 = c A^T, and each step multiplies Z by a polynomial q of

@@ -25,7 +25,7 @@ def depthwise_convolution(
     *,
     implementation: str | None = None,
     axis_name: str | None = None,
-) -> Float[Array, "*B N H E"]:
+) -> Float[jax.Array, "*B N H E"]:
     """Convolves each head's values over positions with that head's filter, zeros beyond the ends.
 
     As in the authors' code the filter is not flipped and K is odd: out[n] = sum over k of

@@ -20,7 +20,7 @@ def attention_fn(
     *,
     implementation: str | None = None,
     float_masks: bool = False,
-) -> Callable[..., Array]:
+) -> Callable[..., jax.Array]:
     """A self-attention for `nnx.MultiHeadAttention` and `linen.MultiHeadDotProductAttention`.
 
     The result takes what either module passes: query, key and value *B N H D, and a padding mask
@@ -50,7 +50,7 @@ def cross_attention_fn(
     *,
     implementation: str | None = None,
     float_masks: bool = False,
-) -> Callable[..., Array]:
+) -> Callable[..., jax.Array]:
     """`attention_fn` for queries and keys of two sequences: the mask is that of the keys alone.
 
     Flax has none for the queries, which all count as real.

@@ -17,7 +17,7 @@ def segment_means(
     mask: Bool[Array, "*B N"] | None = None,
     *,
     axis_name: str | None = None,
-) -> tuple[Float[Array, "*B L H D"], Bool[Array, "*B L"]]:
+) -> tuple[Float[jax.Array, "*B L H D"], Bool[jax.Array, "*B L"]]:
     """Means of `num_landmarks` consecutive segments of the real tokens of `x`.
 
     Segments are laid over the real tokens (`mask` True) in order, so padding neither moves a

@@ -12,7 +12,9 @@ from nystrom.numerics import accumulator
 NEVER_STOPPED = 6  # iterations, the paper's number, that every matrix takes
 
 
-def iterative_pinv(a: Float[Array, "*B L L"], num_iterations: int = 6) -> Float[Array, "*B L L"]:
+def iterative_pinv(
+    a: Float[Array, "*B L L"], num_iterations: int = 6
+) -> Float[jax.Array, "*B L L"]:
     """Pseudo-inverse of each matrix by `num_iterations` steps of eq. 7 from eq. 8's start.
 
     Z_0 = A^T / (|A|_1 |A|_inf), Z <- Z/4 (13 I - A Z (15 I - A Z (7 I - A Z))). The scale is
@@ -73,9 +75,11 @@ def _step(z, az):
 
 def _residual(a, az):
     """|A Z A - A| / |A| of each matrix, *B 1 1, without a gradient; 0 for a zero matrix."""
+    difference, a = jax.lax.stop_gradient((matmul(az, a) - a, a))
+    largest = jnp.abs(a).max(axis=(-2, -1), keepdims=True, initial=0)
+    largest = jnp.where(largest > 0, largest, 1)  # whose square may be no number
     difference, norm = (
-        jnp.sqrt((x**2).sum(axis=(-2, -1), keepdims=True))
-        for x in jax.lax.stop_gradient((matmul(az, a) - a, a))
+        jnp.sqrt(((x / largest) ** 2).sum(axis=(-2, -1), keepdims=True)) for x in (difference, a)
     )
     return difference / jnp.where(norm > 0, norm, 1)
 

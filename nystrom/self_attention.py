@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -29,14 +30,14 @@ class Bound:
     """A function with options bound, equal to others of it with the same: so are models that it is
     a part of, which then share compiled programs (a `functools.partial` equals only itself)."""
 
-    function: Callable[..., Array]
+    function: Callable[..., jax.Array]
     options: tuple[tuple[str, Any], ...]
 
     @staticmethod
-    def of(function: Callable[..., Array], **options: Any) -> "Bound":
+    def of(function: Callable[..., jax.Array], **options: Any) -> "Bound":
         return Bound(function, tuple(sorted(options.items())))
 
-    def __call__(self, *arrays: Any, **more: Any) -> Array:
+    def __call__(self, *arrays: Any, **more: Any) -> jax.Array:
         return self.function(*arrays, **dict(self.options), **more)
 
 

@@ -20,7 +20,7 @@ def sharded_attention(
     sequence_axis: str | None = "sequence",
     batch_axis: str | None = None,
     **options,
-) -> Callable[..., Float[Array, "*B N H E"]]:
+) -> Callable[..., Float[jax.Array, "*B N H E"]]:
     """`nystrom_attention` for sequences that lie in pieces on the devices of a mesh.
 
     The result takes query, key, value and masks as `nystrom_attention` does and returns what that
@@ -75,7 +75,7 @@ def _sharded(
     key_mask: Bool[Array, "*B M"] | None = None,
     cut: _Cut,
     attend: Callable[..., Array],
-) -> Float[Array, "*B N H E"]:
+) -> Float[jax.Array, "*B N H E"]:
     """What `sharded_attention` returns, with its mesh and options bound."""
     query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
     return _attention(query, key, value, query_mask, key_mask, cut, attend)

@@ -37,6 +37,25 @@ def test_an_option_may_be_that_of_several_attentions(shared_option):
     assert not shared_option.check_config(config)
 
 
+def test_an_option_may_not_be_a_field_of_every_model(monkeypatch):
+    own = nystrom.ATTENTIONS["linear"]._replace(options={"dropout_rate": 0.1})
+    monkeypatch.setitem(nystrom.ATTENTIONS, "own", own)
+    try:
+        checks = importlib.reload(config_checks)
+        assert "model.dropout_rate" not in checks.OWN_FIELDS
+        every = {f"model.{name}" for name in checks.EVERY_MODELS}
+        assert every | checks.OWN_FIELDS.keys() == {
+            f"model.{name}" for name in lra_listops.get_config().model
+        }
+        config = lra_listops.get_config()
+        config.model.attention = "own"
+        expected = "its option dropout_rate is a field that every model reads; call it otherwise"
+        assert checks.check_config(config) == [f"config.model.attention='own': {expected}"]
+    finally:
+        monkeypatch.undo()
+        importlib.reload(config_checks)
+
+
 def test_a_number_of_an_own_field_that_is_none_is_named():
     config = lra_listops.get_config()
     with config.unlocked():

@@ -1,6 +1,8 @@
 """What README.md says can be run as it stands."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -32,6 +34,14 @@ def test_the_python_in_readme_runs():
         padded = names["x"].at[1, 700:].set(float("nan"))
         again = names["nystrom"].nystrom_attention(padded, padded, padded, mask=names["is_real"])
         assert (again == names["out"]).all()
+
+
+def test_the_python_in_readme_is_right_by_the_packages_types(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "block.py").write_text("\n".join([*blocks, "first = out.at[0].get()\n"]))
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", f"{tmp_path}/block.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_no_sentence_of_readme_has_more_than_two_numbers():

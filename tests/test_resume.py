@@ -209,6 +209,15 @@ def test_a_run_that_began_with_other_data_stops(task, tmp_path):
         train(make_config(), tmp_path, others)
 
 
+def test_a_run_does_not_go_on_by_a_recipe_put_into_its_config(task, tmp_path):
+    with pytest.raises(PowerCutError):
+        train(make_config(checkpoint_every=1), tmp_path, cut_off(task, 5))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"learning_rate": 0.5}))
+    with pytest.raises(WorkdirError, match=r"config\.learning_rate: 0\.003 there, 0\.5 now"):
+        train(make_config(learning_rate=0.5), tmp_path, task)
+
+
 def test_a_loss_on_validation_or_test_that_is_no_number_stops(task, tmp_path, monkeypatch):
     def evaluate(graph, params, batches, *_):
         return {"loss": float("nan") if batches.split is bad else 2.0, "accuracy": 0.5}
@@ -284,7 +293,7 @@ def test_a_run_that_goes_on_with_other_code_names_both(whole, task, tmp_path, mo
     (earlier,) = result["earlier_starts"]
     assert (result["commit"], earlier["commit"]) == ("second", "first")
     assert earlier | {"commit": "second"} == {name: result[name] for name in earlier}
-    assert earlier.keys() == {"commit", "versions", "hardware"}
+    assert earlier.keys() == {"commit", "versions", "hardware", "settings"}  # the tests' XLA_FLAGS
     assert "earlier_starts" not in whole[1]
 
 

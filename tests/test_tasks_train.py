@@ -104,6 +104,17 @@ def test_buckets_change_no_examples_logits(pooling):
     np.testing.assert_allclose(logits[0], logits[1], atol=2e-6)
 
 
+def test_settings_that_bear_on_a_result_are_in_it(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert "settings" not in provenance.start()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    with jax.default_matmul_precision("high"):
+        assert provenance.start()["settings"] == {
+            "jax_default_matmul_precision": "high",
+            "XLA_FLAGS": "--xla_cpu_enable_fast_math=true",
+        }
+
+
 def test_a_commit_with_changes_is_marked_unless_they_are_results(tmp_path, monkeypatch):
     for name in ("experiment/provenance.py", "results/table.csv"):
         (tmp_path / name).parent.mkdir()
@@ -120,6 +131,12 @@ def test_a_commit_with_changes_is_marked_unless_they_are_results(tmp_path, monke
     commit = git("rev-parse", "HEAD")
     (tmp_path / "results/table.csv").write_text("2")
     assert provenance.code_version() == commit
+    (tmp_path / "experiment/notes.txt").touch()
+    (tmp_path / "mine.py").touch()
+    assert provenance.code_version() == commit
+    (tmp_path / "experiment/own.py").touch()
+    assert provenance.code_version() == f"{commit}+changes"
+    (tmp_path / "experiment/own.py").unlink()
     (tmp_path / "experiment/provenance.py").write_text("2")
     assert provenance.code_version() == f"{commit}+changes"
     # Unpacked inside another project's repository, the code has no commit.

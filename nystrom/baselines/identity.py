@@ -15,7 +15,7 @@ def identity_attention(
     mask: Bool[Array, "*B N"] | None = None,
     query_mask: Bool[Array, "*B N"] | None = None,
     key_mask: Bool[Array, "*B N"] | None = None,
-) -> Float[Array, "*B N H E"]:
+) -> Float[jax.Array, "*B N H E"]:
     """The values as they are, zeros where padded: the ablation that tells what attention adds.
 
     Arguments and errors are those of `nystrom_attention`; the lengths must be equal.

@@ -17,7 +17,7 @@ def linear_attention(
     mask: Bool[Array, "*B N"] | None = None,
     query_mask: Bool[Array, "*B N"] | None = None,
     key_mask: Bool[Array, "*B M"] | None = None,
-) -> Float[Array, "*B N H E"]:
+) -> Float[jax.Array, "*B N H E"]:
     """phi(Q) (phi(K)^T V) / (phi(Q) phi(K)^T 1) with phi(x) = elu(x) + 1 (its eq. 4-7).
 
     The Nyströmformer authors' runs leave out the denominator; the paper's form is kept here.

@@ -18,7 +18,7 @@ def linformer_attention(
     query_mask: Bool[Array, "*B N"] | None = None,
     key_mask: Bool[Array, "*B M"] | None = None,
     projection: Float[Array, "G L P"],
-) -> Float[Array, "*B N H E"]:
+) -> Float[jax.Array, "*B N H E"]:
     """softmax(Q (E K)^T / sqrt D) E V (its eq. 7), O(N + M) in time and memory.
 
     The paper has projections of keys and of values apart (E and F), per head or shared by

@@ -26,7 +26,7 @@ def performer_attention(
     key_mask: Bool[Array, "*B M"] | None = None,
     projection: Float[Array, "F D"],
     feature_kernel: str = "relu",
-) -> Float[Array, "*B N H E"]:
+) -> Float[jax.Array, "*B N H E"]:
     """phi(Q) (phi(K)^T V) / (phi(Q) phi(K)^T 1) with F random features (its eq. 3-5).
 
     With x scaled by D^(-1/4) and w the rows of `projection`, phi(x) is relu(w x), the kernel of

@@ -25,7 +25,7 @@ def reformer_attention(
     key_mask: Bool[Array, "*B N"] | None = None,
     rotations: Float[Array, "R D P"],
     bucket_size: int = 64,
-) -> Float[Array, "*B N H E"]:
+) -> Float[jax.Array, "*B N H E"]:
     """LSH attention with R rounds of hashing (its section 2, eq. 4-7).
 
     Per round, tokens are hashed (x -> argmax of [x R; -x R]), sorted by bucket and position and

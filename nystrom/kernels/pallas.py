@@ -120,7 +120,8 @@ def from_short(queries, key, value, key_mask, scale, interpret):
         context[h] = shrink * context[h] + _dot("lt,te->le", weights, value)
 
     rows = queries.shape[:-1]
-    outputs = [((*rows, value.shape[-1]), 0), ((*rows, 1), MASKED), ((*rows, 1), 0)]
+    least = float(jnp.finfo(jnp.float32).min)
+    outputs = [((*rows, value.shape[-1]), 0), ((*rows, 1), least), ((*rows, 1), 0)]
     context, largest, total = _Tiling.of(queries.shape, key, value).call(
         tile, (queries.astype(key.dtype),), (key, value), key_mask, outputs, (), interpret
     )

@@ -98,7 +98,11 @@ def from_short(
     tiling = _Tiling.of(key, queries)
     rows = queries.shape[:-1]
     column = jnp.zeros_like(queries, shape=(*rows, 1))
-    carry = column + MASKED, column, jnp.zeros_like(queries, shape=(*rows, value.shape[-1]))
+    carry = (
+        column + jnp.finfo(column.dtype).min,
+        column,
+        jnp.zeros_like(queries, shape=(*rows, value.shape[-1])),
+    )
     (largest, total, context), _ = tiling.scan(tile, queries, carry, (key, value), key_mask, ())
     return context / total, largest, total
 

@@ -94,6 +94,10 @@ def test_what_a_task_of_ones_own_lacks_is_named(make_config, monkeypatch):
         "lra_tasks.listops: FIRST_ID=16, expected one of VOCAB_SIZE=16 ids",
         "lra_tasks.listops: 2 LABEL_NAMES, expected NUM_CLASSES=10",
     ]
+    monkeypatch.undo()
+    monkeypatch.setattr(listops, "VERSION", "1")
+    [problem] = lra_tasks.check(make_config())
+    assert problem == "lra_tasks.listops: VERSION='1', expected three numbers, as 1.0.0"
     monkeypatch.setattr(listops, "VERSION", 2)
     monkeypatch.setattr(listops, "LABEL_NAMES", "0123456789")
     assert lra_tasks.check(make_config()) == [
@@ -109,6 +113,22 @@ def test_what_a_task_of_ones_own_lacks_is_named(make_config, monkeypatch):
     monkeypatch.delattr(listops, "decode")
     [problem] = lra_tasks.check(make_config())
     assert problem == "lra_tasks.listops has no FIRST_ID, check, decode: see lra_tasks/store.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("find_files", None, "find_files gave None, expected a list of files"),
+        ("examples", None, "examples gave None, expected a function for each split"),
+        ("examples", {"train": iter(())}, "examples gave {.*}, expected a function for each split"),
+    ],
+)
+def test_what_a_function_of_a_task_of_ones_own_gives_wrongly_is_named(
+    make_config, tmp_path, monkeypatch, name, given, said
+):
+    monkeypatch.setattr(listops, name, lambda *given_to: given)
+    with pytest.raises(ValueError, match=f"lra_tasks.listops.{said}"):
+        lra_tasks.prepare_set(make_config(), tmp_path, progress=False)
 
 
 def test_sets_without_a_name_are_refused_not_mixed(make_config, monkeypatch):

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -126,6 +127,16 @@ def test_settings_of_batches_share_the_directory(small, tmp_path):
     first = lra_tasks.prepare_set(small, tmp_path, progress=False)
     small.padded_length, small.bucket_boundaries = 256, (64, 256)
     assert lra_tasks.prepare_set(small, tmp_path, progress=False) == first
+
+
+def test_a_set_in_the_place_of_another_is_refused(small, make_config, tmp_path):
+    directory = lra_tasks.prepare_set(small, tmp_path, progress=False)
+    other = make_config(num_train=40, num_validation=5, num_test=5, data_seed=1)
+    others = lra_tasks.prepare_set(other, tmp_path, progress=False)
+    shutil.rmtree(directory)
+    shutil.copytree(others, directory)
+    with pytest.raises(ValueError, match=rf"it is the set {others.parent.name}, renamed"):
+        lra_tasks.load(small, tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "lengths", "json"])

@@ -196,6 +196,17 @@ def test_the_residual_never_rises_with_more_iterations(spread):
     assert (residuals[-1] < residuals[0]).all()
 
 
+@pytest.mark.parametrize("size", [1e-18, 1e-17, 1e-9, 1e18])
+def test_more_iterations_help_matrices_of_any_size(size):
+    a = softmax_matrices(4, size=8).astype(np.float32) * np.float32(size)
+    wide = a.astype(np.float64)
+    rough, fine = (
+        np.linalg.norm(wide @ pinv(a, n).astype(np.float64) @ wide - wide) / np.linalg.norm(wide)
+        for n in (6, 30)
+    )
+    assert rough > 1e-4 and fine < 1e-5
+
+
 def test_each_matrix_stops_for_itself():
     """One that goes on beside one that stops is what it would be alone."""
     rng = np.random.default_rng(1)
