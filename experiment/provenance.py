@@ -84,7 +84,7 @@ def start() -> dict:
     Asked for before training: while a run lasts the files may change, not what it has imported.
     """
     found = {"commit": code_version(), "versions": versions(), "hardware": hardware()}
-    return found | ({"settings": settings()} if settings() else {})
+    return found | ({"settings": unusual} if (unusual := settings()) else {})
 
 
 def settings() -> dict[str, object]:

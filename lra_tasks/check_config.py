@@ -243,7 +243,7 @@ def _check_files(config: TaskConfig, module: ModuleType, source: str) -> list[st
         return problems
     try:
         found = module.find_files(config, source)
-        if not isinstance(found, list):
+        if not isinstance(found, list | tuple):
             raise ValueError(
                 f"{module.__name__}.find_files gave {found!r}, expected a list of files"
             )
