@@ -111,8 +111,11 @@ def examples_on_auto_axes_stay_on_their_devices():
         for given in (None, mask):
             there = jax.device_put((x, given), place)
             program = jax.jit(grad).lower(*there).compile()
-            traffic = collective_bytes(program.as_text())
-            assert traffic <= 2  # whether padding trails everywhere
+            with jax.set_mesh(mesh):  # of arrays that are not there yet
+                to_be_cut = jax.jit(grad, in_shardings=place).lower(x, given).compile()
+            for each in (program, to_be_cut):
+                traffic = collective_bytes(each.as_text())
+                assert traffic <= 2  # whether padding trails everywhere
             found = program(*there)
             assert found.sharding.is_equivalent_to(place, x.ndim)
             assert_close(found, grad(x, given), 1e-4)

@@ -54,7 +54,7 @@ def choose(
         return tiled(*arrays)
     if implementation == "pallas" and pallas is not None:
         return jax.lax.platform_dependent(*arrays, default=plain, tpu=pallas)
-    cpu = cut if any(map(_may_be_cut, meshes)) else tiled
+    cpu = cut if any(map(_may_be_cut, [*meshes, jax.sharding.get_abstract_mesh()])) else tiled
     forms = {"cpu": cpu, "cuda": cuda, "tpu": tpu}
     own = {name: form for name, form in forms.items() if form is not None}
     return jax.lax.platform_dependent(*arrays, default=plain, **own)
