@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.checks import check_choice, check_count, check_ids
-from nystrom.layers import Dense, check_rate, dropout, gelu, layer_norm, real_ranks, split_keys
+from nystrom.layers import Dense, LayerNorm, check_rate, dropout, gelu, real_ranks, split_keys
 from nystrom.numerics import from_front, to_front, unless_trailing, zero_padded
 from nystrom.self_attention import NystromSelfAttention, SelfAttention
 
@@ -35,9 +35,9 @@ class EncoderBlock(nnx.Module):
         self.is_pre = norm == "pre"
         self.dropout_rate = dropout_rate
         self.axis_name = axis_name
-        self.attention_norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.attention_norm = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.attention = self_attention
-        self.mlp_norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.mlp_norm = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.mlp_in = Dense(width, mlp_width, dtype=dtype, rngs=rngs)
         self.mlp_out = Dense(mlp_width, width, dtype=dtype, rngs=rngs)
 
@@ -156,7 +156,7 @@ class Encoder(nnx.Module):
             )
             for _ in range(num_layers)
         )
-        self.norm = nnx.data(layer_norm(width, dtype=dtype, rngs=rngs) if norm == "pre" else None)
+        self.norm = nnx.data(LayerNorm(width, dtype=dtype, rngs=rngs) if norm == "pre" else None)
 
     def __call__(
         self,

@@ -53,12 +53,26 @@ def uniform_init(fan_in: int) -> Callable[..., Array]:
     return init
 
 
-def layer_norm(width: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> nnx.LayerNorm:
+class LayerNorm(nnx.LayerNorm):
     """LayerNorm over features with PyTorch's epsilon, as the authors' models have it."""
-    # Variance as the mean of squares about the mean: as fast here, and loses no digits.
-    return nnx.LayerNorm(
-        width, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs
-    )
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        epsilon: float = LAYER_NORM_EPSILON,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        # Variance as the mean of squares about the mean: as fast here, and loses no digits.
+        super().__init__(width, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+    def __call__(  # type: ignore[override]  # no mask
+        self, x: Float[Array, "*B C"]
+    ) -> Float[jax.Array, "*B C"]:
+        # Flax mixes half precision with float32, which JAX's strict promotion forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            return super().__call__(x)
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:

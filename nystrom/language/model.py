@@ -13,7 +13,7 @@ from nystrom.convolution import depthwise_convolution
 from nystrom.language.activations import ACTIVATIONS
 from nystrom.language.attention import language_attention
 from nystrom.language.config import LanguageConfig
-from nystrom.layers import dropout, real_ranks, split_keys
+from nystrom.layers import LayerNorm, dropout, real_ranks, split_keys
 from nystrom.numerics import first_token, from_front, to_front, unless_trailing, zero_padded
 
 FIRST_POSITION = 2  # rows of the table that no token uses: left over from RoBERTa
@@ -25,15 +25,10 @@ def dense(in_features: int, out_features: int, config: LanguageConfig, dtype, rn
     return nnx.Linear(in_features, out_features, kernel_init=init, dtype=dtype, rngs=rngs)
 
 
-def layer_norm(config: LanguageConfig, dtype, rngs) -> nnx.LayerNorm:
+def layer_norm(config: LanguageConfig, dtype, rngs) -> LayerNorm:
     """LayerNorm over features with the config's epsilon."""
-    return nnx.LayerNorm(
-        config.hidden_size,
-        epsilon=float(config.layer_norm_eps),
-        use_fast_variance=False,
-        dtype=dtype,
-        rngs=rngs,
-    )
+    epsilon = float(config.layer_norm_eps)
+    return LayerNorm(config.hidden_size, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
 
 class Block(nnx.Module):

@@ -72,6 +72,28 @@ def test_an_encoder_in_strict_modes(mode, position):
     assert out.dtype == jnp.float32
 
 
+def test_models_in_strict_modes_in_half_precision():
+    tokens, mask = np.arange(12, dtype=np.int32)[None], MASK[None]
+    sizes = {"width": 8, "num_heads": 2, "mlp_width": 8, "num_layers": 1, "dropout_rate": 0.1}
+    half = {"dtype": jnp.bfloat16, "rngs": nnx.Rngs(0)}
+    encoder = nystrom.Encoder(12, 12, **sizes, **half)
+    classifier = nystrom.Classifier(encoder, 2, width=8, head_width=8, **half)
+    config = language.LanguageConfig(
+        vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=8, max_position_embeddings=12, num_landmarks=4, segment_means_seq_len=12,
+    )  # fmt: skip
+    for model in (classifier, language.MaskedLM(config, **half)):
+        graph, state = nnx.split(model)
+
+        def loss(state, graph=graph):
+            out = nnx.merge(graph, state)(tokens, mask)
+            return out.astype(jnp.float32).sum()
+
+        with MODES["promotion"](), MODES["rank"]():
+            grads = jax.tree.leaves(jax.jit(jax.grad(loss))(state))
+        assert all(np.isfinite(grad).all() for grad in grads)
+
+
 def eager_models():
     """Calls of models as the documentation has them, and of a gradient, without jit."""
     tokens, mask = np.arange(12, dtype=np.int32)[None], MASK[None]
