@@ -102,7 +102,6 @@ def print_score(loaded, flags) -> None:
     parts = config_checks.choose_accumulate_steps(loaded.config, 1, jax.default_backend())
     batches = lra_tasks.Batches(loaded.task, flags.split, loaded.config.batch_size // parts)
     objective = objectives.make_objective(loaded.config, loaded.task)
-    objectives.check_hidden(objective, loaded.task, (flags.split,))
     values = training.evaluate(*nnx.split(loaded.model), batches, objective=objective)
     count = len(loaded.task.splits[flags.split].lengths)
     if not (lra_tasks.disk.expand_user(flags.workdir) / "result.json").exists():

@@ -179,10 +179,16 @@ def check_hidden(objective: Callable, task: lra_tasks.Task, splits: Sequence[str
         batches = lra_tasks.Batches(task, split, 8)
         each = (batches[i] for i in range(len(batches)))
         if not any(are_some(batch["inputs"], batch["mask"]) for batch in each):
-            raise ValueError(
-                f"{task.name} {split}: no token is hidden of its {len(batches.split.lengths):,} "
-                "examples; give longer ones, or more, or a larger config.masked.share"
-            )
+            raise ValueError(nothing_hidden(batches))
+
+
+def nothing_hidden(batches: lra_tasks.Batches) -> str:
+    """What is wrong with a split of which no token is hidden, and what helps."""
+    return (
+        f"{batches.task.name} {batches.split_name}: no token is hidden of its "
+        f"{len(batches.split.lengths):,} examples; give longer ones, or more, or a larger "
+        "config.masked.share"
+    )
 
 
 def as_threshold(probability: float) -> np.uint32:

@@ -11,7 +11,7 @@ from flax import nnx
 import lra_tasks
 from experiment import metrics
 from experiment.mesh import over_mesh, put_batch, vary
-from experiment.objectives import classify
+from experiment.objectives import classify, nothing_hidden
 from experiment.processes import compile_together
 
 STEPS_AHEAD = 2  # steps handed to the device before an earlier one is waited for
@@ -179,5 +179,7 @@ def evaluate(
             parts.append(eval_step(graph, params, batch, mesh, objective))
         jax.block_until_ready(parts[-1 - ahead :][0])
     total = functools.reduce(metrics.merge, jax.device_get(parts), {})
+    if not total["loss"][1]:
+        raise ValueError(nothing_hidden(batches))
     seconds = log.seconds() - start
     return metrics.means(total) | {"examples_per_second": len(batches.split.lengths) / seconds}

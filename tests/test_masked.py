@@ -151,6 +151,15 @@ def test_a_split_of_which_no_token_is_hidden_is_refused_before_the_first_step(tm
     check_hidden(make_objective(config, task), task, ("validation",))
 
 
+def test_a_split_of_which_no_token_is_hidden_is_refused_with_what_helps():
+    config = masked("text", **{"masked.share": 1e-9})
+    task = lra_tasks.load(config.task, progress=False)
+    graph, params = nnx.split(make_model(config.model, task, 0, head=head_of(config)))
+    batches = lra_tasks.Batches(task, "validation", 4)
+    with pytest.raises(ValueError, match=r"text validation: no token is hidden.*masked\.share"):
+        training.evaluate(graph, params, batches, objective=make_objective(config, task))
+
+
 def test_the_best_checkpoint_of_a_masked_run_is_that_of_least_loss():
     good, bad = {"loss": 1.5, "accuracy": 0.1}, {"loss": 1.6, "accuracy": 0.9}
     assert checkpoint_score("masked", good) > checkpoint_score("masked", bad) > 0

@@ -15,45 +15,40 @@ from lra_tasks import without_data
 
 
 @pytest.fixture
-def shared_option(monkeypatch):
-    """An attention of one's own with an option that performer has."""
-    own = nystrom.ATTENTIONS["linear"]._replace(
-        options={"num_features": 300}, allowed={"num_features": 300}
-    )
-    monkeypatch.setitem(nystrom.ATTENTIONS, "own", own)
-    yield importlib.reload(config_checks)
+def checks_with(monkeypatch):
+    """Checks of configs with an attention of one's own that has the fields given."""
+
+    def checks(**given):
+        own = nystrom.ATTENTIONS["linear"]._replace(**given)
+        monkeypatch.setitem(nystrom.ATTENTIONS, "own", own)
+        return importlib.reload(config_checks)
+
+    yield checks
     monkeypatch.undo()
     importlib.reload(config_checks)
 
 
-def test_an_option_may_be_that_of_several_attentions(shared_option):
-    assert shared_option.OWN_FIELDS["model.num_features"] == ("own", "performer")[::-1]
+def test_an_option_may_be_that_of_several_attentions(checks_with):
+    checks = checks_with(options={"num_features": 300}, allowed={"num_features": 300})
+    assert checks.OWN_FIELDS["model.num_features"] == ("own", "performer")[::-1]
     config = lra_listops.get_config()
-    assert not shared_option.check_config(config)
+    assert not checks.check_config(config)
     config.model.attention = "own"
     expected = "config.model.num_features=256: expected 300 or more, of own"
-    assert shared_option.check_config(config) == [expected]
+    assert checks.check_config(config) == [expected]
     config.model.attention, config.model.num_features = "performer", 8
-    assert not shared_option.check_config(config)
+    assert not checks.check_config(config)
 
 
-def test_an_option_may_not_be_a_field_of_every_model(monkeypatch):
-    own = nystrom.ATTENTIONS["linear"]._replace(options={"dropout_rate": 0.1})
-    monkeypatch.setitem(nystrom.ATTENTIONS, "own", own)
-    try:
-        checks = importlib.reload(config_checks)
-        assert "model.dropout_rate" not in checks.OWN_FIELDS
-        every = {f"model.{name}" for name in checks.EVERY_MODELS}
-        assert every | checks.OWN_FIELDS.keys() == {
-            f"model.{name}" for name in lra_listops.get_config().model
-        }
-        config = lra_listops.get_config()
-        config.model.attention = "own"
-        expected = "its option dropout_rate is a field that every model reads; call it otherwise"
-        assert checks.check_config(config) == [f"config.model.attention='own': {expected}"]
-    finally:
-        monkeypatch.undo()
-        importlib.reload(config_checks)
+def test_an_option_may_not_be_a_field_of_every_model(checks_with):
+    checks = checks_with(options={"dropout_rate": 0.1})
+    assert "model.dropout_rate" not in checks.OWN_FIELDS
+    config = lra_listops.get_config()
+    every = {f"model.{name}" for name in checks.EVERY_MODELS}
+    assert every | checks.OWN_FIELDS.keys() == {f"model.{name}" for name in config.model}
+    config.model.attention = "own"
+    expected = "its option dropout_rate is a field that every model reads; call it otherwise"
+    assert checks.check_config(config) == [f"config.model.attention='own': {expected}"]
 
 
 def test_a_number_of_an_own_field_that_is_none_is_named():

@@ -11,11 +11,15 @@ from tests.conftest import ROOT
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 
 
-def python_of(page):
-    """The names that each Python block of a page leaves behind."""
+def blocks_of(page):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
-    for block in blocks:
+    return blocks
+
+
+def python_of(page):
+    """The names that each Python block of a page leaves behind."""
+    for block in blocks_of(page):
         names = {}
         exec(compile(block, page, "exec"), names)
         yield names
@@ -37,8 +41,8 @@ def test_the_python_in_readme_runs():
 
 
 def test_the_python_in_readme_is_right_by_the_packages_types(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (tmp_path / "block.py").write_text("\n".join([*blocks, "first = out.at[0].get()\n"]))
+    block = "\n".join([*blocks_of("README.md"), "first = out.at[0].get()\n"])
+    (tmp_path / "block.py").write_text(block)
     command = [sys.executable, "-m", "mypy", "--follow-imports=silent", f"{tmp_path}/block.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
