@@ -47,7 +47,7 @@ class EncoderBlock(nnx.Module):
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
         trailing: bool = False,
-    ) -> Float[Array, "*B N C"]:
+    ) -> Float[jax.Array, "*B N C"]:
         keys = split_keys(dropout_key, 3)
 
         def drop(x, key):
@@ -163,7 +163,7 @@ class Encoder(nnx.Module):
         tokens: Int[Array, "*B N"],
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
-    ) -> Float[Array, "*B N C"]:
+    ) -> Float[jax.Array, "*B N C"]:
         """Hidden states, zeros where padded; dropout acts only when given a key, or one an example
         (as `jax.random.key` makes them).
 
@@ -182,7 +182,7 @@ class Encoder(nnx.Module):
         tokens: Int[Array, "*B N"],
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
-    ) -> tuple[Float[Array, "*B N C"], Bool[Array, "*B N"] | None]:
+    ) -> tuple[Float[jax.Array, "*B N C"], Bool[Array, "*B N"] | None]:
         """`__call__` with the real tokens moved in front of the padding, and their mask there.
 
         So no layer asks where the padding stands. Sequences that are cut over devices stay as they

@@ -37,7 +37,7 @@ class Dense(nnx.Linear):
 
     def __call__(  # type: ignore[override]  # no out_sharding
         self, x: Float[Array, "*B in_features"]
-    ) -> Float[Array, "*B out_features"]:
+    ) -> Float[jax.Array, "*B out_features"]:
         # As one matrix, or XLA on CPU transposes a copy of the gradient to form the weights'.
         out = super().__call__(jnp.reshape(x, (-1, x.shape[-1])))
         return out.reshape(*x.shape[:-1], self.out_features)
@@ -75,7 +75,7 @@ class LayerNorm(nnx.LayerNorm):
             return super().__call__(x)
 
 
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def gelu(x: Float[Array, "..."]) -> Float[jax.Array, "..."]:
     """The exact GELU, x Phi(x), by erf: half the cost of `jax.nn.gelu`'s erfc on CPU."""
     return x * _normal_cdf(x)
 
@@ -95,7 +95,7 @@ def _normal_cdf_jvp(primals, tangents):
 
 def real_ranks(
     mask: Bool[Array, "*B N"] | None, shape: tuple[Any, ...], axis_name: str | None = None
-) -> Int[Array, "... N"]:
+) -> Int[jax.Array, "... N"]:
     """The position of every token among the real ones; padding has that of the last before it.
 
     Where they are the same for all examples, 1 N.
@@ -106,7 +106,7 @@ def real_ranks(
     return jnp.maximum(token_ranks(mask, axis_name)[0], 0)
 
 
-def rotate(x: Float[Array, "*B N H D"], rank: Int[Array, "... N"]) -> Float[Array, "*B N H D"]:
+def rotate(x: Float[Array, "*B N H D"], rank: Int[Array, "... N"]) -> Float[jax.Array, "*B N H D"]:
     """Rotary positions (Su et al. 2021, eq. 34): products then depend on distances alone.
 
     The pair of features i and i + D/2 turns by rank / 10000^(2 i / D); D is even. Ranks have *B or

@@ -66,7 +66,7 @@ class Classifier(nnx.Module):
         tokens: Int[Array, "*B N"],
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
-    ) -> Float[Array, "*B num_classes"]:
+    ) -> Float[jax.Array, "*B num_classes"]:
         """Logits in float32; dropout acts only when given a key."""
         return self._head(self._pool(tokens, mask, dropout_key))
 
@@ -90,7 +90,7 @@ class PairClassifier(Classifier):
         tokens: Int[Array, "*B 2 N"],
         mask: Bool[Array, "*B 2 N"] | None = None,
         dropout_key: Array | None = None,
-    ) -> Float[Array, "*B num_classes"]:
+    ) -> Float[jax.Array, "*B num_classes"]:
         """Logits in float32; dropout acts only when given a key, or one a pair."""
         shape = np.shape(tokens)
         if len(shape) < 2 or shape[-2] != 2:
@@ -156,7 +156,7 @@ class TokenPredictor(nnx.Module):
         mask: Bool[Array, "*B N"] | None,
         places: Int[Array, "*B K"],
         dropout_key: Array | None = None,
-    ) -> Float[Array, "*B K vocab_size"]:
+    ) -> Float[jax.Array, "*B K vocab_size"]:
         """Logits in float32; a key, or one a sequence, makes dropout act."""
         return self.token_logits(self.hidden(tokens, mask, dropout_key), places)
 
@@ -165,14 +165,14 @@ class TokenPredictor(nnx.Module):
         tokens: Int[Array, "*B N"],
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
-    ) -> Float[Array, "*B M C"]:
+    ) -> Float[jax.Array, "*B M C"]:
         """The encoder's hidden states, that of the token put first among them."""
         tokens, mask = _with_cls(self.encoder, tokens, mask, self.cls_token)
         return self.encoder(tokens, mask, dropout_key)
 
     def token_logits(
         self, hidden: Float[Array, "*B M C"], places: Int[Array, "*B K"]
-    ) -> Float[Array, "*B K vocab_size"]:
+    ) -> Float[jax.Array, "*B K vocab_size"]:
         """Logits over the vocabulary at places of the sequences."""
         if self.cls_token is not None:
             places = widened(places)
@@ -187,7 +187,7 @@ class TokenPredictor(nnx.Module):
 
     def order_logits(
         self, hidden: Float[Array, "*B M C"], mask: Bool[Array, "*B N"] | None = None
-    ) -> Float[Array, "*B 2"]:
+    ) -> Float[jax.Array, "*B 2"]:
         """Logits of halves in order and swapped, from the first real token's hidden state.
 
         Without a mask, and where a token is put first, it is the first of all.

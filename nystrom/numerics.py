@@ -64,7 +64,7 @@ def repeat_heads(x: Array, num_heads: int) -> Array:
     return shared.reshape(*batch, num_heads, depth)
 
 
-def zero_padded(x: Array, mask: Array | None) -> Array:
+def zero_padded(x: Array, mask: Array | None):
     """Tokens *B N H D, or *B N C, with zeros, whatever was there, for padding.
 
     A where, not a product: infinities and NaN must not leak.
@@ -100,7 +100,7 @@ def _take(x, index):
 
 
 @functools.partial(jax.jit, static_argnums=0)  # or each eager call would compile the branches anew
-def unless_trailing(move: Callable[..., tuple], mask: Array, *arrays: Array) -> tuple[Array, ...]:
+def unless_trailing(move: Callable[..., tuple], mask: Array, *arrays: Array):
     """`move(mask, *arrays)`, or the arrays as they are where all padding trails anyway."""
     mask = jax.lax.optimization_barrier(mask)  # XLA sorts a constant one for long while compiling
     trailing = jnp.all(mask[..., :-1] >= mask[..., 1:])

@@ -119,7 +119,7 @@ class SelfAttention(nnx.Module):
         mask: Bool[Array, "*B N"] | None = None,
         *,
         trailing: bool = False,
-    ) -> Float[Array, "*B N C"]:
+    ) -> Float[jax.Array, "*B N C"]:
         """Attends from every token to the real ones (`mask` True; None: all are real).
 
         With `trailing` padding must stand after the real tokens, and hold finite numbers: the

@@ -41,7 +41,8 @@ def test_the_python_in_readme_runs():
 
 
 def test_the_python_in_readme_is_right_by_the_packages_types(tmp_path):
-    block = "\n".join([*blocks_of("README.md"), "first = out.at[0].get()\n"])
+    jax_arrays = "first = out.at[0].get(), hidden.at[0].get()\n"
+    block = "\n".join([*blocks_of("README.md"), jax_arrays])
     (tmp_path / "block.py").write_text(block)
     command = [sys.executable, "-m", "mypy", "--follow-imports=silent", f"{tmp_path}/block.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

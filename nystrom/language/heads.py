@@ -37,7 +37,7 @@ class Head(nnx.Module):
         mask: Bool[Array, "*B N"] | None = None,
         types: Int[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
-    ) -> Float[Array, "..."]:
+    ) -> Float[jax.Array, "..."]:
         """Logits, see the class."""
         body_key, head_key = split_keys(dropout_key, 2)
         return self.logits(self.body(tokens, mask, types, body_key), mask, head_key)
@@ -83,14 +83,16 @@ class MaskedLM(Head):
         hidden: Float[Array, "*B N C"],
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
-    ) -> Float[Array, "*B N V"]:
+    ) -> Float[jax.Array, "*B N V"]:
         """Logits of hidden states; of chosen ones, hidden[..., places, :], it costs less."""
         x = self.norm(ACTIVATIONS[self.config.hidden_act](self.transform(hidden)))
         decode = self.body.words.attend if self.decoder is None else self.decoder
         logits = decode(x)
         return logits + jnp.broadcast_to(self.bias[...].astype(x.dtype), logits.shape)
 
-    def loss(self, logits: Float[Array, "*B N V"], labels: Int[Array, "*B N"]) -> Float[Array, ""]:
+    def loss(
+        self, logits: Float[Array, "*B N V"], labels: Int[Array, "*B N"]
+    ) -> Float[jax.Array, ""]:
         """Mean cross-entropy in nats over the tokens whose label is not -100."""
         return cross_entropy(logits, labels)
 
@@ -110,14 +112,14 @@ class SequenceClassification(Head):
         hidden: Float[Array, "*B N C"],
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
-    ) -> Float[Array, "*B num_labels"]:
+    ) -> Float[jax.Array, "*B num_labels"]:
         """Logits of hidden states."""
         keys = split_keys(dropout_key, 2)
         x = self._drop(first_real(hidden, mask, self.config), keys[0])
         x = ACTIVATIONS[self.config.hidden_act](self.hidden(x))
         return self.out(self._drop(x, keys[1]))
 
-    def loss(self, logits: Float[Array, "*B num_labels"], labels: Array) -> Float[Array, ""]:
+    def loss(self, logits: Float[Array, "*B num_labels"], labels: Array) -> Float[jax.Array, ""]:
         """By the config's `problem_type`, or if it has none by what the labels are.
 
         One label is a regression: the squared error. Integers are classes: cross-entropy. Other
@@ -147,7 +149,7 @@ class TokenClassification(Head):
         hidden: Float[Array, "*B N C"],
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
-    ) -> Float[Array, "*B N num_labels"]:
+    ) -> Float[jax.Array, "*B N num_labels"]:
         """Logits of hidden states."""
         counted = mask if self.config.padding == "inert" else None
         rate = self.config.hidden_dropout_prob
@@ -155,7 +157,7 @@ class TokenClassification(Head):
 
     def loss(
         self, logits: Float[Array, "*B N num_labels"], labels: Int[Array, "*B N"]
-    ) -> Float[Array, ""]:
+    ) -> Float[jax.Array, ""]:
         """Mean cross-entropy in nats over the tokens whose label is not -100."""
         return cross_entropy(logits, labels)
 
@@ -174,14 +176,16 @@ class QuestionAnswering(Head):
         hidden: Float[Array, "*B N C"],
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
-    ) -> Float[Array, "*B N 2"]:
+    ) -> Float[jax.Array, "*B N 2"]:
         """Logits of hidden states."""
         logits = self.out(hidden)
         if mask is None or self.config.padding == "transformers":
             return logits
         return jnp.where(mask[..., None], logits, jnp.finfo(logits.dtype).min / 2)
 
-    def loss(self, logits: Float[Array, "*B N 2"], places: Int[Array, "*B 2"]) -> Float[Array, ""]:
+    def loss(
+        self, logits: Float[Array, "*B N 2"], places: Int[Array, "*B 2"]
+    ) -> Float[jax.Array, ""]:
         """Mean cross-entropy in nats of the first's and the last's place.
 
         As `transformers` has it N or more is no place, and less than 0 is the first token's.
@@ -209,12 +213,12 @@ class MultipleChoice(Head):
         hidden: Float[Array, "*B K N C"],
         mask: Bool[Array, "*B K N"] | None = None,
         dropout_key: Array | None = None,
-    ) -> Float[Array, "*B K"]:
+    ) -> Float[jax.Array, "*B K"]:
         """Logits of hidden states."""
         x = jax.nn.relu(self.hidden(first_real(hidden, mask, self.config)))
         return self.out(x)[..., 0]
 
-    def loss(self, logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Float[Array, ""]:
+    def loss(self, logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Float[jax.Array, ""]:
         """Mean cross-entropy in nats of the right choice."""
         return cross_entropy(logits, labels)
 

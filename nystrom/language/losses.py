@@ -13,7 +13,7 @@ IGNORED = -100  # a label that stands for none
 
 def cross_entropy(
     logits: Float[Array, "*B C"], labels: Int[Array, "*B"], ignored: int = IGNORED
-) -> Float[Array, ""]:
+) -> Float[jax.Array, ""]:
     """Mean cross-entropy in nats over the labels that are not `ignored`; 0 if there are none.
 
     NaN if a label is no class: less than 0, or C or more.
@@ -36,7 +36,9 @@ def cross_entropy(
     return jnp.where(labelled, nats, 0).sum() / count.astype(nats.dtype)
 
 
-def squared_error(logits: Float[Array, "*B C"], labels: Float[Array, "..."]) -> Float[Array, ""]:
+def squared_error(
+    logits: Float[Array, "*B C"], labels: Float[Array, "..."]
+) -> Float[jax.Array, ""]:
     """Mean squared difference; labels are *B C, or *B where C is 1.
 
     Raises:
@@ -52,7 +54,7 @@ def squared_error(logits: Float[Array, "*B C"], labels: Float[Array, "..."]) -> 
 
 def binary_cross_entropy(
     logits: Float[Array, "*B C"], labels: Float[Array, "*B C"]
-) -> Float[Array, ""]:
+) -> Float[jax.Array, ""]:
     """Mean cross-entropy in nats of independent yes or no labels, 1 or 0.
 
     Raises:

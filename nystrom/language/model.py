@@ -3,6 +3,7 @@
 from functools import partial
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -68,7 +69,7 @@ class Block(nnx.Module):
         x: Float[Array, "*B N C"],
         mask: Bool[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
-    ) -> Float[Array, "*B N C"]:
+    ) -> Float[jax.Array, "*B N C"]:
         """The next hidden states; dropout acts only when given a key, or one an example.
 
         Padding must stand after the real tokens.
@@ -131,7 +132,7 @@ class NystromformerModel(nnx.Module):
         mask: Bool[Array, "*B N"] | None = None,
         types: Int[Array, "*B N"] | None = None,
         dropout_key: Array | None = None,
-    ) -> Float[Array, "*B N C"]:
+    ) -> Float[jax.Array, "*B N C"]:
         """The last hidden states.
 
         Args:
