@@ -276,9 +276,11 @@ def main(_):
         if not processes.start(DISTRIBUTED.value):  # several may share this machine
             use_every_core(CONFIG.value)
         processes.check_devices()
-        # From here on a signal to one of several processes stops them all, at a step.
-        with StopSignals() if jax.process_count() > 1 else contextlib.nullcontext() as signals:
-            run(CONFIG.value, signals)
+        with StopSignals() as signals:
+            # One before the first step ends a process on its own at once; several stop at a step.
+            alone = jax.process_count() == 1
+            with signals.raising() if alone else contextlib.nullcontext():
+                run(CONFIG.value, signals)
     except Stopped as stopped:
         leave(stopped.signal)
     except KeyboardInterrupt as error:
@@ -295,7 +297,7 @@ def main(_):
         raise
 
 
-def run(config, signals: StopSignals | None):
+def run(config, signals: StopSignals):
     """Makes the run that the flags ask for, unless it is finished, and shows its result."""
     holder = FLAGS["config"]
     workdir = Path(WORKDIR.value or default_workdir(holder.config_filename, holder.override_values))

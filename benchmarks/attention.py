@@ -34,7 +34,7 @@ import numpy as np
 from benchmarks import attention_contenders as contenders
 from benchmarks.attention_contenders import EXACT, LUCIDRAINS, NYSTROM, OURS, TORCH_NYSTROM
 from benchmarks.attention_report import MODES, draw, print_summary, print_table
-from benchmarks.command_line import count, make_parser, several, use_cores, writable_folder
+from benchmarks.command_line import count, make_parser, run, several, use_cores, writable_folder
 from benchmarks.tables import made_by, same_commit, write_csv, write_signed
 
 LENGTHS = (1024, 2048, 4096, 16384, 65536)
@@ -297,4 +297,4 @@ def _detach(x):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -39,13 +39,15 @@ def main():
         checkout_with,
         count,
         make_parser,
+        numbers,
         one_of,
         several,
     )
     from benchmarks.tables import write_signed
 
     parser = make_parser(__doc__)
-    cases, before = several(case_of), checkout_with("nystrom/__init__.py")
+    cases = several(numbers("tokens/landmarks", "/", lambda *both: min(both) >= 1))
+    before = checkout_with("nystrom/__init__.py")
     parser.add_argument("before", type=before, help="the other checkout")
     parser.add_argument("--cases", type=cases, default="1024/64,4096/64,1024/256,4096/256")
     parser.add_argument("--rounds", type=count, default=2)
@@ -99,14 +101,6 @@ def answer(process: subprocess.Popen, ask: bool = False) -> float:
     if not line:
         sys.exit(f"a process of {process.args[1]} ended: what it says is above")
     return float(line)
-
-
-def case_of(text: str) -> tuple[int, int]:
-    """Tokens and landmarks of "tokens/landmarks"."""
-    numbers = tuple(map(int, text.split("/")))
-    if len(numbers) != 2 or min(numbers) < 1:
-        raise ValueError(f"{text}: expected tokens/landmarks")
-    return numbers
 
 
 def measure(length: int, landmarks: int, padded: bool, dtype: str, what: str) -> None:

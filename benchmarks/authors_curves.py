@@ -13,13 +13,12 @@ prepares ListOps on first use.
 import argparse
 import csv
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.command_line import count, make_parser, seed, writable_file
+from benchmarks.command_line import count, make_parser, run, seed, writable_file
 
 OUTPUT = "results/benchmarks/authors_curves.csv"
 WINDOW = 50  # steps that a curve in the figure is a mean of
@@ -109,4 +108,4 @@ def describe(losses: np.ndarray, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

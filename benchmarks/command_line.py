@@ -1,14 +1,33 @@
-"""The benchmarks' command lines: help that fits the terminal, values that are checked."""
+"""The benchmarks' command lines: help that fits the terminal, values that are checked, an end."""
 
 import argparse
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from experiment.signals import StopSignals, exit_status
+from lra_tasks.errors import is_worded
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Ends the program as `main` does; by a signal, or what users can mend, without a traceback."""
+    try:
+        with StopSignals() as signals, signals.raising():
+            sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(exit_status(signals.received))
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}: are this benchmark's requirements installed, see --help?")
+    except (ValueError, OSError) as error:
+        if not is_worded(error):
+            raise
+        sys.exit(f"error: {error}")
 
 
 def make_parser(description: str, **options: Any) -> argparse.ArgumentParser:
@@ -78,13 +97,26 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
     return read
 
 
+def numbers(form: str, separator: str, fit: Callable[..., bool]) -> Callable[[str], tuple]:
+    """Whole numbers that `fit`, with separators between, as many as `form` has."""
+
+    def read(text):
+        parts = text.split(separator)
+        if len(parts) == len(form.split(separator)) and all(part.isdecimal() for part in parts):
+            found = tuple(map(int, parts))
+            if fit(*found):
+                return found
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {form}")
+
+    return read
+
+
 def several(read: Callable[[str], Any]) -> Callable[[str], tuple]:
     """Values with commas between."""
 
     def read_all(text):
         return tuple(read(part) for part in text.split(","))
 
-    read_all.__name__ = read.__name__  # which argparse names where `read` raises ValueError
     return read_all
 
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.command_line import add_output, checkout_with, count, make_parser
+from benchmarks.command_line import add_output, checkout_with, count, make_parser, run
 from benchmarks.tables import signed, write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,4 +86,4 @@ def row(arguments, function, found):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.attention import take_turns
 from benchmarks.attention_contenders import jax_call
-from benchmarks.command_line import add_options, make_parser, use_cores
+from benchmarks.command_line import add_options, make_parser, numbers, run, use_cores
 from benchmarks.tables import write_signed
 
 SIZES = (
@@ -23,14 +23,7 @@ SIZES = (
     "1x1024x4x64x65,1x1024x8x64x65,1x4096x8x64x65,1x4096x12x64x65"
 )
 NAMES = ("batch", "length", "heads", "depth", "taps")
-
-
-def size(text: str) -> tuple[int, ...]:
-    """Batch, tokens, heads, features and taps of "BxNxHxDxK"."""
-    numbers = tuple(map(int, text.split("x")))
-    if len(numbers) != 5 or min(numbers) < 1 or numbers[4] % 2 == 0:
-        raise ValueError(f"{text}: expected BxNxHxDxK with K odd")
-    return numbers
+size = numbers("BxNxHxDxK with K odd", "x", lambda *sizes: min(sizes) >= 1 and sizes[4] % 2)
 
 
 def main():
@@ -77,4 +70,4 @@ def measure(size, what, backward, rounds) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -13,7 +13,7 @@ import importlib
 import statistics
 import time
 
-from benchmarks.command_line import count, make_parser, one_of, use_cores
+from benchmarks.command_line import count, make_parser, one_of, run, seed, use_cores
 from lra_tasks.check_config import NAMES
 
 
@@ -23,7 +23,7 @@ def main():
     parser.add_argument("--steps", type=count, default=40)
     parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--cache_dir", default="", help="where prepared data are kept")
-    parser.add_argument("--num_train", type=int, default=0, help="examples; 0: the task's own")
+    parser.add_argument("--num_train", type=seed, default=0, help="examples; 0: the task's own")
     arguments = parser.parse_args()
     use_cores(arguments.threads)
 
@@ -84,4 +84,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

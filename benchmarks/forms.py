@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.attention import take_turns
 from benchmarks.attention_contenders import jax_call
-from benchmarks.command_line import add_options, make_parser, use_cores
+from benchmarks.command_line import add_options, make_parser, numbers, run, use_cores
 from benchmarks.tables import write_signed
 
 SIZES = (
@@ -27,14 +27,7 @@ SIZES = (
 )
 FORMS = ("tiled", "plain")
 NAMES = ("batch", "length", "heads", "depth", "landmarks")
-
-
-def size(text: str) -> tuple[int, ...]:
-    """Batch, tokens, heads, features and landmarks of "BxNxHxDxL"."""
-    numbers = tuple(map(int, text.split("x")))
-    if len(numbers) != 5 or min(numbers[:4]) < 1 or numbers[4] < 0:
-        raise ValueError(f"{text}: expected BxNxHxDxL")
-    return numbers
+size = numbers("BxNxHxDxL", "x", lambda *sizes: min(sizes[:4]) >= 1)
 
 
 def main():
@@ -82,4 +75,4 @@ def measure(size, backward, rounds) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

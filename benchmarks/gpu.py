@@ -41,7 +41,15 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 
-from benchmarks.command_line import count, make_parser, one_of, positive, several, writable_file
+from benchmarks.command_line import (
+    count,
+    make_parser,
+    one_of,
+    positive,
+    run,
+    several,
+    writable_file,
+)
 from benchmarks.gpu_attention import (
     Sizes,
     check_values,
@@ -230,4 +238,4 @@ def time_step(bench, name, flags, config, task, compiled, seconds, arguments) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -16,6 +16,7 @@ import re
 from functools import partial
 
 from benchmarks import tpu_aot
+from benchmarks.command_line import run
 from benchmarks.traffic import num_bytes
 
 FIGURES = ("memory_mb", "accessed_mb", "kernels", "compile_s")
@@ -89,4 +90,4 @@ def traffic(text):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.command_line import make_parser
+from benchmarks.command_line import make_parser, run
 from benchmarks.language_peer import (
     REAL,
     load_peer,
@@ -56,4 +56,4 @@ def make(output: Path):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

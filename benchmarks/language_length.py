@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.command_line import add_output, count, make_parser, several, use_cores
+from benchmarks.command_line import add_output, count, make_parser, run, several, use_cores
 from benchmarks.tables import signed, write_csv
 
 CONTENDERS = ("ours, Nyström", "transformers, exact", "transformers, Nyström")
@@ -165,4 +165,4 @@ def free_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import language_peer as peer
-from benchmarks.command_line import add_output, make_parser
+from benchmarks.command_line import add_output, make_parser, run
 from benchmarks.tables import signed, write_csv
 from nystrom.language import HEADS
 
@@ -114,4 +114,4 @@ def cut(head: str, arrays: dict, real: int) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

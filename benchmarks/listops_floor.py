@@ -16,7 +16,7 @@ from collections import defaultdict
 import numpy as np
 
 import lra_tasks
-from benchmarks.command_line import add_output, make_parser
+from benchmarks.command_line import add_output, make_parser, run
 from benchmarks.tables import write_csv
 from configs import lra_listops
 from lra_tasks.listops import CLOSE, FIRST_DIGIT, FIRST_OPERATOR
@@ -130,4 +130,4 @@ def score(counts, known, examples) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.command_line import count, make_parser, use_cores
+from benchmarks.command_line import count, make_parser, run, use_cores
 
 
 def main():
@@ -113,4 +113,4 @@ def time_attention(rounds):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

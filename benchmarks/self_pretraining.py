@@ -19,7 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.command_line import count, make_parser, one_of, positive, seed, several
+from benchmarks.command_line import count, make_parser, one_of, positive, run, seed, several
+from experiment.signals import STOPPED, StopSignals
 from nystrom import ATTENTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,9 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
         workdir = from_root(options.runs) / name
         command = [sys.executable, "train.py", *given, f"--workdir={workdir}"]
         # One that is finished says so, or refuses other fields than its own.
-        status = subprocess.run(command, cwd=ROOT).returncode
+        with StopSignals(interrupting=True):  # which train.py gets too, and saves
+            status = subprocess.run(command, cwd=ROOT).returncode
         if status:
-            print(f"{name} ended with {status}; the same command goes on", file=sys.stderr)
+            after = "" if status in STOPPED else "once that is mended, "
+            print(f"{name} ended with {status}; {after}the same command goes on", file=sys.stderr)
             return status
         print(f"{name} took {time.monotonic() - start:.0f} s", flush=True)
     write_results(options.runs, list(runs), options.out)
@@ -160,4 +163,4 @@ def make_figure(runs: Path, results: dict):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -17,7 +17,7 @@ import os
 import platform
 from functools import partial
 
-from benchmarks.command_line import count, make_parser, writable_folder
+from benchmarks.command_line import count, make_parser, run, writable_folder
 from benchmarks.tables import made_by, write_signed
 
 LENGTHS = (65_536, 1_048_576)
@@ -151,4 +151,4 @@ def draw(rows, path):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -34,7 +34,7 @@ from jax.sharding import SingleDeviceSharding
 
 import nystrom
 from benchmarks.attention_contenders import forward_and_backward, plain
-from benchmarks.command_line import add_output, count, make_parser, several
+from benchmarks.command_line import add_output, count, make_parser, run, several
 from benchmarks.tables import same_commit, write_csv
 from experiment.provenance import code_version
 
@@ -229,4 +229,4 @@ def compile_for(platform, place, function, arrays):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -17,7 +17,7 @@ import importlib
 import statistics
 import time
 
-from benchmarks.command_line import add_output, count, make_parser, one_of, several, use_cores
+from benchmarks.command_line import add_output, count, make_parser, one_of, run, several, use_cores
 from benchmarks.tables import write_signed
 from lra_tasks.check_config import NAMES
 
@@ -197,4 +197,4 @@ def report(task, config, arguments, rates, num_parts):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -43,9 +43,8 @@ class ProcessError(ValueError):
 
 def found(environ=os.environ) -> bool:
     """Whether the environment says that this is one of several processes."""
-    counts = [environ.get(name, "") for name in COUNTS]
-    hosts = environ.get("TPU_WORKER_HOSTNAMES", "")
-    return any(n.isdecimal() and int(n) > 1 for n in counts) or "," in hosts
+    counts = [_number(name, environ) or 0 for name in COUNTS]
+    return max(counts) > 1 or "," in environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def check_devices() -> None:
@@ -58,6 +57,8 @@ def check_devices() -> None:
 
 def no_devices(why: str) -> str:
     """The message where JAX finds none; it gives no reason for a platform that isn't installed."""
+    if os.environ.get("JAX_NUM_CPU_DEVICES") == "0":
+        return "JAX_NUM_CPU_DEVICES=0: expected at least 1"
     platforms = os.environ.get("JAX_PLATFORMS", "")
     return (
         f"JAX finds no devices, JAX_PLATFORMS={platforms!r}: "
@@ -74,9 +75,9 @@ def start(asked: bool | None = None) -> bool:
     Raises:
       ProcessError: they are not to be found, or the processes don't meet.
     """
-    if not (found() if asked is None else asked):
-        return False
     try:
+        if not (found() if asked is None else asked):
+            return False
         count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
         _check_address(is_host=index == 0)
         # Where others are gone JAX aborts, and its message is to be the last.
@@ -275,9 +276,9 @@ class Votes:
         return STOPS[2 if of_sigterm else 1 if of_any else 0]
 
 
-def _number(name):
-    text = os.environ.get(name)
-    if text is None:
+def _number(name, environ=os.environ):
+    text = environ.get(name, "").strip()
+    if not text:
         return None
     if not text.isdecimal():
         raise ValueError(f"{name}={text!r}: expected a number")

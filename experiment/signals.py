@@ -6,6 +6,7 @@ import signal
 import threading
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN_SECONDS = 3  # that what an interrupted program cleans up mostly takes less than
 # Exit statuses of a program of ours that one of them ended: once it had saved, or at once.
 STOPPED = tuple(s for number in SIGNALS for s in (128 + number, -number))
 
@@ -44,9 +45,9 @@ class StopSignals:
     def raising(self):
         """Within it a signal, also one that came before, raises KeyboardInterrupt with its name.
 
-        Again each second until it is left: Python drops what is raised while it collects garbage.
+        Again and again until it is left: Python drops what is raised while it collects garbage.
         """
-        usual = signal.signal(signal.SIGALRM, self._raise)
+        usual, before = signal.signal(signal.SIGALRM, self._raise), self._raises
         self._raises = True
         try:
             if self.received:
@@ -57,12 +58,12 @@ class StopSignals:
                 raise KeyboardInterrupt(self.received) from None
             raise
         finally:
-            self._raises = False
+            self._raises = before
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, usual)
 
     def _raise(self, *_):
-        signal.setitimer(signal.ITIMER_REAL, 1)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
         raise KeyboardInterrupt(self.received)
 
     def __enter__(self):

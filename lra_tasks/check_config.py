@@ -16,6 +16,7 @@ LANGUAGE_NAMES = ("documents", "reviews")  # of tokens of a vocabulary
 SOURCES = ("release", "generated", "package", "synthetic")
 MAX_SEED = 2**32 - 1
 MAX_LENGTH = 2**24
+MAX_EXAMPLES = 2**31 - 1  # of a split
 # What store.py says that every task defines.
 INTEGERS = ("NUM_CLASSES", "VOCAB_SIZE", "NUM_DOCUMENTS", "ID_OFFSET", "FIRST_ID")
 CONSTANTS = dict.fromkeys(INTEGERS, int) | dict.fromkeys(("TITLE", "VERSION"), str)
@@ -59,8 +60,8 @@ def check(task_config, cache_dir=None) -> list[str]:
         return problems
     problems = _check_lengths(config)
     for field in ("num_train", "num_validation", "num_test", "min_length"):
-        if getattr(config, field) < 0:
-            problems.append(_problem(config, field, "expected 0 or more"))
+        if not 0 <= getattr(config, field) <= MAX_EXAMPLES:
+            problems.append(_problem(config, field, f"expected 0 to {MAX_EXAMPLES}"))
     if not 0 <= config.data_seed <= MAX_SEED:
         problems.append(_problem(config, "data_seed", f"expected 0 to {MAX_SEED}"))
     if config.name in NAMES:
@@ -70,6 +71,8 @@ def check(task_config, cache_dir=None) -> list[str]:
                 problems.append(_problem(config, field, f"only {named} have a vocabulary"))
     if config.difficulty and config.name in {*NAMES, *LANGUAGE_NAMES} - {"pathfinder", "pathx"}:
         problems.append(_problem(config, "difficulty", "only pathfinder and pathx have one"))
+    if config.min_length and config.name in {*NAMES, *LANGUAGE_NAMES} - {"listops"}:
+        problems.append(_problem(config, "min_length", "expected 0: only listops has one"))
     if config.augment and not hasattr(module, "augment"):
         problems.append(
             _problem(config, "augment", f"expected False: {config.name} has nothing to change")

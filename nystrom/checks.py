@@ -94,7 +94,8 @@ def check_mask(name: str, mask: Array | None, shape: tuple) -> None:
 
 
 def check_features(x: Array, width: int, mask: Array | None) -> None:
-    """Raises unless `x` is *B N C with C = width, and `mask` None or *B N."""
+    """Raises unless `x` is a floating-point array *B N C with C = width, `mask` None or *B N."""
+    check_floats("x", x)
     if x.ndim < 2 or x.shape[-1] != width:
         raise ValueError(f"x has shape {x.shape}: expected *B N C with C = {width}")
     check_mask("mask", mask, x.shape[:-1])

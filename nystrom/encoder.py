@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float, Int
-from nystrom.checks import check_choice, check_count, check_ids
+from nystrom.checks import check_choice, check_count, check_ids, check_number
 from nystrom.layers import Dense, LayerNorm, check_rate, dropout, gelu, real_ranks, split_keys
 from nystrom.numerics import from_front, to_front, unless_trailing, zero_padded
 from nystrom.self_attention import NystromSelfAttention, SelfAttention
@@ -116,6 +116,7 @@ class Encoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_rate("dropout_rate", dropout_rate)
+        check_number("embedding_std", embedding_std, 0)
         check_choice("position", position, POSITIONS)
         check_choice("norm", norm, NORMS)
         sizes = {"vocab_size": vocab_size, "max_length": max_length, "num_layers": num_layers}

@@ -1,12 +1,17 @@
 """The benchmarks' command lines: their help, and wrong values before anything is measured."""
 
 import importlib
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import lra_tasks
 from benchmarks import command_line
+from configs import base
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [
@@ -44,9 +49,11 @@ def test_help_fits_80_columns(name, monkeypatch, capsys):
         ("attention --lengths=100", "--lengths and --landmarks: 64 does not divide 100"),
         ("authors_curves -- --config.seed=1", "other fields need an --output of their own"),
         ("attention_versions /nowhere", "no nystrom/__init__.py there"),
-        (f"attention_versions {ROOT} --cases=1024", "--cases: invalid case_of value: '1024'"),
+        (f"attention_versions {ROOT} --cases=1024", "--cases: '1024': expected tokens/landmarks"),
         ("compile_time /nowhere", "no train.py there"),
-        ("convolution --sizes=1x64x2x32x34", "invalid size value: '1x64x2x32x34'"),
+        ("convolution --sizes=1x64x2x32x34", "'1x64x2x32x34': expected BxNxHxDxK with K odd"),
+        ("data_loading --num_train=-3", "'-3': expected a whole number of at least 0"),
+        ("forms --sizes=1x2", "'1x2': expected BxNxHxDxL"),
         ("data_loading --task=listop", "'listop': expected one of image, listops"),
         ("data_loading --steps=0", "'0': expected a whole number of at least 1"),
         ("gpu --minutes=nan", "'nan': expected a number above 0"),
@@ -57,6 +64,38 @@ def test_help_fits_80_columns(name, monkeypatch, capsys):
 def test_wrong_values_are_named(command, problem, monkeypatch, capsys):
     assert run(monkeypatch, *command.split()) == 2
     assert problem in " ".join(capsys.readouterr().err.split())
+
+
+def lacks_a_peer():
+    importlib.import_module("no_such_peer")
+
+
+def is_given_no_task():
+    lra_tasks.load(base.get_config().task)
+
+
+def is_stopped():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+
+
+@pytest.mark.parametrize(
+    ("main", "end"),
+    [
+        (lacks_a_peer, "error: No module named 'no_such_peer': are this benchmark's requirements"),
+        (is_given_no_task, "error: config.task.name=''"),
+        (is_stopped, "143"),
+    ],
+)
+def test_what_users_can_mend_and_signals_end_one_without_a_traceback(main, end):
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(main)
+    assert str(ended.value.code).startswith(end)
+
+
+def test_a_fault_of_a_benchmark_is_shown_where_it_is():
+    with pytest.raises(ZeroDivisionError):
+        command_line.run(lambda: 1 // 0)
 
 
 WRITERS = (

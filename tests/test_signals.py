@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -10,6 +12,7 @@ import pytest
 
 from experiment import processes
 from experiment.signals import StopSignals
+from tests.conftest import ROOT, SMALL
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +88,34 @@ def test_an_interruption_that_is_swallowed_comes_again_and_none_is_another_error
             raise AttributeError("of a lock") from None
     with StopSignals() as stop, pytest.raises(AttributeError), stop.raising():
         raise AttributeError("a mistake")
+
+
+SLOW_TO_BEGIN = """
+import gc, os, signal, sys, time
+from absl import app
+import train
+
+def send(phase, info):
+    gc.callbacks.remove(send)
+    os.kill(os.getpid(), signal.Signals[sys.argv.pop()])
+
+def begin(*given):
+    gc.callbacks.append(send)
+    gc.collect()  # what is raised in there is dropped
+    time.sleep(30)
+
+train.make_model = begin
+app.run(train.main, argv=sys.argv[:-1], flags_parser=train.parse_flags)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_before_the_first_step_ends_a_run_if_dropped_too(name, tmp_path, cache_home):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    command = [sys.executable, "-c", SLOW_TO_BEGIN, *SMALL, workdir, name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 128 + signal.Signals[name], done.stderr
+    assert "\nto go on: " in done.stderr
 
 
 def test_want_of_memory_says_what_needs_less():

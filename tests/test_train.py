@@ -65,6 +65,12 @@ def test_a_platform_that_is_not_installed_is_one_line(command, tmp_path):
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
 
 
+def test_no_devices_at_all_are_named(run_train):
+    done = run_train(*SMALL, check=False, env={"JAX_NUM_CPU_DEVICES": "0", "JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "JAX_NUM_CPU_DEVICES=0: expected at least 1"
+
+
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory, cache_home):
     """A run that was never interrupted."""

@@ -70,7 +70,7 @@ def find_files(data_dir: str, folder: str, difficulty: str) -> list[Path]:
     if problems:
         raise ValueError(problems[0])
     tried = ", ".join(str(candidate) for candidate in candidates)
-    raise ValueError(f"found neither {what}; looked for {tried}")
+    raise ValueError(f"expected {what}; found neither that nor {tried}")
 
 
 def examples(

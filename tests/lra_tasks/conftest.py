@@ -10,7 +10,8 @@ def make_config():
     """Makes a `config.task`: a small ListOps set unless told otherwise."""
 
     def make(name="listops", **fields):
-        small = {"source": "synthetic", "max_length": 100, "min_length": 10, "padded_length": 128}
+        small = {"source": "synthetic", "max_length": 100, "padded_length": 128}
+        small |= {"min_length": 10} if name == "listops" else {}
         defaults = base.get_config().task.to_dict() | small
         assert not set(fields) - set(defaults), fields
         return ml_collections.ConfigDict({**defaults, **fields, "name": name})

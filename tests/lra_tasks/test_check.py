@@ -22,16 +22,17 @@ def test_a_good_config_has_no_problems(make_config, tmp_path):
         ("data_dir", "/nowhere/at/all", "'release' or 'auto'"),
         ("max_length", 0, "1 or more"),
         ("max_length", 11, "exclusive"),
-        ("min_length", -1, "0 or more"),
+        ("min_length", -1, "0 to 2147483647"),
         ("padded_length", 99, "max_length=100 or more"),
         ("bucket_boundaries", (64, 32, 128), "ascending"),
         ("bucket_boundaries", (64, 64, 128), "ascending"),
         ("bucket_boundaries", (0, 128), "positive"),
         ("bucket_boundaries", (32, 64), "max_length=100 or more"),
         ("bucket_boundaries", (128, 10**20), "at most 16777216"),
-        ("num_train", -1, "0 or more"),
-        ("num_validation", -5, "0 or more"),
-        ("num_test", -5, "0 or more"),
+        ("num_train", -1, "0 to 2147483647"),
+        ("num_train", 10**20, "0 to 2147483647"),
+        ("num_validation", -5, "0 to 2147483647"),
+        ("num_test", -5, "0 to 2147483647"),
         ("data_seed", -1, "0 to 4294967295"),
     ],
 )
@@ -47,6 +48,11 @@ def test_each_problem_names_field_value_and_remedy(make_config, tmp_path, field,
         lra_tasks.load(config, tmp_path)
     assert str(caught.value) == text
     assert not list(tmp_path.iterdir())
+
+
+def test_a_least_length_is_of_listops_alone(make_config, tmp_path):
+    problems = lra_tasks.check(make_config("text", min_length=300), tmp_path)
+    assert "config.task.min_length=300: expected 0: only listops has one" in problems
 
 
 def test_all_problems_at_once(make_config):

@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
 def make_documents(make_config, folder):
     def make(**fields):
         given = {"source": "release", "data_dir": str(folder[0]), "vocab_size": SIZE}
-        given |= {"min_length": 0, "max_length": 64, "padded_length": 64}
+        given |= {"max_length": 64, "padded_length": 64}
         return make_config("documents", **given | fields)
 
     return make

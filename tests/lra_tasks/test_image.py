@@ -15,7 +15,7 @@ TENSORFLOW_SHA256 = "824a76d81dad2c5a2cf1fa0b2c0a5afe7d871ec2970e4fa2809b53ddbec
 
 @pytest.fixture
 def make_image(make_config):
-    fields = {"source": "release", "min_length": 0, "max_length": 1024, "padded_length": 1024}
+    fields = {"source": "release", "max_length": 1024, "padded_length": 1024}
     return lambda **changes: make_config("image", **fields | changes)
 
 

@@ -18,7 +18,7 @@ BIG_FILE_MB, ALLOWED_GROWTH_MB = 300, 100
 
 @pytest.fixture
 def make_retrieval(make_config):
-    fields = {"source": "release", "min_length": 0, "max_length": 4000, "padded_length": 4096}
+    fields = {"source": "release", "max_length": 4000, "padded_length": 4096}
     return lambda **changes: make_config("retrieval", **fields | changes)
 
 

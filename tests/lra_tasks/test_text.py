@@ -18,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 
 @pytest.fixture
 def make_text(make_config):
-    fields = {"source": "release", "min_length": 0, "max_length": 4000, "padded_length": 4096}
+    fields = {"source": "release", "max_length": 4000, "padded_length": 4096}
     return lambda **changes: make_config("text", **fields | changes)
 
 

@@ -134,6 +134,10 @@ def test_errors():
     layer, x = nystrom.NystromSelfAttention(8, 2, rngs=nnx.Rngs(0)), np.ones((2, 9, 8), np.float32)
     with pytest.raises(ValueError, match=r"x has shape \(2, 9, 6\): expected .* with C = 8"):
         layer(x[..., :6])
+    for other in (x.astype(int), x.astype(bool), x.astype(complex), x.tolist()):
+        for call in (layer, nnx.jit(lambda layer, x: layer(x)).__get__(layer)):
+            with pytest.raises(TypeError, match=r"x has .*expected an array of floating-point"):
+                call(other)
     for mask in (np.ones((2, 8), bool), np.ones((2, 1, 1, 9), bool), np.ones(9, bool)):
         with pytest.raises(ValueError, match=r"expected a padding mask \*B N = \(2, 9\)"):
             layer(x, mask)
@@ -225,6 +229,15 @@ def run_python(code, **environment):
 def test_dropout_rates_that_cannot_be_are_refused_when_made(rate):
     with pytest.raises(ValueError, match=r"dropout_rate=.*: expected a number of at least 0"):
         make_encoder(dropout_rate=rate)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("std", "error"), [(-0.1, ValueError), (float("nan"), ValueError), ("a", TypeError)]
+)
+def test_a_spread_of_embeddings_that_cannot_be_is_refused_when_made(std, error):
+    with pytest.raises(error, match=r"embedding_std=.*at least 0"):
+        make_encoder(embedding_std=std)
 
 
 @pytest.mark.unchecked
