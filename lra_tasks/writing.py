@@ -1,8 +1,10 @@
 """Preparing a set of examples: written once, whole or not at all. store.py says what it holds."""
 
 import contextlib
+import errno
 import hashlib
 import json
+import math
 import operator
 import os
 import shutil
@@ -61,6 +63,7 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
 
     notes: dict = {}
     totals = module.num_examples(config, source)
+    _check_room(temporary.parent, module, totals)
     digests, lengths = {}, {}
 
     def watched(split, make):
@@ -130,6 +133,15 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
     for path in directory.iterdir():
         sync(path)
     return directory
+
+
+def _check_room(folder: Path, module: ModuleType, totals: dict) -> None:
+    """OSError where pictures, of which a byte is stored a pixel, need more room than there is."""
+    pixels = math.prod(getattr(module, "PICTURE_SHAPE", (0,)))
+    needed, free = sum(filter(None, totals.values())) * pixels, shutil.disk_usage(folder).free
+    if needed > free:
+        gigabytes = f"{needed / 1e9:,.1f} GB are needed, {free / 1e9:,.1f} GB free"
+        raise OSError(errno.ENOSPC, gigabytes, str(folder))
 
 
 def _measure(example: dict, module: ModuleType, config, split, index: int, digest) -> list[int]:

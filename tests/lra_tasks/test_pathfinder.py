@@ -35,6 +35,13 @@ def test_generated_set_is_loaded_as_asked(tmp_path):
     assert len(set(first.values())) == 3  # each split has a seed of its own
 
 
+def test_a_set_that_the_disk_has_no_room_for_is_refused_before_it_is_made(tmp_path):
+    asked = config("pathx", source="generated", num_train=2**31 - 1)  # 35 TB
+    with pytest.raises(OSError, match=r"config\.cache_dir='.*35,\d{3}\.\d GB are needed.*free"):
+        lra_tasks.load(asked, tmp_path, progress=False)
+    assert not list(tmp_path.rglob("*.array_record*"))
+
+
 def test_other_settings_make_other_sets():
     settings = [
         config(),
