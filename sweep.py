@@ -33,7 +33,7 @@ import tqdm
 from experiment.config_checks import check_config
 from experiment.cores import cpu_devices
 from experiment.grid import GridError, Run, make_runs, without_repeats
-from experiment.jobs import command, is_finished, log_path, start, steps_done, stop
+from experiment.jobs import command, finished_result, is_finished, log_path, start, steps_done, stop
 from experiment.processes import no_devices
 from experiment.signals import STOPPED, StopSignals, exit_status
 from experiment.workdir import (
@@ -42,7 +42,6 @@ from experiment.workdir import (
     check_same_config,
     folder_argument,
     is_running,
-    read_result,
     steps_saved,
     tokenizer_of,
 )
@@ -224,7 +223,7 @@ class Sweep:
         """Takes note of the runs that ended."""
         for job in [job for job in self.jobs if job.process.poll() is not None]:
             self.jobs.remove(job)
-            if result := read_result(job.run.workdir):
+            if result := finished_result(job.run):
                 time_taken = tqdm.tqdm.format_interval(time.monotonic() - job.start)
                 accuracy = f"test accuracy {result['test_accuracy']:.2%}"
                 self.say(f"{job.run.label}: finished in {time_taken}, {accuracy}")

@@ -22,7 +22,14 @@ import lra_tasks
 from configs import reading
 from experiment import metrics, processes, provenance
 from experiment.checkpoints import NOT_EVALUATED
-from experiment.command_line import check_command, fail, leave, parse_flags, show_result
+from experiment.command_line import (
+    check_command,
+    fail,
+    leave,
+    leave_at_once,
+    parse_flags,
+    show_result,
+)
 from experiment.compiled import keep_compiled
 from experiment.config_checks import check_config, choose_accumulate_steps
 from experiment.cores import use_every_core
@@ -276,11 +283,9 @@ def main(_):
         if not processes.start(DISTRIBUTED.value):  # several may share this machine
             use_every_core(CONFIG.value)
         processes.check_devices()
-        with StopSignals() as signals:
-            # One before the first step ends a process on its own at once; several stop at a step.
-            alone = jax.process_count() == 1
-            with signals.raising() if alone else contextlib.nullcontext():
-                run(CONFIG.value, signals)
+        # Before the first step one ends a process on its own at once; several stop at a step.
+        with StopSignals(ending=leave_at_once if jax.process_count() == 1 else None) as signals:
+            run(CONFIG.value, signals)
     except Stopped as stopped:
         leave(stopped.signal)
     except KeyboardInterrupt as error:

@@ -31,9 +31,6 @@ FIELDS = (
 
 
 def main():
-    # Who measures has another checkout's modules, and takes none of the benchmarks'.
-    if len(sys.argv) == 2 and sys.argv[1].startswith("--measure="):
-        return measure(*json.loads(sys.argv[1].partition("=")[2]))
     from benchmarks.command_line import (
         add_output,
         checkout_with,
@@ -133,4 +130,10 @@ def measure(length: int, landmarks: int, padded: bool, dtype: str, what: str) ->
 
 
 if __name__ == "__main__":
-    main()
+    # Who measures has another checkout's modules, and takes none of the benchmarks'.
+    if len(sys.argv) == 2 and sys.argv[1].startswith("--measure="):
+        measure(*json.loads(sys.argv[1].partition("=")[2]))
+    else:
+        from benchmarks.command_line import run
+
+        run(main)

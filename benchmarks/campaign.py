@@ -27,9 +27,17 @@ from collections.abc import Sequence
 from benchmarks.command_line import make_parser, positive
 from experiment.config_checks import check_config
 from experiment.grid import GridError, Run, make_runs
-from experiment.jobs import is_finished, latest_reports, log_path, start, steps_done, stop
+from experiment.jobs import (
+    finished_result,
+    is_finished,
+    latest_reports,
+    log_path,
+    start,
+    steps_done,
+    stop,
+)
 from experiment.signals import StopSignals, exit_status
-from experiment.workdir import folder_argument, read_result
+from experiment.workdir import folder_argument
 from sweep import ask_devices, num_devices
 
 TASKS = ("listops", "text", "image", "retrieval", "pathfinder")  # by the work of their recipes
@@ -171,7 +179,7 @@ class Campaign:
         finally:  # also where a second signal or a broken pipe ends the campaign
             if job.process.poll() is None:
                 stop([job])
-        if result := read_result(run.workdir):
+        if result := finished_result(run):
             say(run=run.workdir.name, test_accuracy=result["test_accuracy"])
         elif why:
             say(run=run.workdir.name, stopped=why, step=steps_done(run))

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import textwrap
@@ -11,17 +12,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from experiment.signals import StopSignals, exit_status
 from lra_tasks.errors import is_worded
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Ends the program as `main` does; by a signal, or what users can mend, without a traceback."""
+    """Ends the program as `main` does; by Ctrl-C, or what users can mend, without a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is raised XLA may crash of
     try:
-        with StopSignals() as signals, signals.raising():
-            sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(exit_status(signals.received))
+        sys.exit(main())
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error}: are this benchmark's requirements installed, see --help?")
     except (ValueError, OSError) as error:

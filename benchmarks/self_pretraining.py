@@ -19,7 +19,16 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.command_line import count, make_parser, one_of, positive, run, seed, several
+from benchmarks.command_line import (
+    count,
+    make_parser,
+    one_of,
+    positive,
+    run,
+    seed,
+    several,
+    writable_folder,
+)
 from experiment.signals import STOPPED, StopSignals
 from nystrom import ATTENTIONS
 
@@ -41,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--finetune_rate", type=positive, default=1e-3, help="and from scratch")
     parser.add_argument("--evaluations", type=count, default=4, help="in each run")
     parser.add_argument("--num_validation", type=count, default=800, help="reviews to select by")
-    parser.add_argument("--runs", type=Path, default=Path("runs/self_pretraining"))
-    parser.add_argument("--out", type=Path, default=Path("results/self_pretraining"))
+    parser.add_argument("--runs", type=writable_folder, default="runs/self_pretraining")
+    parser.add_argument("--out", type=writable_folder, default="results/self_pretraining")
     parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     runs = plan(options)

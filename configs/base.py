@@ -11,7 +11,7 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The base config. Counts are in steps, lengths in tokens, a size of 0 is the task's own."""
+    """The base config. Counts are in steps, lengths in tokens."""
     config = ml_collections.ConfigDict()
     config.name = ""  # the config file's name, set there
     config.seed = 0  # initial weights, order of examples, dropout, hidden tokens
@@ -30,9 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.warmup_steps = 100  # in which the rate rises to the peak; then it falls linearly
     config.adam_b1 = 0.9  # decay of the mean of gradients
     config.adam_b1_cycle = ()  # (0.95, 0.85): at the lowest rate and at the peak; (): adam_b1
-    config.adam_b2 = 0.999  # decay of the mean of their squares
-    config.adam_eps = 1e-6  # added to the root of that mean
-    config.weight_decay = 0.0  # AdamW's, times the rate
+    config.adam_b2 = 0.999  # decay of the mean of squared gradients
+    config.adam_eps = 1e-6  # added to the root of the mean of squares
+    config.weight_decay = 0.0  # AdamW's, which is multiplied by the rate
 
     config.num_workers = 1  # threads that build batches ahead; no result changes with them
     config.cache_dir = ""  # prepared data and compiled programs; "": ~/.cache/nystrom
@@ -42,9 +42,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.sequence = 1  # devices among which each sequence is cut (attention nystrom)
 
     config.masked = ml_collections.ConfigDict()  # of the objective "masked"
-    config.masked.share = 0.15  # of the tokens that are hidden
-    config.masked.mask_share = 0.8  # of those that a mask stands for
-    config.masked.random_share = 0.1  # of those that a random token stands for; the rest stay
+    config.masked.share = 0.15  # of the tokens: those that are hidden
+    config.masked.mask_share = 0.8  # of the hidden: those that become the mask token
+    config.masked.random_share = 0.1  # those that become a random token; the rest stay
     config.masked.head = "tied"  # weights of the logits: the embeddings' (tied) or own
 
     config.model = ml_collections.ConfigDict()
@@ -53,7 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.pinv = "iterative"  # nystrom: iterative (the paper's) or chebyshev (cheaper)
     config.model.pinv_iterations = 6  # nystrom, of the iterative one
     config.model.conv_kernel_size = 35  # nystrom: taps over the values; 0: none
-    config.model.baseline_conv_kernel_size = 0  # the same of others; the authors' have none
+    config.model.baseline_conv_kernel_size = 0  # other attentions: the same; the authors' have none
     config.model.padding = "inert"  # nystrom: or "authors", landmarks over it as their code has it
     config.model.num_features = 256  # performer: random features
     config.model.feature_kernel = "relu"  # performer: relu (the authors' runs) or softmax

@@ -1,5 +1,6 @@
 """train.py's command line: its help, errors that are ours, and what a run ends with."""
 
+import os
 import shlex
 import sys
 import textwrap
@@ -80,8 +81,18 @@ def show_result(result: dict, workdir: Path) -> None:
 def leave(signal_name: str):
     """Says how to go on with a run that a signal ended, and exits as the signal would have."""
     if processes.is_first():
-        print(f"to go on: {shlex.join(sys.orig_argv)}", file=sys.stderr)
+        print(_how_to_go_on(), file=sys.stderr)
     sys.exit(exit_status(signal_name))
+
+
+def leave_at_once(signal_name: str):
+    """`leave`, as a signal's handler can: not by print, which may be what it interrupts."""
+    os.write(2, f"\n{_how_to_go_on()}\n".encode())
+    os._exit(exit_status(signal_name))
+
+
+def _how_to_go_on():
+    return f"to go on: {shlex.join(sys.orig_argv)}"
 
 
 def fail(message: str):

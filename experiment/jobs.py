@@ -24,9 +24,15 @@ def command(run: Run) -> list[str]:
     return ["python", os.path.relpath(TRAIN), *run.arguments, f"--workdir={run.workdir}"]
 
 
-def is_finished(run: Run) -> bool:
+def finished_result(run: Run) -> dict | None:
+    """The result of a finished run, on the examples that its task makes now; else None."""
     result = read_result(run.workdir)
-    return result is not None and not is_of_other_data(result)
+    return None if result is None or is_of_other_data(result) else result
+
+
+def is_finished(run: Run) -> bool:
+    """Whether train.py has nothing to do for it."""
+    return finished_result(run) is not None
 
 
 def log_path(run: Run) -> Path:

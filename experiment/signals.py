@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN_SECONDS = 3  # that what an interrupted program cleans up mostly takes less than
@@ -22,7 +23,9 @@ class StopSignals:
     A second one ends the process in its usual way, at once. Python handles signals in the main
     thread alone, so in another one nothing is noted. What `before`, entered earlier, has noted or
     yet notes counts too. `notice` is what is said, on the standard error, of the first. With
-    `interrupting` a second one of either kind raises KeyboardInterrupt instead.
+    `interrupting` a second one of either kind raises KeyboardInterrupt instead. `ending` is called
+    with the first one's name, but within `raising`: to end a program where it is, since what is
+    raised there XLA may crash of.
     """
 
     def __init__(
@@ -30,9 +33,10 @@ class StopSignals:
         before: "StopSignals | None" = None,
         notice: str = "",
         interrupting: bool = False,
+        ending: Callable[[str], None] | None = None,
     ):
         self._noted, self._before, self._notice = "", before, notice
-        self._interrupting = interrupting
+        self._interrupting, self._ending = interrupting, ending
         self._usual: dict = {}  # what each signal did before any of these was entered
         self._raises = False
 
@@ -83,5 +87,7 @@ class StopSignals:
             signal.signal(s, usual)
         if self._raises:
             self._raise()
+        if self._ending:
+            self._ending(self._noted)
         if self._notice:  # not by print, which may be what it interrupts
             os.write(2, f"\n{self._noted}: {self._notice}\n".encode())

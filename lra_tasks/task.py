@@ -86,8 +86,10 @@ class Task:
     def is_full(self) -> bool:
         """Whether every example fills the one length there is, so that no token is padding."""
         lengths = (split.lengths for split in self.splits.values())
-        return not self.bucket_boundaries and all(
-            bool((each == self.padded_length).all()) for each in lengths
+        return (
+            bool(self.splits)
+            and not self.bucket_boundaries
+            and all(bool((each == self.padded_length).all()) for each in lengths)
         )
 
 

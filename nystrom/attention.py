@@ -240,8 +240,9 @@ def softmax_attention(
 ) -> Float[jax.Array, "*B N H E"]:
     """Exact attention softmax(Q K^T / sqrt D) V, O(N M) in time (eq. 1).
 
-    Arguments, result and errors are those of `nystrom_attention`, but that `is_causal` is
-    honoured, in the plain form: position n attends to positions up to n.
+    Arrays, masks, `scale`, result and errors are those of `nystrom_attention`; `implementation` is
+    "plain", "tiled" or None. `is_causal` is honoured, in the plain form: position n attends to
+    positions up to n.
     """
     query_mask, key_mask = check_inputs(query, key, value, mask, query_mask, key_mask)
     check_implementation(implementation, None)

@@ -28,6 +28,7 @@ def opened(module):
 def test_masks_are_left_out_where_every_example_fills_the_length(module, is_full):
     config, task = opened(module)
     assert task.is_full == is_full
+    assert not lra_tasks.without_data(config.task).is_full
     assert make_objective(config, task) is (classify_full if is_full else classify)
 
 

@@ -13,6 +13,7 @@ import time
 import pytest
 
 import report
+from benchmarks.campaign import Campaign
 from experiment.grid import make_runs
 from experiment.jobs import Job, is_finished, log_path, stop
 from experiment.read_runs import read_runs
@@ -62,6 +63,18 @@ def test_a_result_of_examples_of_another_version_finishes_no_run(version, same, 
     result = json.dumps(RESULT | {"config": config, "data_version": version})
     (run.workdir / "result.json").write_text(result)
     assert is_finished(run) == same
+
+
+def test_a_run_that_is_refused_for_its_result_of_another_version_has_failed(tmp_path, capsys):
+    (run,) = make_runs([LISTOPS], tmp_path)
+    record_config(run.workdir, run.config)
+    config = json.loads((run.workdir / "config.json").read_text())
+    result = json.dumps(RESULT | {"config": config, "data_version": "0.9.0"})
+    (run.workdir / "result.json").write_text(result)
+    assert main([LISTOPS, f"--runs_dir={tmp_path}"]) == 1
+    assert "FAILED" in (said := capsys.readouterr().err) and "choose another --workdir" in said
+    failed = Campaign([run], time.monotonic() + 600, 60.0, StopSignals()).run()
+    assert "choose another --workdir" in failed[run.workdir.name]
 
 
 def test_a_run_that_another_process_runs_waits_for_it(tmp_path, monkeypatch, capsys):

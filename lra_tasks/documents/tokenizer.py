@@ -125,10 +125,12 @@ class Tokenizer:
         return " ".join(parts[:-1])
 
 
-@functools.lru_cache(maxsize=4)
 def load(path: Path) -> Tokenizer:
-    """The vocabulary in a file."""
-    return Tokenizer(Path(path).read_bytes(), str(path))
+    """The vocabulary in a file, as it is now."""
+    return _made(Path(path).read_bytes(), str(path))
+
+
+_made = functools.lru_cache(maxsize=4)(Tokenizer)
 
 
 def library():

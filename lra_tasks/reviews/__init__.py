@@ -62,7 +62,7 @@ def examples(
     """Makers of the examples of each split."""
     *files, vocabulary = files
     notes[VOCABULARY] = vocabulary.read_bytes()
-    known = tokenizer.load(vocabulary)
+    known = tokenizer.Tokenizer(notes[VOCABULARY], str(vocabulary))
     notes["pieces"] = len(known)
     whole = dataclasses.replace(config, max_length=MAX_BYTES)
 

@@ -50,6 +50,13 @@ def folder(tmp_path_factory):
     return folder, write_documents(folder)
 
 
+def test_a_vocabulary_is_what_its_file_holds_now(tmp_path):
+    file = tmp_path / "tokenizer.model"
+    for size in (320, 330):
+        file.write_bytes(tokenizer.train(iter([" ".join(WORDS)]), size))
+        assert len(tokenizer.load(file)) == size
+
+
 @pytest.fixture
 def make_documents(make_config, folder):
     def make(**fields):
