@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nystrom.kernels.gradients import vary_over
+from nystrom.gradients import vary_over
 
 AXES = ("data", "sequence")
 

@@ -9,7 +9,7 @@ import numpy as np
 from nystrom.array_typing import Array, Bool, Float
 from nystrom.baselines.per_head import map_heads
 from nystrom.checks import check_count, check_floats, check_inputs
-from nystrom.kernels.gradients import with_gradient
+from nystrom.gradients import with_gradient
 from nystrom.numerics import MASKED, exact_einsum
 
 SELF = -1e5  # the logit of a token with itself: only where it has no other

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from nystrom.checks import all_known
 from nystrom.convolution import convolve_in_order
-from nystrom.kernels.gradients import with_gradient
+from nystrom.gradients import with_gradient
 from nystrom.numerics import accumulator, einsum
 
 MIN_BLOCK = 64  # positions of one block-Toeplitz product, at least

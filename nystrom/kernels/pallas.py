@@ -19,8 +19,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from nystrom.attention import Options, eq_9, invert, landmark_matrix, landmarks
 from nystrom.checks import all_known
+from nystrom.gradients import vary_over, with_gradient
 from nystrom.kernels import tiled
-from nystrom.kernels.gradients import vary_over, with_gradient
 from nystrom.kernels.tiles import check_known
 from nystrom.landmarks import segment_sums
 from nystrom.numerics import (

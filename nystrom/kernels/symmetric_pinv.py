@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Float
-from nystrom.kernels.gradients import with_gradient
+from nystrom.gradients import with_gradient
 from nystrom.pinv import (
     NEVER_STOPPED,
     identity_like,

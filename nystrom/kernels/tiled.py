@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from nystrom.attention import Options, attend, landmark_matrix, landmarks
 from nystrom.chebyshev import apply_chebyshev_pinv
 from nystrom.checks import all_known
-from nystrom.kernels.gradients import with_gradient
+from nystrom.gradients import with_gradient
 from nystrom.kernels.symmetric_pinv import apply_pinv
 from nystrom.kernels.tiles import (
     as_bits,
