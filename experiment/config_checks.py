@@ -1,6 +1,7 @@
 """Checks of a config, all of them made before any data or workdir is touched."""
 
 import ml_collections
+import numpy as np
 
 import lra_tasks
 import nystrom
@@ -41,7 +42,7 @@ AT_LEAST = {
 BELOW_ONE = ("model.dropout_rate", "adam_b1", "adam_b2")
 # Computed with in float32, where more than its largest number is infinite.
 FINITE = ("learning_rate", "weight_decay", "adam_eps", "model.embedding_std")
-MAX_FLOAT = 3.4e38
+MAX_FLOAT = float(np.finfo(np.float32).max)
 # Random keys have 32 bits of seed, so larger seeds would be smaller ones again; steps are int32.
 AT_MOST = {
     "seed": 2**32 - 1,
@@ -80,19 +81,29 @@ EVERY_MODELS = {
     "remat",
     "width",
 }
-# Fields that not every attention reads, and which do. What one of these allows, the field may be.
-OWN_FIELDS: dict[str, tuple[str, ...]] = {}
-for name, entry in nystrom.ATTENTIONS.items():
-    least_or_names = {conv_field(name): 0} | dict(entry.allowed)
-    for option in (*(entry.options.keys() - EVERY_MODELS), conv_field(name)):
-        field = f"model.{option}"
-        OWN_FIELDS[field] = (*OWN_FIELDS.get(field, ()), name)
-        allowed = least_or_names.get(option)
-        if isinstance(allowed, tuple):
-            CHOICES[field] = tuple(dict.fromkeys((*CHOICES.get(field, ()), *allowed)))
-        elif allowed is not None:
-            AT_LEAST[field] = min(AT_LEAST.get(field, allowed), allowed)
-            AT_MOST.setdefault(field, 2**20)
+
+
+def _own_fields() -> dict[str, tuple[str, ...]]:
+    """Fields that not every attention reads, and which do; their bounds join those above.
+
+    What one of these attentions allows, the field may be.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for name, entry in nystrom.ATTENTIONS.items():
+        least_or_names = {conv_field(name): 0} | dict(entry.allowed)
+        for option in (*(entry.options.keys() - EVERY_MODELS), conv_field(name)):
+            field = f"model.{option}"
+            found[field] = (*found.get(field, ()), name)
+            allowed = least_or_names.get(option)
+            if isinstance(allowed, tuple):
+                CHOICES[field] = tuple(dict.fromkeys((*CHOICES.get(field, ()), *allowed)))
+            elif allowed is not None:
+                AT_LEAST[field] = min(AT_LEAST.get(field, allowed), allowed)
+                AT_MOST.setdefault(field, 2**20)
+    return found
+
+
+OWN_FIELDS = _own_fields()
 
 
 def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> list[str]:
@@ -251,7 +262,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> list[str]:
         problems += _unless(_get(config, field) < 1, config, field, "expected less than 1")
     for field in FINITE:
         what = "expected a finite number, in float32"
-        problems += _unless(_get(config, field) < MAX_FLOAT, config, field, what)
+        problems += _unless(_get(config, field) <= MAX_FLOAT, config, field, what)
     for field, most in AT_MOST.items():
         what = f"expected {AT_LEAST[field]} to {most}"
         problems += _unless(_get(config, field) <= most, config, field, what)

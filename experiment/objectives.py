@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import lra_tasks
-from nystrom.layers import hash_bits, split_keys
+from nystrom.layers import as_threshold, hash_bits, split_keys
 from nystrom.models import document_keys
 
 SPARE_DEVIATIONS = 8  # room for hidden tokens beyond their mean number, in standard deviations
@@ -189,11 +189,6 @@ def nothing_hidden(batches: lra_tasks.Batches) -> str:
         f"{len(batches.split.lengths):,} examples; give longer ones, or more, or a larger "
         "config.masked.share"
     )
-
-
-def as_threshold(probability: float) -> np.uint32:
-    """Random uint32 are below this with the given probability (1 but for 2^-32)."""
-    return np.uint32(min(round(probability * 2**32), 2**32 - 1))
 
 
 def content_keys(tokens, mask, first=0, axis_name=None):

@@ -2,14 +2,12 @@
 
 import itertools
 import re
-import statistics
 import textwrap
 from collections.abc import Callable
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-import lra_tasks
 from experiment.comparisons import (
     attention_names,
     attention_series,
@@ -18,10 +16,9 @@ from experiment.comparisons import (
     same_but_attention,
     taps,
 )
-from experiment.results import TASKS, Group, Run, unfinished_label
+from experiment.records import by_hardware, median_of
+from experiment.results import MODULES, TASKS, TITLES, Group, Run, unfinished_label
 
-MODULES = {task: lra_tasks.task_module(task) for task in TASKS}
-TITLES = {task: module.TITLE for task, module in MODULES.items()}
 # Accuracies in % of what knows nothing but the labels' shares.
 CHANCE = {task: getattr(m, "CHANCE", 100 / m.NUM_CLASSES) for task, m in MODULES.items()}
 NOT_LRA = "not comparable to LRA"
@@ -191,27 +188,6 @@ def plot_curves(
         axes.set_ylabel(f"{which} accuracy (%)" if accuracy else f"{which} loss (nats)")
 
     return _figure(panels, draw)
-
-
-def by_hardware(group: Group) -> dict[str, list[Run]]:
-    """A group's runs by what they ran on: times of different machines are never mixed."""
-    found = {}
-    for run in group.runs:
-        names = dict.fromkeys(_hardware_name(start["hardware"]) for start in run.starts)
-        found.setdefault(", then ".join(names), []).append(run)
-    return found
-
-
-def _hardware_name(hardware: dict) -> str:
-    device = hardware.get("device", "unknown")
-    if hardware.get("platform") == "cpu":
-        device = f"{hardware.get('processor', device)} ({hardware.get('num_cores', '?')} cores)"
-    return f"{hardware.get('num_devices', 1)} x {device}"
-
-
-def median_of(runs: list[Run], name: str) -> float:
-    """The median of a field of the results that have it; 0 where none has."""
-    return statistics.median([run.result[name] for run in runs if run.result.get(name)] or [0])
 
 
 def _figure(panels: dict, draw: Callable) -> Figure | None:

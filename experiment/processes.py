@@ -41,7 +41,7 @@ class ProcessError(ValueError):
     """The processes can't run together, or one of them failed; the message says which and why."""
 
 
-def found(environ=os.environ) -> bool:
+def is_one_of_several(environ=os.environ) -> bool:
     """Whether the environment says that this is one of several processes."""
     counts = [_number(name, environ) or 0 for name in COUNTS]
     return max(counts) > 1 or "," in environ.get("TPU_WORKER_HOSTNAMES", "")
@@ -67,7 +67,7 @@ def no_devices(why: str) -> str:
 
 
 def start(asked: bool | None = None) -> bool:
-    """Joins the other processes if `asked` or, with None, where `found`; whether it did.
+    """Joins the other processes if `asked`, or if None and `is_one_of_several`; whether it did.
 
     To be called before any device is touched. Address, number and own number are those of
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, else what JAX finds.
@@ -76,7 +76,7 @@ def start(asked: bool | None = None) -> bool:
       ProcessError: they are not to be found, or the processes don't meet.
     """
     try:
-        if not (found() if asked is None else asked):
+        if not (is_one_of_several() if asked is None else asked):
             return False
         count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
         _check_address(is_host=index == 0)

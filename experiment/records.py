@@ -6,6 +6,7 @@ Accuracies are in %, `std` is the sample standard deviation over seeds, empty fo
 
 import csv
 import math
+import statistics
 from pathlib import Path
 
 from experiment.comparisons import (
@@ -15,8 +16,7 @@ from experiment.comparisons import (
     recipe_names,
     taps,
 )
-from experiment.plots import TITLES, by_hardware, median_of
-from experiment.results import PAPER, TASKS, Found, Group, unfinished_label
+from experiment.results import PAPER, TASKS, TITLES, Found, Group, Run, unfinished_label
 
 DIGITS = 4  # after the point of an accuracy in %: 1e-6 of the test set
 
@@ -197,3 +197,24 @@ def _cell(value):
     if isinstance(value, bool):
         return str(value).lower()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def by_hardware(group: Group) -> dict[str, list[Run]]:
+    """A group's runs by what they ran on: times of different machines are never mixed."""
+    found = {}
+    for run in group.runs:
+        names = dict.fromkeys(_hardware_name(start["hardware"]) for start in run.starts)
+        found.setdefault(", then ".join(names), []).append(run)
+    return found
+
+
+def _hardware_name(hardware: dict) -> str:
+    device = hardware.get("device", "unknown")
+    if hardware.get("platform") == "cpu":
+        device = f"{hardware.get('processor', device)} ({hardware.get('num_cores', '?')} cores)"
+    return f"{hardware.get('num_devices', 1)} x {device}"
+
+
+def median_of(runs: list[Run], name: str) -> float:
+    """The median of a field of the results that have it; 0 where none has."""
+    return statistics.median([run.result[name] for run in runs if run.result.get(name)] or [0])

@@ -15,6 +15,8 @@ from experiment.workdir import MAY_CHANGE, differing_fields, recorded
 
 LRA_TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
 TASKS = (*LRA_TASKS, *sorted({*lra_tasks.NAMES, *lra_tasks.LANGUAGE_NAMES} - {*LRA_TASKS}))
+MODULES = {task: lra_tasks.task_module(task) for task in TASKS}
+TITLES = {task: module.TITLE for task, module in MODULES.items()}
 # Accuracies in % that the paper gives (Xiong et al. 2021, arXiv 2102.03902 v3), in TASKS' order.
 PAPER = {
     "softmax": (37.10, 65.02, 79.35, 38.20, 74.16),

@@ -146,7 +146,8 @@ def record_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        others = sorted(p.name for p in workdir.iterdir() if p.name not in (".lock", ".config.tmp"))
+        ours = ".lock", _part_of(config_path).name
+        others = sorted(path.name for path in workdir.iterdir() if path.name not in ours)
         if "checkpoints" in others:
             raise WorkdirError(
                 f"--workdir={workdir}: holds checkpoints, but the config.json of their run is "
@@ -157,11 +158,9 @@ def record_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
                 f"--workdir={workdir}: holds {', '.join(others[:5])} but no config.json, so it is "
                 "not a run's folder; choose an empty or new one"
             )
-        temporary = workdir / ".config.tmp"
-        temporary.write_text(json.dumps(recorded(config), indent=2) + "\n")
-        os.replace(temporary, config_path)
     except OSError as error:
         raise WorkdirError(f"--workdir={workdir}: can't write there ({error})") from error
+    _write(config_path, (json.dumps(recorded(config), indent=2) + "\n").encode())
 
 
 def keep_tokenizer(workdir: Path, tokenizer: Path | None) -> None:
@@ -264,8 +263,12 @@ def write_result(workdir: Path, result: dict) -> None:
     _write(workdir / "result.json", (strict_json(result, indent=2) + "\n").encode())
 
 
+def _part_of(path):
+    return path.with_name(f".{path.name}.tmp")
+
+
 def _write(path, data):
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _part_of(path)
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)

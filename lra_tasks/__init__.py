@@ -32,6 +32,7 @@ __all__ = [
     "Task",
     "TaskConfig",
     "check",
+    "has_labels",
     "is_prepared",
     "load",
     "open_set",

@@ -12,6 +12,10 @@
 | E      | features of one head's values; mostly E = D                          |
 | C      | features of a token in the encoder (width), C = H * D                |
 | K      | taps of the depthwise convolution; of models, chosen places          |
+| F      | features of the kernel of linear attention and Performer             |
+| P      | what Linformer projects keys to, Reformer a token for its hash       |
+| R      | rows that are asked for; Reformer's rounds of hashing                |
+| V      | ids of a vocabulary                                                  |
 
 The same letters, in lower case, name the dimensions in einsum strings.
 """

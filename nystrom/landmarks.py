@@ -122,14 +122,14 @@ def segment_of_token(
     remainder = count[..., None] - quotient * num_landmarks
     is_longer = rank < remainder * (quotient + 1)  # in one of the longer segments, the first ones
     size = jnp.where(is_longer, quotient + 1, jnp.maximum(quotient, 1))
-    segment = few_times(jnp.where(is_longer, rank, rank - remainder), size)
+    segment = whole_part_by_floats(jnp.where(is_longer, rank, rank - remainder), size)
     place = jnp.arange(num_landmarks, dtype=count.dtype).reshape(*(1,) * count.ndim, -1)
     sizes = quotient + (place < remainder).astype(count.dtype)
     return jnp.where(mask, segment, num_landmarks), sizes
 
 
-def few_times(x: Int[Array, "..."], y: Int[Array, "..."]) -> Int[Array, "..."]:
-    """`whole_part` where it is below 2^20: by floats, which are off by one at most, then mended.
+def whole_part_by_floats(x: Int[Array, "..."], y: Int[Array, "..."]) -> Int[Array, "..."]:
+    """`whole_part` where that is below 2^20: of floats, off by one at most, and then mended.
 
     A TPU has no division of integers, and its compiler takes half a minute for 65,536 of them.
     """

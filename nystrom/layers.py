@@ -158,8 +158,7 @@ def dropout(
     if mask is not None:
         here = jnp.arange(x.shape[-2], dtype=jnp.int32).reshape(*(1,) * (x.ndim - 2), -1, 1)
         first = real_ranks(mask, mask.shape, axis_name)[..., None] - here
-    below = np.uint32(min(round(rate * 2**32), 2**32 - 1))
-    keep = hash_bits(key, x.shape, first, length) >= below
+    keep = hash_bits(key, x.shape, first, length) >= as_threshold(rate)
     return jnp.where(keep, x * float(1 / (1 - rate)), jnp.zeros((), x.dtype))
 
 
@@ -182,6 +181,11 @@ def split_keys(key: Array | None, num: int) -> list[Array | None]:
         return [None] * num
     keys = jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(key.ravel())
     return list(keys.reshape(num, *key.shape))
+
+
+def as_threshold(probability: float) -> np.uint32:
+    """Random uint32 are below this with the given probability (1 but for 2^-32)."""
+    return np.uint32(min(round(probability * 2**32), 2**32 - 1))
 
 
 def hash_bits(

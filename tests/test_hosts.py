@@ -126,7 +126,7 @@ def test_rows_of_batches_are_those_of_the_whole(cache_home):
     ],
 )
 def test_several_processes_are_found_by_their_variables(variables, several):
-    assert processes.found(variables) == several
+    assert processes.is_one_of_several(variables) == several
 
 
 def test_an_address_that_cannot_be_listened_at_is_named(monkeypatch):

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import report
-from experiment.plots import NOT_LRA, by_hardware, plot_curves
+from experiment.plots import NOT_LRA, plot_curves
 from experiment.read_runs import read_runs
+from experiment.records import by_hardware
 from tests.written_runs import changed, data_of, make_report, rows_of, write_run
 
 

@@ -67,7 +67,7 @@ def nystrom(query, key, value, query_mask, key_mask, options: Options, interpret
         [partial(each, interpret=interpret) for each in passes]
         for passes in ((from_short, from_short_gradient), (to_short, to_short_gradient))
     )
-    q, k, scale = tiled.by_group(q, groups), heads_first(k), options.scale
+    q, k, scale = tiled.grouped_by_keys(q, groups), heads_first(k), options.scale
     g_value = tiled.from_landmarks(q, key, value, key_mask, scale, inner)
     g_value = g_value.reshape(*g_value.shape[:-3], heads, -1, g_value.shape[-1])
     solved = exact_einsum("...lm,...me->...le", a_pinv, g_value)

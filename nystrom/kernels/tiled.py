@@ -31,7 +31,7 @@ def nystrom(query, key, value, query_mask, key_mask, options: Options):
     scale, heads = options.scale, query.shape[-2]
     q, k, q_valid, k_valid = landmarks(query, key, query_mask, key_mask, options, sums)
     a = landmark_matrix(q, k, q_valid, k_valid, scale)
-    g_value = from_landmarks(by_group(q, key.shape[-2]), key, value, key_mask, scale)
+    g_value = from_landmarks(grouped_by_keys(q, key.shape[-2]), key, value, key_mask, scale)
     g_value = g_value.reshape(*g_value.shape[:-3], heads, -1, g_value.shape[-1])
     if options.pinv == "chebyshev":
         solved = apply_chebyshev_pinv(a, g_value)
@@ -47,7 +47,7 @@ def exact(query, key, value, query_mask, key_mask, scale):
     check_known(length, key.shape[-3])
     if length < key.shape[-3]:
         query = zero_padded(query, query_mask)
-        out = from_landmarks(by_group(query, groups), key, value, key_mask, scale)
+        out = from_landmarks(grouped_by_keys(query, groups), key, value, key_mask, scale)
         return zero_padded(heads_first(out.reshape(*batch, heads, length, -1)), query_mask)
     if heads != groups:  # heads that share keys become positions
         query = query.reshape(*batch, length, groups, -1, depth)
@@ -114,7 +114,7 @@ def _sums_of_rows(tokens, row, num_rows):
     return jax.lax.fori_loop(0, math.ceil(length / size), add, total)
 
 
-def by_group(landmarks, groups):
+def grouped_by_keys(landmarks, groups):
     """Landmarks *B L H D of queries -> *B G (H/G L) D, beside the keys that they share."""
     *batch, length, heads, depth = landmarks.shape
     return heads_first(landmarks).reshape(*batch, groups, heads // groups * length, depth)

@@ -15,7 +15,7 @@ ATTENTIONS = ("softmax", "nystrom")
 PADDINGS = ("inert", "transformers")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 OUR_OWN = ("padding", "unread")  # fields that no config.json has
-LARGEST = 3e38  # of float32
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,11 @@ IGNORED = -100  # a label that stands for none
 
 
 def cross_entropy(
-    logits: Float[Array, "*B C"], labels: Int[Array, "*B"], ignored: int = IGNORED
+    logits: Float[Array, "*B num_labels"], labels: Int[Array, "*B"], ignored: int = IGNORED
 ) -> Float[jax.Array, ""]:
     """Mean cross-entropy in nats over the labels that are not `ignored`; 0 if there are none.
 
-    NaN if a label is no class: less than 0, or C or more.
+    NaN if a label is no class: less than 0, or num_labels or more.
 
     Raises:
       ValueError: labels are not *B.
@@ -37,9 +37,9 @@ def cross_entropy(
 
 
 def squared_error(
-    logits: Float[Array, "*B C"], labels: Float[Array, "..."]
+    logits: Float[Array, "*B num_labels"], labels: Float[Array, "..."]
 ) -> Float[jax.Array, ""]:
-    """Mean squared difference; labels are *B C, or *B where C is 1.
+    """Mean squared difference; labels are *B num_labels, or *B for one label.
 
     Raises:
       ValueError: labels of another shape.
@@ -53,12 +53,12 @@ def squared_error(
 
 
 def binary_cross_entropy(
-    logits: Float[Array, "*B C"], labels: Float[Array, "*B C"]
+    logits: Float[Array, "*B num_labels"], labels: Float[Array, "*B num_labels"]
 ) -> Float[jax.Array, ""]:
     """Mean cross-entropy in nats of independent yes or no labels, 1 or 0.
 
     Raises:
-      ValueError: labels are not *B C.
+      ValueError: labels are not *B num_labels.
     """
     _check_alike(labels, logits.shape)
     wide, labels = logits.astype(accumulator(logits.dtype)), jnp.asarray(labels)

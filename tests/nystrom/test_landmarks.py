@@ -67,11 +67,11 @@ def test_any_mask(bits, num_landmarks):
 
 @settings(deadline=None, derandomize=True, database=None)
 @given(st.integers(1, 2**30), st.integers(0, 2**20 - 1), st.integers(0, 2**31 - 1))
-def test_few_times_is_exact(y, times, rest):
+def test_the_whole_part_by_floats_is_exact(y, times, rest):
     """At whole multiples, just below and between them."""
     times = min(times, (2**31 - 1) // y - 1)
     x = np.array([times * y, times * y + y - 1, times * y + rest % y], np.int32)
-    found = landmarks.few_times(jnp.asarray(x), jnp.full(3, y, jnp.int32))
+    found = landmarks.whole_part_by_floats(jnp.asarray(x), jnp.full(3, y, jnp.int32))
     np.testing.assert_array_equal(found, times)
 
 
