@@ -22,7 +22,7 @@ from lra_tasks.errors import first_line
 
 # Of many processes the first alone reads and writes: see shared_checkpoints.py.
 ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-NOT_EVALUATED = -1.0  # accuracy of a checkpoint saved between evaluations: never the best
+NOT_EVALUATED = -1.0  # score of a checkpoint saved between evaluations: never the best
 
 
 class CheckpointError(ValueError):
@@ -75,8 +75,8 @@ class Checkpoints:
             ),
         )
 
-    def save(self, step: int, state, progress: dict, accuracy: float = NOT_EVALUATED) -> None:
-        """Saves the state after `step` steps, once; `accuracy` is that on validation.
+    def save(self, step: int, state, progress: dict, score: float = NOT_EVALUATED) -> None:
+        """Saves the state after `step` steps, once; `score` is that on validation.
 
         Raises:
           CheckpointError: this or the checkpoint before can't be written, say on a full disk.
@@ -85,7 +85,7 @@ class Checkpoints:
             return
         record = {
             "step": step,
-            "accuracy": accuracy,
+            "accuracy": score,
             "progress": json.loads(json.dumps(progress)),  # the caller's goes on changing
             "layout": layout_digest(state),
             "state": state_digest(state),
@@ -278,7 +278,7 @@ class _Kept:
 
 
 def _best(records):
-    """The record of highest accuracy, the earliest of equals; None before any evaluation."""
+    """The record of highest score, the earliest of equals; None before any evaluation."""
     evaluated = [record for record in records if record["accuracy"] != NOT_EVALUATED]
     return max(evaluated, key=lambda r: (r["accuracy"], -r["step"]), default=None)
 

@@ -26,8 +26,8 @@ class SharedCheckpoints:
         )
         self.own = owns[0] if owns else None
 
-    def save(self, step: int, state, progress: dict, accuracy: float = NOT_EVALUATED) -> None:
-        processes.first(lambda: self.own.save(step, _on_host(state), progress, accuracy))
+    def save(self, step: int, state, progress: dict, score: float = NOT_EVALUATED) -> None:
+        processes.first(lambda: self.own.save(step, _on_host(state), progress, score))
         self.latest = step
 
     def latest_step(self) -> int | None:
