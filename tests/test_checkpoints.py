@@ -308,3 +308,12 @@ def test_digests_tell_names_types_shapes_and_bits_apart():
     assert len(set(digests)) == len(states)
     assert module.state_digest({"a": jnp.asarray(x)}) == digests[0]
     assert len({module.layout_digest(state) for state in states}) == len(states) - 1
+
+
+def test_of_equals_the_earliest_is_best_and_a_step_is_saved_once(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for step in (1, 2, 3, 4):
+        checkpoints.save(step, state_of(step), {}, 0.5)
+    checkpoints.save(4, state_of(5), {}, 0.9)
+    checkpoints.close()
+    assert checkpoints.best() == Checkpoints(tmp_path / "checkpoints").best() == (1, 0.5)

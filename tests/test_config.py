@@ -145,6 +145,7 @@ def test_an_unknown_variant_is_refused(name):
         ("task.padded_length", 10**20, "expected at most 16777216"),
         ("weight_decay", float("inf"), "finite"),
         ("weight_decay", 1e39, "finite"),
+        ("adam_b2", 1.0, "less than 1"),
         ("adam_eps", float("inf"), "finite"),
         ("adam_eps", float("nan"), "expected 0 or more"),
         ("task.name", "listop", "listops"),

@@ -79,6 +79,7 @@ def test_splitting_undoes_joining(items):
     ("arguments", "message"),
     [
         ([LISTOPS, "--config.seed=0,,1"], "--config.seed: '0,,1': an empty value"),
+        ([LISTOPS, "--config.task.data_dir=/a,"], "an empty value"),
         ([LISTOPS, "--config.seed=(0,1"], r"\) is missing"),
         ([LISTOPS, "--config.seed=0)"], "has no partner"),
         ([LISTOPS, "--config.task.data_dir=it's,b"], "' is missing"),

@@ -67,6 +67,13 @@ def test_neither_padding_nor_special_tokens_are_hidden_and_padding_changes_nothi
     np.testing.assert_array_equal(inputs1, inputs[one])
 
 
+def test_random_tokens_are_none_of_the_special_ones():
+    tokens = np.full((8, 500), 7, np.int32)
+    hide_all = Masked(1.0, 0.0, 1.0, first_id=5, vocab_size=12, mask_id=4).hide
+    inputs, _, _ = hide_all(tokens, np.ones(tokens.shape, bool), KEYS)
+    assert set(np.asarray(inputs).ravel().tolist()) == set(range(5, 12))
+
+
 def test_in_training_other_tokens_are_hidden_with_another_key():
     config = masked("text", **{"model.dropout_rate": 0.0})
     task = lra_tasks.load(config.task, progress=False)

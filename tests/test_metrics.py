@@ -212,3 +212,19 @@ def test_a_full_disk_is_named_by_the_file_and_ends_the_reports_without_traceback
     assert "Traceback" not in capsys.readouterr().err
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1]
+
+
+def test_only_whole_lines_up_to_a_step_are_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    kept = '{"step": 2, "split": "train"}\n'
+    path.write_text(kept + '{"step": 2, "split": "test"}\n{"step": 1, "split": "train"}')
+    drop_reports_after(path, 2)
+    assert path.read_text() == kept
+
+
+def test_the_rate_of_a_run_is_that_of_training(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rates = (("train", 7), ("validation", 90), ("validation", 90))
+    lines = (json.dumps({"split": split, "examples_per_second": rate}) for split, rate in rates)
+    path.write_text("".join(line + "\n" for line in lines))
+    assert median_rate(path) == 7

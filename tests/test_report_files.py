@@ -13,6 +13,8 @@ import report
 from experiment.plots import NOT_LRA, plot_curves
 from experiment.read_runs import read_runs
 from experiment.records import by_hardware
+from experiment.tracks import track_of
+from experiment.workdir import recorded
 from tests.written_runs import changed, data_of, make_report, rows_of, write_run
 
 
@@ -251,3 +253,26 @@ def test_numbers_that_are_none_are_empty_cells(tmp_path):
     for path in (tmp_path / "out").glob("*.csv"):
         assert not {"nan", "inf"} & set(path.read_text().lower().replace("\n", ",").split(","))
     assert not read_runs([tmp_path / "runs"]).skipped
+
+
+def test_results_that_are_not_of_their_config_are_skipped(tmp_path):
+    write_run(tmp_path, "seed", seed=3, config=changed().to_dict())
+    write_run(tmp_path, "task", task="text", config=changed("listops").to_dict())
+    found = read_runs([tmp_path])
+    assert not found.groups
+    assert {path.parent.name: why for path, why in found.skipped} == {
+        "seed": "seed and config.seed differ",
+        "task": "task and config.task.name differ",
+    }
+
+
+def test_times_are_medians_over_the_seeds(tmp_path):
+    for seed, hours in enumerate((9, 1, 2)):
+        write_run(tmp_path, f"{seed}", seed=seed, wall_seconds=3_600.0 * hours)
+    (row,) = rows_of("speed", tmp_path)
+    assert row["hours"] == "2.00"
+
+
+def test_tasks_beyond_lra_are_of_no_recipe():
+    config = recorded(changed())
+    assert track_of(config | {"task": config["task"] | {"name": "reviews"}}) == "free"

@@ -14,6 +14,7 @@ from experiment.workdir import (
     record_config,
     recorded_accumulate_steps,
     steps_saved,
+    tokenizer_of,
     write_result,
 )
 
@@ -108,3 +109,18 @@ def test_a_run_from_before_a_field_goes_on(tmp_path):
 def test_a_result_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(WorkdirError, match=r"gone/result\.json: can't be written"):
         write_result(tmp_path / "gone", {})
+
+
+def test_a_checkpoint_that_was_set_aside_is_no_step(tmp_path):
+    for name in ("4", "broken-8"):
+        (tmp_path / "checkpoints" / name / "record").mkdir(parents=True)
+    assert steps_saved(tmp_path) == 4
+
+
+def test_a_run_has_its_own_vocabulary_from_its_first_step_on(tmp_path):
+    """Before, its data may be others by now."""
+    config = make_config(**{"task.tokenizer": str(tmp_path / "given")})
+    (tmp_path / "tokenizer.model").write_bytes(b"kept")
+    assert tokenizer_of(config, tmp_path) == str(tmp_path / "given")
+    (tmp_path / "checkpoints" / "1" / "record").mkdir(parents=True)
+    assert tokenizer_of(config, tmp_path) == str(tmp_path / "tokenizer.model")

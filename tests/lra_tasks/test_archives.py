@@ -57,6 +57,7 @@ def info(name, kind=tarfile.REGTYPE, size=0, link=""):
         info("a/device", tarfile.CHRTYPE),
         info("a/device", tarfile.BLKTYPE),
         info("a/pipe", tarfile.FIFOTYPE),
+        info("a/sparse", tarfile.GNUTYPE_SPARSE),
         info("a/unknown", b"Z"),
     ],
     ids=lambda member: f"{member.type.decode()}{member.name}",
@@ -193,3 +194,16 @@ def test_the_release_is_streamed_with_the_same_care(tmp_path):
     path.write_bytes(tar_bytes(FILES, [info("../evil")]))
     with pytest.raises(ValueError, match=r"'\.\./evil' refused"):
         list(release.stream_archive(path, lambda name: False))
+
+
+def test_a_broken_header_is_not_taken_for_the_end(tmp_path):
+    data = bytearray(tar_bytes({"a": b"one", "b": b"two"}, compress=False))
+    data[1024] ^= 1  # in the second's name, of which its header has a checksum
+    with pytest.raises(ValueError, match="broken header"):
+        read(tmp_path / "x", bytes(data))
+
+
+def test_how_much_may_be_packed_into_little_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "RATIO_FREE_BYTES", 1 << 20)
+    with pytest.raises(ValueError, match="'zeros' refused: it claims 33,554,432 bytes"):
+        read(tmp_path / "x", tar_bytes({"zeros": bytes(32 << 20)}), max_total=1 << 30)

@@ -1,11 +1,12 @@
 """Paths and errors of files."""
 
+import errno
 import gzip
 import io
 
 import pytest
 
-from lra_tasks.disk import expand_user
+from lra_tasks.disk import expand_user, naming_cache_dir
 from lra_tasks.errors import first_line, is_worded
 
 
@@ -34,3 +35,8 @@ def test_an_error_in_a_line_says_something():
     assert first_line(ValueError()) == "ValueError"
     assert first_line(OSError("\n disk full. See full TensorStore details: x\ny")) == "disk full"
     assert len(first_line(ValueError(400 * "x"))) == 200
+
+
+def test_an_error_of_reading_is_not_blamed_on_the_cache(tmp_path):
+    with pytest.raises(OSError, match=r"^\[Errno 5\] read$"), naming_cache_dir(tmp_path):
+        raise OSError(errno.EIO, "read")

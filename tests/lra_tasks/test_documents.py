@@ -1,5 +1,6 @@
 """Documents: their vocabulary, their rows, and what is refused."""
 
+import itertools
 import os
 import random
 import sys
@@ -294,3 +295,38 @@ def test_a_file_that_is_no_text_is_named_when_a_vocabulary_is_learnt(tmp_path):
     texts = (documents._read(path) for path in [tmp_path / "picture.txt"])
     with pytest.raises(ValueError, match=r"^\S*picture.txt: not UTF-8 at byte 0$"):
         tokenizer.train(texts, 300)
+
+
+def test_files_are_each_in_one_split_drawn_with_the_seed(make_documents, tmp_path):
+    files = [tmp_path / f"{n}.txt" for n in range(12)]
+
+    def splits(**fields):
+        asked = {"num_train": 0, "num_validation": 2, "num_test": 3}
+        return documents._files_of(make_documents(**asked | fields), files)
+
+    found = splits()
+    sizes = {"train": 7, "validation": 2, "test": 3}
+    assert {name: len(part) for name, part in found.items()} == sizes
+    assert sorted(itertools.chain(*found.values())) == sorted(files)
+    assert splits() == found != splits(data_seed=1)
+    with pytest.raises(ValueError, match="leave none of the 12 files for train"):
+        splits(num_validation=9)
+
+
+@pytest.mark.parametrize("length", [1, 62, 63, 124, 125])
+def test_rows_lose_no_token(length):
+    ids = np.arange(5, 5 + length, dtype=np.uint16)
+    cut = list(rows.cut([ids[:1], ids[1:]], 64))
+    assert np.concatenate([row[1:-1] for row in cut]).tolist() == ids.tolist()
+    assert max(map(len, cut)) <= 64
+
+
+def test_documents_of_one_file_have_the_fingerprint_of_their_tokens(make_config, tmp_path):
+    sizes = {"num_train": 20, "num_validation": 5, "num_test": 5}
+    sizes |= {"max_length": 64, "padded_length": 64}
+
+    def fingerprint_of(vocab_size):
+        asked = make_config("documents", source="package", vocab_size=vocab_size, **sizes)
+        return lra_tasks.load(asked, tmp_path, progress=False).fingerprint
+
+    assert fingerprint_of(400) != fingerprint_of(420)

@@ -152,3 +152,12 @@ def test_synthetic_classes_can_be_told_apart_by_their_spectrum(make_image, tmp_p
     means = np.array([train[train_labels == label].mean(0) for label in range(10)])
     nearest = ((test[:, None] - means) ** 2).sum(-1).argmin(1)
     assert (nearest == test_labels).mean() > 0.95
+
+
+def test_a_file_that_is_there_twice_is_refused(make_image, tmp_path):
+    files = cifar_files()
+    files["data_batch_1.bin"] = files[f"{image.FOLDER}/data_batch_1.bin"]
+    (tmp_path / "x.tar").write_bytes(tar_bytes(files))
+    config = make_image(data_dir=str(tmp_path / "x.tar"))
+    with pytest.raises(ValueError, match=r"x\.tar: data_batch_1\.bin: is there twice"):
+        lra_tasks.load(config, tmp_path / "cache", progress=False)

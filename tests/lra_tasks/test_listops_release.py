@@ -341,3 +341,11 @@ def test_mutated_archives_give_rows_or_a_value_error(tmp_path_factory, data):
         assert "lra_release.gz" in str(error)
         return
     assert set(rows) == set(SIZES)
+
+
+def test_bounds_of_length_are_exclusive(make_config):
+    asked, notes = make_config(min_length=4, max_length=7, num_train=0), {}
+    rows = [(bytes(length), 0) for length in (4, 5, 6, 7)]
+    kept = release._select("train", lambda: rows, asked, notes)
+    assert [len(example["inputs"]) for example in kept] == [5, 6]
+    assert notes["train_left_out_by_length"] == 2

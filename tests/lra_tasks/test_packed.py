@@ -5,6 +5,7 @@ import errno
 
 import numpy as np
 import pytest
+from test_task import make_task
 
 import lra_tasks
 from lra_tasks import packed
@@ -96,3 +97,17 @@ def test_a_record_that_is_not_as_it_was_written_is_named_at_the_first_batch(make
     batches = Batches(lra_tasks.open_set(small, directory), "train", 4, 0)
     with pytest.raises(ValueError, match=r"damaged \(train: example 0 is not as it was written"):
         batches[0]
+
+
+def test_longer_rows_are_packed_anew():
+    task = make_task(8, longest=60)
+    wide = dataclasses.replace(task, padded_length=2_000)
+    short, long = (Batches(each, "train", 8)[0] for each in (task, wide))
+    np.testing.assert_array_equal(long["inputs"][:, :64], short["inputs"])
+    assert not long["mask"][:, 64:].any()
+
+
+def test_the_least_foreign_id_is_named():
+    ids = np.array([255], np.uint8)
+    assert packed.foreign_ids(ids, 256) == ""
+    assert packed.foreign_ids(ids, 255) == "the token id 255 at position 0, expected 0 to 254"

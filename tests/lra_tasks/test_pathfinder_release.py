@@ -235,13 +235,21 @@ def test_more_images_asked_for_than_there_are(release):
         read_all(release, num_test=7)
 
 
-def test_labels_that_are_not_balanced_are_refused(release, monkeypatch):
+def test_metadata_are_read_by_number(release):
+    """2.npy before 10.npy: which images a split has follows from their order."""
+    asked = config(source="release", data_dir=str(release))
+    files = pathfinder.find_files(asked, "release")
+    assert [path.name for path in files] == ["imgs", "2.npy", "10.npy"]
+
+
+@pytest.mark.parametrize("label", "01")
+def test_labels_that_are_not_balanced_are_refused(label, release, monkeypatch):
     monkeypatch.setattr(reader, "BALANCED_FROM", 50)
     read_all(release)
     for table in (release / FOLDER / "metadata").iterdir():
         lines = [line.split() for line in table.read_text().splitlines()]
-        table.write_text("\n".join(" ".join([*line[:3], "1", *line[4:]]) for line in lines))
-    with pytest.raises(ValueError, match=r"100.0% of 57 labels are 1"):
+        table.write_text("\n".join(" ".join([*line[:3], label, *line[4:]]) for line in lines))
+    with pytest.raises(ValueError, match=rf"{100 * int(label)}\.0% of 57 labels are 1"):
         read_all(release)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import lra_tasks
-from lra_tasks import builder, disk, listops, progress
+from lra_tasks import builder, disk, listops, progress, writing
 
 PREPARE = """
 import sys, types
@@ -237,3 +237,13 @@ def test_import_is_cheap_and_nothing_ever_needs_tensorflow_or_jax(tmp_path):
         1,
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path), "0"], check=True)
+
+
+def test_a_set_is_on_the_disk_before_it_has_its_name(small, tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(writing, "sync", lambda path: (synced.append(path), disk.sync(path)))
+    directory = lra_tasks.prepare_set(small, tmp_path, progress=False)
+    *files, parent = synced
+    assert parent == directory.parent
+    assert {path.name for path in files} == {path.name for path in directory.iterdir()}
+    assert all("preparing" in path.parts for path in files)

@@ -12,6 +12,7 @@ from official_files import damage, read_all, tar_bytes, tsv_files, tsv_row, unpa
 
 import lra_tasks
 from lra_tasks import retrieval
+from lra_tasks.store import SPLITS
 
 BIG_FILE_MB, ALLOWED_GROWTH_MB = 300, 100
 
@@ -230,3 +231,18 @@ def test_synthetic_topics_decide_the_label(make_retrieval, tmp_path):
     assert (
         retrieval.decode(example["inputs"].astype(int) + 1) == example["inputs"].tobytes().decode()
     )
+
+
+def test_the_fingerprint_is_of_tokens_labels_and_where_documents_end(
+    make_config, tmp_path, monkeypatch
+):
+    def fingerprint_of(first, second, label):
+        texts = {"inputs": first, "inputs2": second}
+        row = {name: np.frombuffer(text, np.uint8) for name, text in texts.items()}
+        made = dict.fromkeys(SPLITS, lambda: [row | {"label": label}])
+        monkeypatch.setattr(retrieval, "examples", lambda *_: made)
+        cache = tmp_path / f"{first.decode()}-{label}"
+        return lra_tasks.load(make_config("retrieval"), cache, progress=False).fingerprint
+
+    examples = ((b"ab", b"c", 0), (b"a", b"bc", 0), (b"ab", b"c", 1))
+    assert len({fingerprint_of(*example) for example in examples}) == 3

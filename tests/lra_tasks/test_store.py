@@ -259,3 +259,13 @@ def test_what_the_system_refuses_to_read_is_not_called_damage(tmp_path):
     refused = store.unreadable(tmp_path, f"train: open() failed: {os.strerror(errno.EACCES)}; file")
     assert isinstance(refused, PermissionError) and str(tmp_path) in str(refused)
     assert isinstance(store.unreadable(tmp_path, "train: a bad record"), ValueError)
+
+
+def test_of_prepared_sets_the_newest_is_found_first(tmp_path):
+    for when, name in ((3, "set-a"), (9, "set-b"), (5, "set-c")):
+        folder = tmp_path / "lra" / name / "1.0.0"
+        folder.mkdir(parents=True)
+        (folder / "set.json").touch()
+        os.utime(folder, (when, when))
+    found = store.find_prepared(tmp_path, "set-*", "1.0.0")
+    assert [path.parent.name for path in found] == ["set-b", "set-c", "set-a"]
