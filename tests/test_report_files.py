@@ -15,6 +15,7 @@ from experiment.read_runs import read_runs
 from experiment.records import by_hardware
 from experiment.tracks import track_of
 from experiment.workdir import recorded
+from tests.test_report import source_record
 from tests.written_runs import changed, data_of, make_report, rows_of, write_run
 
 
@@ -276,3 +277,11 @@ def test_times_are_medians_over_the_seeds(tmp_path):
 def test_tasks_beyond_lra_are_of_no_recipe():
     config = recorded(changed())
     assert track_of(config | {"task": config["task"] | {"name": "reviews"}}) == "free"
+
+
+def test_runs_begun_with_encoders_of_other_data_are_no_seeds_of_one(tmp_path):
+    config = changed(init_from="runs/source")
+    for seed, data in enumerate("0ff"):
+        source = source_record(changed(), fingerprint=64 * data)
+        write_run(tmp_path, f"{seed}", run_config=config, seed=seed, init_from=source)
+    assert sorted(len(group.runs) for group in read_runs([tmp_path]).groups) == [1, 2]
