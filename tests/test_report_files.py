@@ -274,6 +274,19 @@ def test_times_are_medians_over_the_seeds(tmp_path):
     assert row["hours"] == "2.00"
 
 
+SPLITS_BY = {"difficulty": "easy", "data_seed": 7} | dict.fromkeys(
+    ("num_train", "num_validation", "num_test"), 9
+)
+
+
+@pytest.mark.parametrize("field", SPLITS_BY)
+def test_a_run_is_self_pretrained_on_its_own_splits_alone(field):
+    config, source = recorded(changed(init_from="runs/source")), source_record(changed())
+    assert track_of(config, source["fingerprint"], source) == "self-pretrained"
+    source["config"]["task"][field] = SPLITS_BY[field]
+    assert track_of(config, source["fingerprint"], source) == "pretrained"
+
+
 def test_tasks_beyond_lra_are_of_no_recipe():
     config = recorded(changed())
     assert track_of(config | {"task": config["task"] | {"name": "reviews"}}) == "free"

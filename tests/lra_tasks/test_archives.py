@@ -1,6 +1,7 @@
 """Archives that are not trusted: what is refused, that sizes are bounded, fuzzing."""
 
 import gzip
+import io
 import lzma
 import struct
 import tarfile
@@ -207,3 +208,11 @@ def test_how_much_may_be_packed_into_little_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "RATIO_FREE_BYTES", 1 << 20)
     with pytest.raises(ValueError, match="'zeros' refused: it claims 33,554,432 bytes"):
         read(tmp_path / "x", tar_bytes({"zeros": bytes(32 << 20)}), max_total=1 << 30)
+
+
+def test_a_line_that_is_too_long_is_named(monkeypatch):
+    monkeypatch.setattr(release, "MAX_LINE", 4)
+    lines = release.read_lines(io.BytesIO(b"abc\nabcdef\n"), "x.tsv")
+    assert next(lines) == (1, b"abc")
+    with pytest.raises(ValueError, match=r"x\.tsv, line 2: longer than 4 bytes"):
+        next(lines)
