@@ -36,9 +36,7 @@ def cross_entropy(
     return jnp.where(labelled, nats, 0).sum() / count.astype(nats.dtype)
 
 
-def squared_error(
-    logits: Float[Array, "*B num_labels"], labels: Float[Array, "..."]
-) -> Float[jax.Array, ""]:
+def squared_error(logits: Float[Array, "*B num_labels"], labels: Array) -> Float[jax.Array, ""]:
     """Mean squared difference; labels are *B num_labels, or *B for one label.
 
     Raises:

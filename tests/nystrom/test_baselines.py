@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from contract import AttentionContract
 from flax import nnx
-from inputs import DEPTH, HEADS, jitted, normal, random_inputs, softmax
+from inputs import DEPTH, HEADS, jitted, mask_with, normal, random_inputs, softmax
 
 import nystrom
 from nystrom.attention import nystrom_attention
@@ -273,3 +273,25 @@ def test_the_authors_attention_has_landmarks_over_padding():
     np.testing.assert_allclose(found, expected, atol=1e-4)
     inert = nystrom_attention(query, key, value, mask=mask, num_landmarks=4)
     assert np.abs(found - inert)[1].max() > 1e-3
+
+
+def test_constants_that_all_share_cannot_be_written_to():
+    for constants in (orthogonal_features(8, 4), random_rotations(2, 4, 3)):
+        with pytest.raises(ValueError, match="read-only"):
+            constants[0] = 0
+
+
+def test_identity_has_zeros_for_padded_queries():
+    q, k, v = random_inputs(3)
+    mask = mask_with(8, 13, "holes")
+    out = nystrom.identity_attention(q, k, v, query_mask=mask)
+    np.testing.assert_array_equal(out, np.where(mask[:, None, None], v, 0))
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("name", ["nystrom", "softmax", "linear", "identity"])
+def test_queries_have_keys_of_some_head(name):
+    attend = getattr(nystrom, f"{name}_attention")
+    q, k, v = random_inputs(31)
+    with pytest.raises(ValueError, match="query has 2 heads and key 0"):
+        attend(q, k[:, :0], v[:, :0])

@@ -115,3 +115,12 @@ def test_errors():
     np.testing.assert_array_equal(
         depthwise_convolution(value, filters.tolist()), depthwise_convolution(value, filters)
     )
+
+
+@pytest.mark.unchecked
+def test_masks_that_are_no_padding_masks_are_refused():
+    value, filters = normal(7, 2, 6, 2, 4), normal(10, 2, 5)
+    with pytest.raises(ValueError, match=r"mask has shape \(6,\): expected a padding mask"):
+        depthwise_convolution(value, filters, np.ones(6, bool))
+    with pytest.raises(TypeError, match="mask has dtype float32: expected a bool array"):
+        depthwise_convolution(value, filters, np.ones((2, 6), np.float32))

@@ -134,6 +134,8 @@ def test_errors():
     layer, x = nystrom.NystromSelfAttention(8, 2, rngs=nnx.Rngs(0)), np.ones((2, 9, 8), np.float32)
     with pytest.raises(ValueError, match=r"x has shape \(2, 9, 6\): expected .* with C = 8"):
         layer(x[..., :6])
+    with pytest.raises(ValueError, match=r"x has shape \(8,\): expected \*B N C with C = 8"):
+        layer(x[0, 0])
     for other in (x.astype(int), x.astype(bool), x.astype(complex), x.tolist()):
         for call in (layer, nnx.jit(lambda layer, x: layer(x)).__get__(layer)):
             with pytest.raises(TypeError, match=r"x has .*expected an array of floating-point"):
@@ -233,7 +235,8 @@ def test_dropout_rates_that_cannot_be_are_refused_when_made(rate):
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize(
-    ("std", "error"), [(-0.1, ValueError), (float("nan"), ValueError), ("a", TypeError)]
+    ("std", "error"),
+    [(-0.1, ValueError), (float("nan"), ValueError), ("a", TypeError), (True, TypeError)],
 )
 def test_a_spread_of_embeddings_that_cannot_be_is_refused_when_made(std, error):
     with pytest.raises(error, match=r"embedding_std=.*at least 0"):
@@ -301,3 +304,15 @@ def test_a_layer_alone_ignores_what_padding_holds():
     run = jitted(jax.value_and_grad(loss, (0, 1)))
     expected = run(state, np.where(mask[..., None], x, 0))
     assert_trees_close(run(state, np.where(mask[..., None], x, np.nan)), expected)
+
+
+def test_filters_start_uniform_within_one_over_the_root_of_their_taps():
+    layer = nystrom.NystromSelfAttention(64, 64, conv_kernel_size=35, rngs=nnx.Rngs(0))
+    filters = np.asarray(layer.filters[...])
+    assert np.abs(filters).max() <= 35**-0.5
+    assert np.std(filters) == pytest.approx((35 * 3) ** -0.5, rel=0.1)
+
+
+def test_rotary_positions_need_an_even_number_of_features():
+    with pytest.raises(ValueError, match="rotary positions with 3 features a head: expected an e"):
+        nystrom.NystromSelfAttention(6, 2, rotary=True, rngs=nnx.Rngs(0))

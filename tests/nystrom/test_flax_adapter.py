@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from inputs import jitted, mask_with, normal
+from inputs import equations, jitted, mask_with, normal
 
 from nystrom import attention_fn, cross_attention_fn, nystrom_attention
 
@@ -245,3 +245,33 @@ def test_every_precision_that_flax_knows():
         assert np.isfinite(attend(x, x, x, precision=precision)).all()
     with pytest.raises(ValueError, match=r"precision=.*the same for both operands"):
         attend(x, x, x, precision=("highest", "default"))
+
+
+def test_one_mask_may_be_that_of_all_examples():
+    x, mask = normal(10, 2, 3, 6, 2, 4), mask_with(4, 6, "holes")[None, None, None]
+    attend = jitted(attention_fn(num_landmarks=4))
+    whole = np.broadcast_to(mask, (2, 3, 1, 1, 6))
+    for one in (mask[None], np.broadcast_to(mask, (1, 3, 1, 1, 6))):
+        np.testing.assert_array_equal(attend(x, x, x, mask=one), attend(x, x, x, mask=whole))
+
+
+def test_integers_that_jit_hides_are_0_and_1():
+    q, mask = normal(6, 1, 9, 2, 4), mask_with(5, 9, "trailing")[None, None, None]
+    attend = jax.jit(attention_fn(num_landmarks=4))
+    expected = attend(q, q, q, mask=mask)
+    np.testing.assert_array_equal(attend(q, q, q, mask=mask.astype(np.int32)), expected)
+
+
+def test_flaxs_precision_reaches_the_products():
+    x, attend = normal(0, 8, 2, 4), attention_fn(4, implementation="plain")
+
+    def of_tokens(precision):
+        program = jax.make_jaxpr(lambda x: attend(x, x, x, precision=precision))(x)
+        found = equations(program.jaxpr, "dot_general")
+        return {str(each.params["precision"]) for each in found if 8 in each.invars[0].aval.shape
+                or 8 in each.invars[1].aval.shape}  # fmt: skip
+
+    default, highest = jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST
+    assert of_tokens(None) == of_tokens("highest") == of_tokens(highest) == {str((highest,) * 2)}
+    for precision in ("default", "fastest", default, (default, default)):
+        assert of_tokens(precision) == {str((default,) * 2)}

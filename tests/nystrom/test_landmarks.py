@@ -175,3 +175,16 @@ def test_a_cpus_pieces_change_nothing(batch, monkeypatch):
         gradient = jax.grad(loss)(x, piece)
         expected = jax.grad(lambda x: (segment_means(x, 4, mask)[0] ** 2).sum())(x)
         np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
+def test_means_of_pieces_are_those_of_the_whole():
+    x, mask = normal(0, 4, 5, 2, 3), mask_with(13, 20, "holes").reshape(4, 5)
+
+    def means(x, mask):
+        return segment_means(x, 6, mask, axis_name="sequence")
+
+    found, valid = jax.vmap(means, axis_name="sequence")(x, mask)
+    expected = segment_means(x.reshape(20, 2, 3), 6, mask.ravel())
+    for each in zip(found, valid, strict=True):
+        for one, other in zip(each, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from inputs import normal
 from jax.test_util import check_grads
 
-from nystrom.layers import Dense, dropout, gelu, hash_bits, rotate
+from nystrom.layers import Dense, LayerNorm, dropout, gelu, hash_bits, rotate
 
 
 @pytest.fixture
@@ -193,3 +194,15 @@ def _bits(words):
     """uint32 [n] to its bits as -1 and 1, float32 [n, 32]."""
     words = np.asarray(words)
     return ((words[:, None] >> np.arange(32, dtype=np.uint32)) & 1).astype(np.float32) * 2 - 1
+
+
+def test_layer_norm_keeps_the_digits_of_numbers_far_from_zero():
+    x = 1000 + normal(0, 3, 64)
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(LayerNorm(64, rngs=nnx.Rngs(0))(x), expected, atol=1e-3)
+
+
+def test_layer_norm_has_pytorchs_epsilon():
+    x = 1e-3 * normal(0, 3, 64)
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(LayerNorm(64, rngs=nnx.Rngs(0))(x), expected, rtol=1e-4, atol=1e-6)

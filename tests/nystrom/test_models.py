@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from inputs import equations, mask_with
+from inputs import equations, mask_with, normal
 from model_makers import (
     LENGTH,
     apply,
@@ -287,3 +287,36 @@ def test_dropout_is_exported_for_any_length():
     tokens = jnp.arange(14).reshape(2, 7) % 11
     found = jax.export.export(jax.jit(run))(shape).call(tokens)
     np.testing.assert_allclose(found, run(tokens), atol=1e-5)
+
+
+def test_the_order_of_halves_is_told_by_a_layer_and_tanh():
+    model = nystrom.TokenPredictor(make_encoder(), 11, width=8, order=True, rngs=nnx.Rngs(1))
+    hidden = jnp.asarray(3 * normal(0, 2, 9, 8))
+    expected = model.order(np.tanh(model.order_hidden(hidden[:, 0])))
+    np.testing.assert_allclose(model.order_logits(hidden), expected, atol=1e-5)
+
+
+def test_a_predictors_bias_is_added():
+    model = nystrom.TokenPredictor(make_encoder(), 11, width=8, rngs=nnx.Rngs(0))
+    hidden, places = normal(0, 2, 9, 8), np.array([[1], [2]])
+    before = np.asarray(model.token_logits(hidden, places))
+    model.bias[...] = jnp.arange(11.0)
+    np.testing.assert_allclose(
+        model.token_logits(hidden, places), before + np.arange(11), atol=1e-5
+    )
+
+
+def test_poolings_and_cls_tokens_that_do_not_go_together_are_refused():
+    for options in ({"pooling": "cls"}, {"cls_token": 11}, {"pooling": "max", "cls_token": 11}):
+        with pytest.raises(ValueError, match="each asks for the other"):
+            nystrom.Classifier(make_encoder(), 3, width=8, **options, rngs=nnx.Rngs(0))
+    cut = make_encoder(axis_name="sequence")
+    with pytest.raises(ValueError, match="pooling='cls' can't have its sequences cut over devices"):
+        nystrom.Classifier(cut, 3, width=8, pooling="cls", cls_token=11, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "last", "mean_padded"])
+def test_pooled_is_zero_where_no_token_is_real(pooling):
+    x, mask = normal(0, 2, 9, 4), np.arange(9) < np.array([[0], [5]])
+    found = np.asarray(pool(x, mask, pooling))
+    assert not found[0].any() and found[1].any()

@@ -104,3 +104,16 @@ def test_reformer_finds_near_neighbours():
     ]
     assert errors[1] <= errors[0]
     assert errors[1] < 0.1 * np.abs(full).mean()
+
+
+def test_of_shared_queries_and_keys_one_may_be_masked_alone():
+    """What a key's mask hides is read by no query, though the queries there are real."""
+    q, _, v = random_inputs(7, length=23)
+    rotations, mask = random_rotations(2, 4, 6), mask_with(15, 23, "holes")
+    attend = partial(reformer_attention, rotations=rotations, bucket_size=4)
+    for given in ({"key_mask": mask}, {"query_mask": mask}):
+        np.testing.assert_allclose(
+            attend(q, q, v, **given), attend(q, q.copy(), v, **given), atol=1e-5
+        )
+    hidden = np.where(mask[:, None, None], v, np.nan)
+    assert np.isfinite(attend(q, q, hidden, key_mask=mask)).all()

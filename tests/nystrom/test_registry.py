@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from inputs import jitted, mask_with
+from inputs import jitted, mask_with, normal
 
 import nystrom
 from nystrom.attention import softmax_attention
@@ -150,3 +150,45 @@ def test_what_is_no_attention_is_refused():
         nystrom.self_attention_maker("softmax", 64, 0, max_length=8, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="attention='cosine': expected one of linear, linformer"):
         make_encoder("cosine")
+
+
+def test_linformers_projection_starts_as_the_authors_does():
+    make = nystrom.ATTENTIONS["linformer"].make
+    setting = nystrom.registry.Setting(4, 2, 100, 0, None, nnx.Rngs(0))
+    assert np.std(make(setting, 50).projection[...]) == pytest.approx(0.02, rel=0.05)
+
+
+def test_the_authors_padding_takes_their_options_alone():
+    def make(**options):
+        return nystrom.self_attention_maker(
+            "nystrom", 8, 2, max_length=24, padding="authors", rngs=nnx.Rngs(0), **options
+        )
+
+    for options in ({"pinv": "chebyshev"}, {"axis_name": "sequence"}):
+        with pytest.raises(ValueError, match="padding='authors' needs pinv='iterative' and whole"):
+            make(**options)
+    x = normal(0, 1, 14, 8)
+    one, other = (make(pinv_iterations=n)(nnx.Rngs(0))(x) for n in (6, 4))
+    assert np.abs(one - other).max() > 1e-4
+
+
+def test_a_padding_that_there_is_not_is_refused():
+    for name, option in (
+        ("nystrom", "padding"),
+        ("nystrom", "pinv"),
+        ("performer", "feature_kernel"),
+    ):
+        with pytest.raises(ValueError, match=f"{option}='x': expected one of"):
+            nystrom.self_attention_maker(
+                name, 8, 2, max_length=24, rngs=nnx.Rngs(0), **{option: "x"}
+            )
+
+
+def test_sequences_are_cut_for_nystrom_alone():
+    for name in nystrom.ATTENTIONS.keys() - {"nystrom"}:
+        with pytest.raises(
+            ValueError, match=f"'{name}' can't have its sequences cut over devices: nystrom can"
+        ):
+            nystrom.self_attention_maker(
+                name, 8, 2, max_length=24, axis_name="sequence", rngs=nnx.Rngs(0)
+            )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from inputs import equations, jitted, mask_with, normal, random_inputs
 
 import nystrom
@@ -240,3 +241,20 @@ def test_unknown_forms_are_refused():
         nystrom.depthwise_convolution(q, q[:1, :, 0], implementation="Plain")
     with pytest.raises(ValueError, match="no causal form"):
         nystrom.softmax_attention(q, q, q, is_causal=True, implementation="tiled")
+
+
+def test_a_sequence_cut_over_devices_has_the_plain_form_alone():
+    q = normal(0, 4, 1, 2)
+    for form in ("tiled", "pallas"):
+        said = f"implementation='{form}' can't be used with axis_name"
+        with pytest.raises(ValueError, match=said):
+            jax.vmap(
+                lambda x, form=form: nystrom.nystrom_attention(
+                    x, x, x, implementation=form, axis_name="sequence"
+                ),
+                axis_name="sequence",
+            )(q[None])
+        with pytest.raises(ValueError, match=said):
+            nystrom.NystromSelfAttention(
+                8, 2, implementation=form, axis_name="sequence", rngs=nnx.Rngs(0)
+            )

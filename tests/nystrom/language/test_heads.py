@@ -11,7 +11,9 @@ from flax import nnx
 from language_folders import DATA, edit_config
 
 from nystrom import language
+from nystrom.language.activations import ACTIVATIONS
 from nystrom.language.losses import binary_cross_entropy, squared_error
+from nystrom.layers import dropout, split_keys
 
 SMALL = {
     "vocab_size": 20,
@@ -211,3 +213,62 @@ def test_numbers_of_numpy_are_saved_as_json_has_them():
     fields = SMALL | {"vocab_size": np.int64(40), "hidden_dropout_prob": np.float32(0.5)}
     told = json.loads(json.dumps(language.LanguageConfig(**fields).to_dict()))
     assert (told["vocab_size"], told["hidden_dropout_prob"]) == (40, 0.5)
+
+
+def test_what_is_dropped_has_keys_of_its_own():
+    config = language.LanguageConfig(**SMALL | {"hidden_dropout_prob": 0.5}, initializer_range=0.5)
+    model = language.SequenceClassification(config, rngs=nnx.Rngs(0))
+    tokens, key = jnp.arange(5)[None], jax.random.key(0)
+    body_key, head_key = split_keys(key, 2)
+    first, second = split_keys(body_key, 2)
+    x = dropout(model.body._embed(tokens, jnp.zeros_like(tokens)), 0.5, first)
+    block, keys = model.body.blocks[0], split_keys(second, 2)
+    y = block.attention_norm(x + dropout(block._attend(x, None), 0.5, keys[0]))
+    mlp = block.mlp_out(jax.nn.gelu(block.mlp_in(y)))
+    x = block.mlp_norm(y + dropout(mlp, 0.5, keys[1]))[:, 0]
+    keys = split_keys(head_key, 2)
+    hidden = jax.nn.gelu(model.hidden(dropout(x, 0.5, keys[0])))
+    expected = model.out(dropout(hidden, 0.5, keys[1]))
+    np.testing.assert_allclose(model(tokens, None, None, key), expected, atol=1e-5)
+
+
+def test_weights_are_drawn_with_the_configs_spread():
+    config = language.LanguageConfig(
+        **SMALL
+        | {
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "initializer_range": 0.5,
+            "conv_kernel_size": 65,
+        }
+    )
+    model = language.SequenceClassification(config, rngs=nnx.Rngs(0))
+    block = model.body.blocks[0]
+    for table in (block.query.kernel, block.mlp_out.kernel, model.hidden.kernel,
+                  model.body.words.embedding, model.body.positions.embedding):  # fmt: skip
+        assert np.std(table[...]) == pytest.approx(0.5, rel=0.1)
+    assert np.std(block.filters[...]) == pytest.approx(0.5, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gelu", 0.841344746),
+        ("gelu_new", 0.841191991),
+        ("gelu_fast", 0.841191991),
+        ("gelu_pytorch_tanh", 0.841191991),
+        ("relu", 1.0),
+        ("silu", 0.731058579),
+        ("swish", 0.731058579),
+        ("tanh", 0.761594156),
+    ],
+)
+def test_activations_at_one(name, expected):
+    np.testing.assert_allclose(ACTIVATIONS[name](jnp.float32(1)), expected, rtol=2e-6)
+
+
+@pytest.mark.unchecked
+def test_one_label_is_a_regression_of_integers_too():
+    config = language.LanguageConfig(**SMALL | {"num_labels": 1})
+    one = nnx.eval_shape(lambda: language.SequenceClassification(config, rngs=nnx.Rngs(0)))
+    assert one.loss(jnp.asarray([[0.5], [1.0]]), jnp.asarray([2, 1])) == 1.125

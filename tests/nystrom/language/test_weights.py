@@ -293,3 +293,12 @@ def test_importing_nystrom_imports_no_language_model():
         "import nystrom.language; assert not {'safetensors', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_config_is_written_with_its_model_and_as_many_labels():
+    assert language.LanguageConfig().to_dict()["model_type"] == "nystromformer"
+    own = {str(i): f"no {i}" for i in range(3)}
+    unread = json.dumps({"id2label": own})
+    for count, expected in ((3, own), (2, {"0": "LABEL_0", "1": "LABEL_1"})):
+        config = language.LanguageConfig(num_labels=count, unread=unread)
+        assert config.to_dict()["id2label"] == expected

@@ -1,0 +1,44 @@
+"""What models drop: all that is added, each with a key of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from inputs import normal
+from model_makers import make_encoder, random_tokens
+
+import nystrom
+from nystrom.layers import dropout, gelu, split_keys
+
+
+@pytest.mark.parametrize("norm", nystrom.NORMS)
+def test_all_that_a_block_adds_is_dropped_each_with_a_key_of_its_own(norm):
+    block, key = make_encoder(norm=norm, dropout_rate=0.5).blocks[0], jax.random.key(0)
+    x = jnp.asarray(normal(0, 2, 9, 8))
+    keys = iter(split_keys(key, 3))
+
+    def attend(x):
+        return dropout(block.attention(x), 0.5, next(keys))
+
+    def mlp(x):
+        hidden = dropout(gelu(block.mlp_in(x)), 0.5, next(keys))
+        return dropout(block.mlp_out(hidden), 0.5, next(keys))
+
+    if norm == "pre":
+        expected = x + attend(block.attention_norm(x))
+        expected = expected + mlp(block.mlp_norm(expected))
+    else:
+        expected = block.attention_norm(x + attend(x))
+        expected = block.mlp_norm(expected + mlp(expected))
+    np.testing.assert_allclose(block(x, None, key), expected, atol=1e-5)
+
+
+def test_embeddings_are_dropped_and_every_block_has_a_key():
+    encoder, key = make_encoder(dropout_rate=0.5, num_layers=2), jax.random.key(0)
+    tokens = random_tokens(0, 2, 9)
+    *keys, first = split_keys(key, 3)
+    x = encoder.token_embed(tokens) + encoder.position_embed[:9]
+    x = dropout(x, 0.5, first)
+    for block, each in zip(encoder.blocks, keys, strict=True):
+        x = block(x, None, each)
+    np.testing.assert_allclose(encoder(tokens, None, key), encoder.norm(x), atol=1e-5)

@@ -1,0 +1,31 @@
+"""Sharded attention on one device: its options and masks. eight_devices.py has more devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from inputs import mask_with, random_inputs
+from jax.sharding import AxisType
+
+import nystrom
+
+
+@pytest.mark.unchecked
+def test_sharded_attention_takes_nystrom_attentions_options_and_masks():
+    q, k, v = random_inputs(0, 2)
+    mask = np.stack([mask_with(n, 13, "holes") for n in (13, 7)])
+    mesh = jax.make_mesh((1, 1), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
+    options = {"num_landmarks": 4, "pinv_iterations": 5}
+    expected = nystrom.nystrom_attention(q, k, v, mask=mask, scale=0.3, **options)
+    whole = {"sequence_axis": None}
+    for axes in ({"batch_axis": "data"}, whole, whole | {"batch_axis": "data"}):
+        for scale in (0.3, jnp.asarray(0.3), np.asarray(0.3, np.float32)):
+            attend = nystrom.sharded_attention(mesh, scale=scale, **axes, **options)
+            np.testing.assert_allclose(attend(q, k, v, mask=mask), expected, atol=1e-5)
+    for name in options:
+        attend = nystrom.sharded_attention(mesh, **options | {name: jnp.asarray(options[name])})
+        assert attend(q, k, v, mask=mask).shape == q.shape
+        with pytest.raises(ValueError, match=f"{name}=0: at least 1"):
+            nystrom.sharded_attention(mesh, **{name: 0})
+    with pytest.raises(ValueError, match="scale=nan: expected a finite number"):
+        nystrom.sharded_attention(mesh, scale=float("nan"))
