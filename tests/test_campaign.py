@@ -1,6 +1,7 @@
 """The campaign runs as a whole, and in a time and on runs that are made up."""
 
 import json
+import signal
 
 import pytest
 
@@ -147,3 +148,33 @@ def test_a_campaign_without_a_place_or_devices_ends_in_a_line(tmp_path, monkeypa
     monkeypatch.setattr(campaign, "ask_devices", none_there)
     assert campaign.main(arguments) == 1
     assert capsys.readouterr().err == "error: JAX finds no devices\n"
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"), [("", 0), ("fails", 1), ("SIGINT", 130), ("SIGTERM", 143)]
+)
+def test_a_campaign_exits_as_its_runs_and_signals_have_it(ending, status, tmp_path, monkeypatch):
+    def run(self):
+        for each in self.runs:
+            each.workdir.mkdir(parents=True)
+            (each.workdir / "metrics.jsonl").write_text('{"step": 3}\n')
+        if ending.startswith("SIG"):
+            signal.raise_signal(signal.Signals[ending])
+        return {self.runs[0].workdir.name: "its last words"} if ending == "fails" else {}
+
+    monkeypatch.setattr(campaign, "ask_devices", lambda: ("cpu", 1))
+    monkeypatch.setattr(campaign.Campaign, "run", run)
+    assert campaign.main([f"--out={tmp_path}", "--tasks", "listops"]) == status
+    states = json.loads((tmp_path / "results/campaign.json").read_text())["runs"]
+    assert ("its last words" in states.values()) == (ending == "fails")
+    assert all((tmp_path / f"results/{name}/metrics.jsonl").exists() for name in states)
+
+
+def test_a_campaign_ends_at_a_signal_and_tries_no_run_again_that_failed(tmp_path, monkeypatch):
+    runs = campaign.make_runs(["--config=configs/lra_listops.py", "--config.seed=0,1"], tmp_path)
+    with campaign.StopSignals() as signals:
+        whole = campaign.Campaign(runs, float("inf"), 60.0, signals)
+        whole.failed = {runs[0].workdir.name: "its last words"}
+        assert [whole.can_go_on(run) for run in runs] == [False, True]
+        signal.raise_signal(signal.SIGTERM)
+        assert whole.over() and not whole.can_go_on(runs[1])

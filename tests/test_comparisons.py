@@ -4,7 +4,13 @@ import csv
 
 import pytest
 
-from experiment.comparisons import attention_names, attention_series, recipe_names
+from experiment.comparisons import (
+    attention_names,
+    attention_series,
+    landmark_series,
+    recipe_names,
+    same_but_attention,
+)
 from experiment.plots import plot_attentions
 from experiment.read_runs import read_runs
 from tests.test_plots import drawn_boxes
@@ -117,3 +123,29 @@ def test_each_bar_is_in_its_row_and_named_beside_it(tmp_path):
     boxes = drawn_boxes(figure, axes.texts)
     assert all(box.x1 <= figure.bbox.x1 for box in boxes)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_encoders_of_other_data_and_hidden_tokens_are_not_laid_side_by_side(tmp_path):
+    for attention, data in (("nystrom", "d"), ("linear", "e")):
+        config = of(attention, task="listops", init_from=f"runs/{attention}")
+        begun = begun_with(attention) | {"fingerprint": data * 64}
+        write_run(tmp_path, attention, 0.5, config, init_from=begun)
+    for attention in ("nystrom", "linear"):
+        write_run(tmp_path, f"masked-{attention}", 0.5, of(attention, objective="masked"))
+    assert series_of(tmp_path) == {}
+
+
+def test_landmarks_and_softmax_of_other_data_are_not_compared(tmp_path):
+    for data in ("e", "f"):
+        for landmarks in (32, 64) if data == "f" else (128,):
+            config = changed(model__num_landmarks=landmarks)
+            write_run(tmp_path, f"{data}-{landmarks}", 0.5, config, fingerprint=data * 64)
+            masked = changed(model__num_landmarks=landmarks, objective="masked")
+            write_run(tmp_path, f"{data}-{landmarks}-masked", 0.5, masked, fingerprint=data * 64)
+        config = changed(model__attention="softmax")
+        write_run(tmp_path, f"{data}-softmax", 0.6, config, fingerprint=data * 64)
+    groups = read_runs([tmp_path]).groups
+    (series,) = landmark_series(groups)
+    assert [group.num_landmarks for group in series] == [32, 64]
+    (softmax,) = same_but_attention(series[0], groups)
+    assert softmax.data == series[0].data

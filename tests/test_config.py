@@ -12,6 +12,7 @@ import nystrom
 from configs import base, reading
 from experiment import provenance
 from experiment.config_checks import check_config, suitable_accumulate_steps
+from experiment.mesh import mesh_problems
 from experiment.model import make_model
 from experiment.workdir import default_workdir, differing_fields
 from lra_tasks import without_data
@@ -295,3 +296,13 @@ def test_a_processor_is_told_from_others_of_its_name(tmp_path):
         (tmp_path / "cpuinfo").write_text(content)
         assert provenance.processor(tmp_path / "cpuinfo") == expected
     assert provenance.processor(tmp_path / "none") == (platform.processor() or platform.machine())
+
+
+@pytest.mark.parametrize("data", [1, 3, 8])
+def test_a_mesh_of_fewer_or_more_devices_than_there_are_is_refused(data):
+    config = base.get_config()
+    config.mesh.data = data
+    (problem,) = mesh_problems(config, 4)
+    assert f"config.mesh.data={data}: expected 4, for all 4 devices" in problem
+    config.mesh.data = 4
+    assert mesh_problems(config, 4) == []

@@ -1,6 +1,9 @@
-"""A CPU's cores are devices of a run, unless something says otherwise."""
+"""Devices: a CPU's cores are some, unless something says otherwise; platforms without any."""
 
 import json
+import os
+import subprocess
+import sys
 import types
 
 import jax
@@ -11,7 +14,7 @@ from configs import base
 from experiment import cores
 from experiment.grid import make_runs
 from lra_tasks.parallel import available_cores
-from tests.conftest import SMALL_ONE_LENGTH, start_train
+from tests.conftest import ROOT, SMALL, SMALL_ONE_LENGTH, start_train
 
 
 @pytest.fixture
@@ -95,3 +98,31 @@ def test_a_run_is_cut_over_the_cores(tmp_path, given):
     batch_size = json.loads((tmp_path / "config.json").read_text())["batch_size"]
     cut = [n for n in range(1, available_cores() + 1) if batch_size % n == 0]
     assert result["hardware"]["num_devices"] == (int(given) if given else max(cut))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train.py", "--config=configs/lra_listops.py:quick"],
+        ["sweep.py", "--config=configs/lra_listops.py:quick", "--config.seed=0,1"],
+        ["-m", "experiment.evaluate"],
+    ],
+)
+def test_a_platform_that_is_not_installed_is_one_line(command, tmp_path):
+    option = "--runs_dir" if command[0] == "sweep.py" else "--workdir"
+    done = subprocess.run(
+        [sys.executable, *command, f"{option}={tmp_path / 'run'}"],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "rocm"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "JAX finds no devices, JAX_PLATFORMS='rocm'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_no_devices_at_all_are_named(run_train):
+    done = run_train(*SMALL, check=False, env={"JAX_NUM_CPU_DEVICES": "0", "JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "JAX_NUM_CPU_DEVICES=0: expected at least 1"

@@ -15,6 +15,7 @@ import pytest
 
 import lra_tasks
 from experiment import evaluate
+from experiment.evaluate import read_documents
 from experiment.load import load_run
 from experiment.signals import STOPPED
 from experiment.workdir import WorkdirError, record_config
@@ -237,3 +238,18 @@ def test_what_is_no_run_is_refused_in_a_line(trained, tmp_path, capsys):
     (other / "config.json").write_text(json.dumps(config))
     assert "began with other data" in error_of(other)
     assert evaluate.main([f"--workdir={other}", f"--text={TEXT}"]) == 0
+
+
+def test_a_run_of_any_source_is_loaded_with_the_one_it_began_with(trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["task"]["source"] = "auto"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_run(folder).task.source == "synthetic"
+
+
+def test_of_a_file_all_but_its_mark_and_last_lines_end_is_read(trained, tmp_path):
+    task = load_run(trained[0], with_data=False).task
+    (tmp_path / "a.txt").write_text("\ufeff  a film \n")
+    (ids,) = read_documents([("file", str(tmp_path / "a.txt"))], task)
+    assert bytes(ids.astype("uint8")) == b"  a film "

@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ import lra_tasks
 from configs import reading
 from experiment import processes
 from experiment.processes import ProcessError
+from experiment.training import with_votes
 from experiment.workdir import record_config, steps_saved
 from tests import hosts
 from tests.conftest import ROOT, start_train
@@ -149,3 +151,21 @@ def test_variables_that_are_no_numbers_are_named(monkeypatch):
     for asked in (True, None):  # or each of two would train the whole run
         with pytest.raises(ProcessError, match=r"JAX_NUM_PROCESSES='two': expected a number"):
             processes.start(asked)
+
+
+@pytest.mark.parametrize("received", processes.STOPS)
+def test_votes_name_the_signal_that_came(received, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    votes = processes.Votes(delay=0)
+    batch = votes.cast({"label": np.zeros(3)}, received)
+    _, totals = with_votes(lambda batch: ({}, {}))(batch)
+    assert votes.count(totals, "") == received and not totals
+
+
+def test_processes_that_are_asked_for_different_runs_are_refused(tmp_path, cache_home):
+    workdir = tmp_path / "run"
+    refused = hosts.finish(hosts.start(2, 1, f"--workdir={workdir}", "--config.seed={index}"))
+    assert [status for status, _, _ in refused] == [1, 1]
+    said = "process 1 differs from process 0: seed 1, not 0. All are to have the same command"
+    assert all(said in err for _, _, err in refused), refused
+    assert not workdir.exists()

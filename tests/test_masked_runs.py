@@ -17,7 +17,14 @@ from experiment import pretrained as pretrained_runs
 from experiment.grid import make_runs
 from experiment.load import load_run
 from experiment.model import head_of, make_model
-from experiment.pretrained import begins_with, source_problems, start_from, weights_by_name
+from experiment.pretrained import (
+    _shapes,
+    begins_with,
+    check_fit,
+    source_problems,
+    start_from,
+    weights_by_name,
+)
 from experiment.workdir import WorkdirError, record_config
 from tests.test_masked import SHORT, masked
 from tests.test_resume import PowerCutError, cut_off
@@ -235,3 +242,17 @@ def test_the_published_sizes_train_and_their_encoder_is_taken(tmp_path):
     params = nnx.state(make_model(finetune.model, task, 0))
     params, record = start_from(finetune, task, params)
     assert record["step"] == 2 and params["logits"]["kernel"].shape == (256, 2)
+
+
+@pytest.mark.parametrize(
+    ("field", "there", "here"), [("position", "rotary", "none"), ("num_heads", 2, 4)]
+)
+def test_weights_of_equal_shapes_are_not_taken_into_a_model_that_reads_them_otherwise(
+    field, there, here
+):
+    source, config = (small("text", **SHORT | {f"model.{field}": x}) for x in (there, here))
+    task = lra_tasks.without_data(config.task)
+    shapes = _shapes(source, task), _shapes(config, task)
+    assert {k: x.shape for k, x in shapes[0].items()} == {k: x.shape for k, x in shapes[1].items()}
+    with pytest.raises(WorkdirError, match=f"model.{field}: {there!r} there, {here!r} here"):
+        check_fit(config, task, source, task, *shapes)

@@ -49,3 +49,8 @@ def test_the_weights_that_a_run_begins_with_are_not_blamed_on_its_rate():
     first, second = (not_finite(step, totals, None, base.get_config()) for step in (1, 2))
     assert "begins with" in first and "learning_rate" not in first
     assert "learning_rate" in second
+
+
+def test_a_gradient_that_is_not_finite_is_told_though_the_loss_is():
+    totals = {"loss": (1.0, 8.0), "gradient_norm": (math.inf, 1)}
+    assert "gradient_norm inf" in not_finite(2, totals, None, base.get_config())

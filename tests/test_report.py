@@ -193,7 +193,10 @@ def test_data_made_here_are_marked(tmp_path):
     assert "50.00 (1)‡" in [row["Text"] for row in rows]
 
 
-@pytest.mark.parametrize("other", [{"commit": "d" * 40}, {"versions": {"jax": "0.11.2"}}])
+@pytest.mark.parametrize(
+    "other",
+    [{"commit": "d" * 40}, {"versions": {"jax": "0.11.2"}}, {"settings": {"jax_enable_x64": True}}],
+)
 def test_a_run_of_several_codes_is_marked(tmp_path, other):
     made_by = {"commit": "c" * 40, "versions": {"jax": "0.10.2"}, "hardware": {}}
     write_run(tmp_path, "a", 0.5, earlier_starts=[made_by | other])

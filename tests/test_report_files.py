@@ -298,3 +298,20 @@ def test_runs_begun_with_encoders_of_other_data_are_no_seeds_of_one(tmp_path):
         source = source_record(changed(), fingerprint=64 * data)
         write_run(tmp_path, f"{seed}", run_config=config, seed=seed, init_from=source)
     assert sorted(len(group.runs) for group in read_runs([tmp_path]).groups) == [1, 2]
+
+
+def test_tables_of_an_earlier_report_go(tmp_path):
+    write_run(tmp_path / "runs", "a", 0.6, changed(model__num_landmarks=32))
+    write_run(tmp_path / "runs", "b", 0.6)
+    make_report(tmp_path / "runs", tmp_path / "out")
+    assert (tmp_path / "out/accuracy_against_landmarks.csv").exists()
+    make_report(tmp_path / "runs/b", tmp_path / "out")
+    assert not (tmp_path / "out/accuracy_against_landmarks.csv").exists()
+
+
+def test_losses_of_hidden_tokens_are_without_that_of_order(tmp_path):
+    config = changed(objective="masked")
+    write_run(tmp_path, "a", 0.5, config, test_loss=3.0, test_token_loss=2.5)
+    write_run(tmp_path, "b", 0.5, config, seed=1, test_loss=3.5, test_token_loss=3.0)
+    (row,) = rows_of("masked", tmp_path)
+    assert row["loss (nats)"] == "2.7500"

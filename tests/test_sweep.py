@@ -15,7 +15,7 @@ import pytest
 import report
 from benchmarks.campaign import Campaign
 from experiment.grid import make_runs
-from experiment.jobs import Job, is_finished, log_path, stop
+from experiment.jobs import Job, is_finished, log_path, start, stop
 from experiment.read_runs import read_runs
 from experiment.signals import StopSignals
 from experiment.workdir import claim, record_config
@@ -301,3 +301,26 @@ def test_an_interrupted_sweep_started_again_completes_what_is_missing(tmp_path):
     assert third.returncode == 0
     assert "3 runs: 3 finished" in third.stderr and "started" not in third.stderr
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_run_s_last_words_are_of_its_last_start_and_its_log_of_all(tmp_path, monkeypatch):
+    (run,) = make_runs([LISTOPS], tmp_path)
+    monkeypatch.setattr("experiment.jobs.command", lambda run: ["python", "-c", "print('second')"])
+    log_path(run).write_text("first\n")
+    job = start(run)
+    job.process.wait()
+    assert job.last_words() == "second" and log_path(run).read_text() == "first\nsecond\n"
+    assert Job(run, None, len("first\nsecond\n"), 0.0).last_words() == "no output"
+
+
+def test_a_run_is_out_of_the_terminals_reach_and_stops_when_asked_to(tmp_path, monkeypatch):
+    (run,) = make_runs([LISTOPS], tmp_path)
+    code = "import signal; signal.signal(2, signal.SIG_DFL); print(1, flush=True)"
+    code += "; signal.alarm(30); signal.pause()"
+    monkeypatch.setattr("experiment.jobs.command", lambda run: ["python", "-c", code])
+    job = start(run)
+    while job.last_words() != "1":
+        assert job.process.poll() is None
+    assert os.getpgid(job.process.pid) != os.getpgid(0)
+    stop([job])
+    assert job.process.returncode == -signal.SIGINT

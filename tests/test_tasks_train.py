@@ -143,3 +143,46 @@ def test_a_commit_with_changes_is_marked_unless_they_are_results(tmp_path, monke
     git("rm", "-q", "-r", "--cached", "experiment")
     git("commit", "-q", "-m", "another project")
     assert provenance.code_version() == "unknown"
+
+
+def test_a_start_names_the_version_of_every_package_that_the_code_needs():
+    found = provenance.start()["versions"]
+    for name in ("jax", "jaxlib", "flax", "optax", "numpy"):
+        assert found[name] == importlib.import_module(name).__version__
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_enable_x64", True),
+        ("jax_threefry_partitionable", False),
+    ],
+)
+def test_a_start_names_each_setting_that_is_unusual(setting, value):
+    before = getattr(jax.config, setting)
+    jax.config.update(setting, value)
+    try:
+        assert provenance.start()["settings"][setting] == value
+    finally:
+        jax.config.update(setting, before)
+
+
+@pytest.mark.parametrize("folder", ["nystrom/language", "lra_tasks", "experiment"])
+def test_a_file_that_git_does_not_know_is_a_change_wherever_code_is_imported_from(
+    folder, tmp_path, monkeypatch
+):
+    def git(*words):
+        who = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org"]
+        return subprocess.check_output(["git", *who, *words], cwd=tmp_path, text=True).strip()
+
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/provenance.py").write_text("1")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "experiment/provenance.py"))
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    assert provenance.code_version() == git("rev-parse", "HEAD")
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / folder / "own.py").touch()
+    assert provenance.code_version().endswith("+changes")

@@ -1,11 +1,9 @@
 """train.py as users run it: a run whole, killed, stopped, resumed, refused."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import jax
@@ -41,34 +39,6 @@ def as_numpy(workdir, step):
     """Restores every array as NumPy's, whatever devices it was saved from."""
     metadata = ocp.PyTreeCheckpointHandler().metadata(workdir / "checkpoints" / str(step) / "state")
     return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["train.py", "--config=configs/lra_listops.py:quick"],
-        ["sweep.py", "--config=configs/lra_listops.py:quick", "--config.seed=0,1"],
-        ["-m", "experiment.evaluate"],
-    ],
-)
-def test_a_platform_that_is_not_installed_is_one_line(command, tmp_path):
-    option = "--runs_dir" if command[0] == "sweep.py" else "--workdir"
-    done = subprocess.run(
-        [sys.executable, *command, f"{option}={tmp_path / 'run'}"],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "rocm"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "JAX finds no devices, JAX_PLATFORMS='rocm'" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
-
-
-def test_no_devices_at_all_are_named(run_train):
-    done = run_train(*SMALL, check=False, env={"JAX_NUM_CPU_DEVICES": "0", "JAX_PLATFORMS": "cpu"})
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "JAX_NUM_CPU_DEVICES=0: expected at least 1"
 
 
 @pytest.fixture(scope="module")
@@ -350,3 +320,24 @@ def test_a_config_of_ones_own_outside_the_repository_gives_a_result(tmp_path, ru
     result = json.loads((workdir / "result.json").read_text())
     assert "not the recipe: num_train_steps=4 (recipe 12);" in result["why_not_comparable"]
     assert "the recipe is not LRA's: " in result["why_not_comparable"]
+
+
+def test_a_finished_run_does_not_answer_for_other_files(whole_run, tmp_path, run_train):
+    copy = shutil.copytree(whole_run[0], tmp_path / "run")
+    for name in ("config.json", "result.json"):
+        saved = json.loads((copy / name).read_text())
+        task = saved.get("config", saved)["task"]
+        task |= {"source": "release", "data_dir": str(tmp_path / "those")}
+        (copy / name).write_text(json.dumps(saved))
+    folder = tmp_path / "these" / "listops-1000"
+    folder.mkdir(parents=True)
+    numbers = map("{:03}".format, range(256))
+    rows = (f"[MAX {' '.join(digits)} ]\t{max(digits)}" for digits in numbers)
+    release = "\n".join(["Source\tTarget", *rows])
+    for split in ("train", "val", "test"):
+        (folder / f"basic_{split}.tsv").write_text(release)
+    other = ["--config.task.source=release", f"--config.task.data_dir={tmp_path / 'these'}"]
+    cache = f"--config.cache_dir={tmp_path / 'cache'}"
+    refused = run_train(*SMALL, *other, cache, f"--workdir={copy}", check=False)
+    assert refused.returncode == 1 and not refused.stdout
+    assert f"--workdir={copy}: the run began with other data" in refused.stderr

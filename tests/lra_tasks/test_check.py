@@ -147,3 +147,9 @@ def test_plain_objects_and_lists_do(make_config, tmp_path):
     fields = make_config(num_train=3).to_dict() | {"bucket_boundaries": [50, 100]}
     task = lra_tasks.load(types.SimpleNamespace(**fields), tmp_path, progress=False)
     assert task.bucket_boundaries == (50, 100)
+
+
+def test_a_task_that_gives_no_reason_is_no_comparable_one(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(listops, "why_not_comparable", lambda *_: None)
+    with pytest.raises(ValueError, match=r"why_not_comparable gave None, expected a reason"):
+        lra_tasks.load(small, tmp_path, progress=False)

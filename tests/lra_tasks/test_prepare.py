@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import termios
@@ -170,3 +171,21 @@ def test_on_a_terminal_warnings_are_broken_between_words():
     os.close(outer)
     assert len(lines) == 3 and all(len(line) <= 80 for line in lines)
     assert " ".join(lines) == whole
+
+
+def test_a_cache_given_goes_before_that_of_the_config(tmp_path, capsys):
+    arguments = ["listops:quick", *SIZES, "--source=synthetic", f"--cache_dir={tmp_path / 'given'}"]
+    assert prepare.main([*arguments, f"--config.cache_dir={tmp_path / 'other'}"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
+def test_ctrl_c_ends_it_as_shells_have_it(tmp_path, monkeypatch):
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(lra_tasks, "prepare_set", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert prepare.main(["listops:quick", f"--cache_dir={tmp_path}"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -3,6 +3,8 @@
 import collections
 import hashlib
 import importlib.util
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -284,3 +286,27 @@ def test_duplicates_leave_the_earlier_split():
 def test_the_package_is_found_without_running_its_code(make_text):
     (path,) = text.find_files(make_text(), "package")
     assert Path(path).is_file()
+
+
+def test_two_that_begin_at_once_download_once(make_config, tmp_path, monkeypatch):
+    archive, fetched = tar_bytes(imdb_files()), []
+
+    def download(folder, show):
+        fetched.append(folder)
+        time.sleep(0.5)
+        (folder / imdb.ARCHIVE).write_bytes(archive)
+
+    download.__module__ = text.download.__module__
+    monkeypatch.setattr(text, "download", download)
+    config = make_config("text", source="release", max_length=4000, padded_length=4096)
+    found = []
+    both = [
+        threading.Thread(target=lambda: found.append(lra_tasks.load(config, tmp_path, False)))
+        for _ in range(2)
+    ]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert len(fetched) == 1 and len(found) == 2
+    assert found[0].fingerprint == found[1].fingerprint
