@@ -17,7 +17,7 @@ from lra_tasks.errors import is_worded
 
 def run(main: Callable[[], int | None]) -> None:
     """Ends the program as `main` does; by Ctrl-C, or what users can mend, without a traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is raised XLA may crash of
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # XLA may crash of an exception
     try:
         sys.exit(main())
     except ModuleNotFoundError as error:

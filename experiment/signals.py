@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-AGAIN_SECONDS = 3  # that what an interrupted program cleans up mostly takes less than
+AGAIN_SECONDS = 3  # in less an interrupted program has mostly cleaned up
 # Exit statuses of a program of ours that one of them ended: once it had saved, or at once.
 STOPPED = tuple(s for number in SIGNALS for s in (128 + number, -number))
 
@@ -23,9 +23,9 @@ class StopSignals:
     A second one ends the process in its usual way, at once. Python handles signals in the main
     thread alone, so in another one nothing is noted. What `before`, entered earlier, has noted or
     yet notes counts too. `notice` is what is said, on the standard error, of the first. With
-    `interrupting` a second one of either kind raises KeyboardInterrupt instead. `ending` is called
-    with the first one's name, but within `raising`: to end a program where it is, since what is
-    raised there XLA may crash of.
+    `interrupting` a second one of either kind raises KeyboardInterrupt instead. `ending`, called
+    with the first one's name except within `raising`, is to end the program where it is: XLA may
+    crash of an exception.
     """
 
     def __init__(
