@@ -1,5 +1,6 @@
 """Checkpoints, damaged in every way: what is restored is what was saved, or the error says why."""
 
+import contextlib
 import json
 import resource
 import shutil
@@ -311,9 +312,10 @@ def test_digests_tell_names_types_shapes_and_bits_apart():
 
 
 def test_of_equals_the_earliest_is_best_and_a_step_is_saved_once(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    for step in (1, 2, 3, 4):
-        checkpoints.save(step, state_of(step), {}, 0.5)
-    checkpoints.save(4, state_of(5), {}, 0.9)
-    checkpoints.close()
-    assert checkpoints.best() == Checkpoints(tmp_path / "checkpoints").best() == (1, 0.5)
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+        for step in (1, 2, 3, 4):
+            checkpoints.save(step, state_of(step), {}, 0.5)
+        checkpoints.save(4, state_of(5), {}, 0.9)
+        assert checkpoints.best() == (1, 0.5)
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as again:
+        assert again.best() == (1, 0.5)
