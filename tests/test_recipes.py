@@ -5,11 +5,27 @@ import json
 
 import pytest
 
-from configs import lra_listops
 from configs.reading import fields
 from experiment.results import NOT_THE_RECIPE
 from experiment.workdir import recorded
 from tests.conftest import ROOT
+
+
+def load(name, variant=""):
+    return importlib.import_module(f"configs.{name}").get_config(variant)
+
+
+def results(runs):
+    found = sorted((ROOT / "results").glob(f"{runs}/result.json"))
+    assert found
+    return [json.loads(path.read_text()) for path in found]
+
+
+def assert_same_recipe(config, then, but=""):
+    """In the fields that both have, for fields come and go."""
+    now, then = fields(recorded(config)), fields(then)
+    both = (now.keys() & then.keys()) - {but, *NOT_THE_RECIPE}
+    assert {name: now[name] for name in both} == {name: then[name] for name in both}
 
 
 @pytest.mark.parametrize(
@@ -29,21 +45,13 @@ from tests.conftest import ROOT
     ],
 )
 def test_configs_are_those_of_the_results_that_they_speak_of(file, variant, runs):
-    config = importlib.import_module(f"configs.{file}").get_config(variant)
-    now, found = fields(recorded(config)), sorted((ROOT / "results").glob(f"{runs}/result.json"))
-    assert found
-    for path in found:
-        then = fields(json.loads(path.read_text())["config"])
-        both = (now.keys() & then.keys()) - {"init_from", *NOT_THE_RECIPE}  # fields come and go
-        assert {name: now[name] for name in both} == {name: then[name] for name in both}
+    for result in results(runs):
+        assert_same_recipe(load(file, variant), result["config"], but="init_from")
 
 
 def test_the_short_expressions_are_those_that_the_best_results_began_with():
-    now = fields(recorded(lra_listops.get_config("short")))
-    for path in (ROOT / "results").glob("listops-nystrom-best-seed*/result.json"):
-        then = fields(json.loads(path.read_text())["init_from"]["config"])
-        both = (now.keys() & then.keys()) - {*NOT_THE_RECIPE}
-        assert {name: now[name] for name in both} == {name: then[name] for name in both}
+    for result in results("listops-nystrom-best-seed*"):
+        assert_same_recipe(load("lra_listops", "short"), result["init_from"]["config"])
 
 
 # Share of hidden tokens, rates, layers, width, heads, examples; 200 epochs.
@@ -55,10 +63,6 @@ PUBLISHED = {
     "lra_pathfinder": (0.5, 1e-3, 5e-4, 4, 128, 8, 160_000),
     "lra_pathx": (0.5, 1e-3, 5e-4, 4, 128, 8, 160_000),
 }
-
-
-def load(name, variant=""):
-    return importlib.import_module(f"configs.{name}").get_config(variant)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

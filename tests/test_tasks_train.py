@@ -1,5 +1,6 @@
 """Every task trains, evaluates and gives a result, from its config and tiny data."""
 
+import functools
 import importlib
 import subprocess
 
@@ -115,15 +116,17 @@ def test_settings_that_bear_on_a_result_are_in_it(monkeypatch):
         }
 
 
+def git_in(folder, *words):
+    who = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org"]
+    return subprocess.check_output(["git", *who, *words], cwd=folder, text=True).strip()
+
+
 def test_a_commit_with_changes_is_marked_unless_they_are_results(tmp_path, monkeypatch):
     for name in ("experiment/provenance.py", "results/table.csv"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("1")
 
-    def git(*words):
-        who = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org"]
-        return subprocess.check_output(["git", *who, *words], cwd=tmp_path, text=True).strip()
-
+    git = functools.partial(git_in, tmp_path)
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "experiment/provenance.py"))
     git("init", "-q")
     git("add", ".")
@@ -172,10 +175,7 @@ def test_a_start_names_each_setting_that_is_unusual(setting, value):
 def test_a_file_that_git_does_not_know_is_a_change_wherever_code_is_imported_from(
     folder, tmp_path, monkeypatch
 ):
-    def git(*words):
-        who = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org"]
-        return subprocess.check_output(["git", *who, *words], cwd=tmp_path, text=True).strip()
-
+    git = functools.partial(git_in, tmp_path)
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/provenance.py").write_text("1")
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "experiment/provenance.py"))

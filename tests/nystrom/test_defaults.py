@@ -10,7 +10,6 @@ from nystrom.language import LanguageConfig
 
 
 def test_adapter_defaults_are_the_papers():
-
     for make in (attention_fn, cross_attention_fn):
         assert make() == make(64, 6, "iterative", implementation=None, float_masks=False)
 

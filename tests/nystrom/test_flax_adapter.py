@@ -268,8 +268,8 @@ def test_flaxs_precision_reaches_the_products():
     def of_tokens(precision):
         program = jax.make_jaxpr(lambda x: attend(x, x, x, precision=precision))(x)
         found = equations(program.jaxpr, "dot_general")
-        return {str(each.params["precision"]) for each in found if 8 in each.invars[0].aval.shape
-                or 8 in each.invars[1].aval.shape}  # fmt: skip
+        long = (each for each in found if any(8 in x.aval.shape for x in each.invars))
+        return {str(each.params["precision"]) for each in long}
 
     default, highest = jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST
     assert of_tokens(None) == of_tokens("highest") == of_tokens(highest) == {str((highest,) * 2)}

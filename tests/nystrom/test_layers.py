@@ -196,13 +196,12 @@ def _bits(words):
     return ((words[:, None] >> np.arange(32, dtype=np.uint32)) & 1).astype(np.float32) * 2 - 1
 
 
-def test_layer_norm_keeps_the_digits_of_numbers_far_from_zero():
-    x = 1000 + normal(0, 3, 64)
+@pytest.mark.parametrize(
+    ("mean", "size", "tolerance"),
+    [(1000, 1, {"atol": 1e-3}), (0, 1e-3, {"rtol": 1e-4, "atol": 1e-6})],
+)
+def test_layer_norm_is_its_definition_far_from_zero_and_near_it(mean, size, tolerance):
+    """With PyTorch's epsilon."""
+    x = mean + size * normal(0, 3, 64)
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    np.testing.assert_allclose(LayerNorm(64, rngs=nnx.Rngs(0))(x), expected, atol=1e-3)
-
-
-def test_layer_norm_has_pytorchs_epsilon():
-    x = 1e-3 * normal(0, 3, 64)
-    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    np.testing.assert_allclose(LayerNorm(64, rngs=nnx.Rngs(0))(x), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(LayerNorm(64, rngs=nnx.Rngs(0))(x), expected, **tolerance)
