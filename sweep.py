@@ -30,6 +30,7 @@ from pathlib import Path
 
 import tqdm
 
+from experiment import metrics
 from experiment.config_checks import check_config
 from experiment.cores import cpu_devices
 from experiment.grid import GridError, Run, make_runs, without_repeats
@@ -225,8 +226,8 @@ class Sweep:
             self.jobs.remove(job)
             if result := finished_result(job.run):
                 time_taken = tqdm.tqdm.format_interval(time.monotonic() - job.start)
-                accuracy = f"test accuracy {result['test_accuracy']:.2%}"
-                self.say(f"{job.run.label}: finished in {time_taken}, {accuracy}")
+                scores = metrics.result_line(result)
+                self.say(f"{job.run.label}: finished in {time_taken}, {scores}")
             elif job.process.returncode in STOPPED:
                 self.stopped.append(job.run)
                 self.say(f"{job.run.label}: stopped, {job.last_words()}")

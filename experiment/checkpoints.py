@@ -272,7 +272,6 @@ class _Kept:
         self.checkpoints = checkpoints
 
     def should_preserve(self, infos, *, context) -> list[bool]:
-        del context
         kept = self.checkpoints.kept_steps()
         return [info.step in kept for info in infos]
 

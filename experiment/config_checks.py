@@ -1,5 +1,7 @@
 """Checks of a config, all of them made before any data or workdir is touched."""
 
+import os
+
 import ml_collections
 import numpy as np
 
@@ -83,27 +85,19 @@ EVERY_MODELS = {
 }
 
 
-def _own_fields() -> dict[str, tuple[str, ...]]:
-    """Fields that not every attention reads, and which do; their bounds join those above.
-
-    What one of these attentions allows, the field may be.
-    """
-    found: dict[str, tuple[str, ...]] = {}
-    for name, entry in nystrom.ATTENTIONS.items():
-        least_or_names = {conv_field(name): 0} | dict(entry.allowed)
-        for option in (*(entry.options.keys() - EVERY_MODELS), conv_field(name)):
-            field = f"model.{option}"
-            found[field] = (*found.get(field, ()), name)
-            allowed = least_or_names.get(option)
-            if isinstance(allowed, tuple):
-                CHOICES[field] = tuple(dict.fromkeys((*CHOICES.get(field, ()), *allowed)))
-            elif allowed is not None:
-                AT_LEAST[field] = min(AT_LEAST.get(field, allowed), allowed)
-                AT_MOST.setdefault(field, 2**20)
-    return found
-
-
-OWN_FIELDS = _own_fields()
+# Fields that not every attention reads, and which do. Their bounds join those above: what one of
+# these attentions allows, the field may be.
+OWN_FIELDS: dict[str, tuple[str, ...]] = {}
+for _name, _entry in nystrom.ATTENTIONS.items():
+    _bounds = {conv_field(_name): 0} | dict(_entry.allowed)
+    for _option in (*(_entry.options.keys() - EVERY_MODELS), conv_field(_name)):
+        _field, _allowed = f"model.{_option}", _bounds.get(_option)
+        OWN_FIELDS[_field] = (*OWN_FIELDS.get(_field, ()), _name)
+        if isinstance(_allowed, tuple):
+            CHOICES[_field] = tuple(dict.fromkeys((*CHOICES.get(_field, ()), *_allowed)))
+        elif _allowed is not None:
+            AT_LEAST[_field] = min(AT_LEAST.get(_field, _allowed), _allowed)
+            AT_MOST.setdefault(_field, 2**20)
 
 
 def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> list[str]:
@@ -117,7 +111,7 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
         problems.extend(_unless(good, config, field, what))
 
     problem = path_problem(config.cache_dir) if config.cache_dir else ""
-    if not problem and config.cache_dir and lra_tasks.disk.expand_user(config.cache_dir).is_file():
+    if not problem and os.path.isfile(os.path.expanduser(config.cache_dir)):
         problem = "a file; expected a folder, or a name for one"
     expect(not problem, "cache_dir", problem)
     problems += check_choices(config, CHOICES)

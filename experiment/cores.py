@@ -15,7 +15,7 @@ def use_every_core(config) -> None:
 
 
 def cpu_devices(config) -> int | None:
-    """As many devices as a CPU has cores; None: as many as there are without asking for them.
+    """How many CPU devices to ask JAX for, one a core; None: leave its default.
 
     One device hardly uses a second core: the arrays of a step are too small for XLA to cut. There
     are as many as config.mesh asks for, or fewer than cores for a batch to be cut evenly. Nothing

@@ -8,8 +8,6 @@ import lra_tasks
 import nystrom
 from experiment.objectives import mask_token
 
-HEADS = ("classify", "tied", "own")
-
 
 def make_model(
     config: ml_collections.ConfigDict,
@@ -20,9 +18,9 @@ def make_model(
 ) -> nnx.Module:
     """A model for `task`; `config` is config.model, `seed` draws the weights.
 
-    `axis_name` is the mesh axis over which sequences are cut, if they are. `head` is of HEADS:
-    a classifier, or what predicts hidden tokens with the embeddings' weights or its own. The table
-    of embeddings has the task's ids, then the token put first, then that of hidden ones.
+    `axis_name` is the mesh axis over which sequences are cut, if they are. `head` is
+    "classify", or what predicts hidden tokens with the embeddings' weights ("tied") or its "own".
+    The table of embeddings has the task's ids, then the token put first, then that of hidden ones.
     """
     rngs = nnx.Rngs(seed)
     dtype = jnp.dtype(config.dtype)
@@ -62,7 +60,6 @@ def make_model(
         rngs=rngs,
     )
     options = {
-        "width": config.width,
         "cls_token": task.vocab_size if has_cls else None,
         "dtype": dtype,
         "rngs": rngs,

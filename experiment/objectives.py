@@ -53,10 +53,7 @@ def checkpoint_score(objective: str, values: dict[str, float]) -> float:
 
 
 def unigram_nats(train: lra_tasks.Batches, test: lra_tasks.Batches) -> float:
-    """Loss on test's tokens of who knows nothing but how often each stands in train's.
-
-    Each is counted once more than it is there, lest one that only test has cost infinitely much.
-    """
+    """Loss in nats on test's tokens of a unigram model of train's, with add-one smoothing."""
     first = train.task.first_id  # special ones are never hidden
     known, asked = train.token_counts()[first:] + 1, test.token_counts()[first:]
     return float(-(asked * np.log(known / known.sum())).sum() / asked.sum())
@@ -109,7 +106,6 @@ class Masked:
 
     def __call__(self, model, batch, key=None, copies=1):
         """Metrics by hidden tokens; devices that cut sequences have their own of these."""
-        del copies
         tokens, mask = batch["inputs"], batch["mask"]
         axis = model.encoder.axis_name
         first = 0 if axis is None else jax.lax.axis_index(axis) * tokens.shape[-1]

@@ -19,7 +19,7 @@ from experiment.comparisons import (
 from experiment.records import by_hardware, median_of
 from experiment.results import MODULES, TASKS, TITLES, Group, Run, unfinished_label
 
-# Accuracies in % of what knows nothing but the labels' shares.
+# Accuracies in % of chance: the commonest label, always.
 CHANCE = {task: getattr(m, "CHANCE", 100 / m.NUM_CLASSES) for task, m in MODULES.items()}
 NOT_LRA = "not comparable to LRA"
 PANEL = (6.4, 4.2)  # inches
@@ -167,8 +167,9 @@ def plot_curves(
                 axes.plot(steps, values, style, color=f"C{i}", lw=1.2, label=label)
                 label = None  # one entry in the legend for all seeds
         if accuracy:
-            if runs[0].config["objective"] == "classify":
-                chance = CHANCE[runs[0].task]
+            _, (first, *_), _ = lines[0]
+            if first.config["objective"] == "classify":
+                chance = CHANCE[first.task]
                 axes.axhline(chance, ls=":", color="grey", lw=1, label="chance")
             low, high = axes.get_ylim()
             if high - low < LEAST_SPAN:

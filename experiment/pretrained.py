@@ -43,6 +43,8 @@ def read_source(init_from: str) -> tuple[ml_collections.ConfigDict, Checkpoints,
     Raises:
       WorkdirError: no such folder, not a run's, or without a whole checkpoint.
     """
+    if problem := lra_tasks.disk.path_problem(init_from):
+        raise WorkdirError(f"config.init_from={init_from!r}: {problem}")
     folder = lra_tasks.disk.expand_user(init_from)
     try:
         if not folder.is_dir():

@@ -73,7 +73,7 @@ class Run:
         """Steps taken so far, by the reports."""
         return max((report["step"] for report in self.reports), default=0)
 
-    def curve(self, split: str = "validation", value: str = "accuracy"):
+    def curve(self, split: str, value: str):
         """Steps and values of the reports of a split: two lists."""
         points = [(r["step"], r[value]) for r in self.reports if r["split"] == split and value in r]
         return [step for step, _ in points], [v for _, v in points]

@@ -18,7 +18,7 @@ STEPS_AHEAD = 2  # steps handed to the device before an earlier one is waited fo
 
 
 def make_schedule(config) -> optax.Schedule:
-    """The rate of the step after so many: from peak/25 up to the peak, down to peak/25/1e4."""
+    """Learning rate by the number of steps taken: peak/25, up to the peak, down to peak/25e4."""
     peak = config.learning_rate
     return up_and_down(config, peak / 25, peak, peak / 25 / 1e4)
 

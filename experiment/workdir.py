@@ -179,7 +179,7 @@ def keep_tokenizer(workdir: Path, tokenizer: Path | None) -> None:
 def tokenizer_of(config: ml_collections.ConfigDict, workdir: Path) -> str:
     """`config.task.tokenizer`; where that is gone, the copy in the folder of a run under way."""
     tokenizer, kept = config.task.tokenizer, workdir / lra_tasks.store.VOCABULARY
-    is_gone = tokenizer and not lra_tasks.disk.expand_user(tokenizer).exists()
+    is_gone = tokenizer and not os.path.exists(os.path.expanduser(tokenizer))
     return str(kept) if is_gone and kept.exists() and steps_saved(workdir) else tokenizer
 
 

@@ -66,14 +66,12 @@ class LongRangeArena(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterable]:
-        del dl_manager
         return {split: self._generate_examples(split) for split in self.splits}
 
     def _generate_examples(self, split: str):
         yield from enumerate(self.splits[split]())
 
     def _generate_splits(self, dl_manager, download_config) -> list[tfds.core.SplitInfo]:
-        del download_config
         serializer = ExampleSerializer(self.info.features.get_serialized_info())
         infos = []
         for split, examples in self._split_generators(dl_manager).items():

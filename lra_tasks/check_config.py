@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from lra_tasks import store
-from lra_tasks.disk import expand_user
+from lra_tasks.disk import expand_user, path_problem
 
 NAMES = ("image", "listops", "pathfinder", "pathx", "retrieval", "text")
 LANGUAGE_NAMES = ("documents", "reviews")  # of tokens of a vocabulary
@@ -51,6 +51,12 @@ def check(task_config, cache_dir=None) -> list[str]:
     problems = _check_types(task_config)
     if problems:
         return problems
+    for field in ("data_dir", "tokenizer"):
+        path = getattr(task_config, field)
+        if path and (problem := path_problem(path)):
+            problems.append(_problem(task_config, field, problem))
+    if problems:
+        return problems
     config = read_config(task_config)
     names = (*NAMES, *LANGUAGE_NAMES)
     if config.name not in names:
@@ -69,9 +75,9 @@ def check(task_config, cache_dir=None) -> list[str]:
             if getattr(config, field):
                 named = " and ".join(LANGUAGE_NAMES)
                 problems.append(_problem(config, field, f"only {named} have a vocabulary"))
-    if config.difficulty and config.name in {*NAMES, *LANGUAGE_NAMES} - {"pathfinder", "pathx"}:
+    if config.difficulty and config.name not in ("pathfinder", "pathx"):
         problems.append(_problem(config, "difficulty", "only pathfinder and pathx have one"))
-    if config.min_length and config.name in {*NAMES, *LANGUAGE_NAMES} - {"listops"}:
+    if config.min_length and config.name != "listops":
         problems.append(_problem(config, "min_length", "expected 0: only listops has one"))
     if config.augment and not hasattr(module, "augment"):
         problems.append(

@@ -42,13 +42,17 @@ def sync(path: Path) -> None:
 
 
 def path_problem(path: str | Path) -> str:
-    """Why checkpoints or data can't be written below a path, '' if nothing speaks against it."""
+    """Why there can't be checkpoints or data at a path, '' if nothing speaks against it."""
     if ADDRESS.match(str(path)):
         return "an address; expected a folder of a file system"
     try:
-        str(Path(path).absolute()).encode()
+        os.stat(str(expand_user(path).absolute()).encode())
     except UnicodeEncodeError:
         return "its name is not UTF-8; expected one that is"
+    except OSError as error:
+        return "its name is too long" if error.errno == errno.ENAMETOOLONG else ""
+    except ValueError as error:
+        return str(error)
     return ""
 
 

@@ -38,7 +38,7 @@ from nystrom.pinv import iterative_pinv
 
 
 class Options(NamedTuple):
-    """What of Nyström attention is known when it is compiled."""
+    """The static options of Nyström attention."""
 
     num_landmarks: int
     pinv: str

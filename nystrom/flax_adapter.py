@@ -27,7 +27,7 @@ def attention_fn(
     *B 1 1 N, True = real token, or None. It is the queries' mask too. Integers are taken as 0 and 1
     (others are refused where jit shows them). Floats are refused: an additive mask (0 and -1e9)
     would mean the contrary. With `float_masks` they are taken as 0 and 1, and so are those that can
-    be seen to hold nothing else.
+    be seen to hold nothing else, and a 1 somewhere.
 
     The result raises ValueError for what would change the outcome and can't be honoured: a mask
     over pairs of positions or heads, a mask where lengths differ, a bias, causal use, dropout of
@@ -152,12 +152,13 @@ def _padding_mask(mask, key, float_masks) -> Bool[Array, "*B M"]:
 
 
 def _check_numbers(mask, float_masks):
-    """Raises unless a mask of numbers is one of 0 and 1."""
-    seen = None if isinstance(mask, jax.core.Tracer) else np.asarray(mask)
-    is_float = jnp.issubdtype(mask.dtype, jnp.floating)
-    good = (
-        (not is_float or float_masks) if seen is None else bool(((seen == 0) | (seen == 1)).all())
-    )
+    """Raises unless a mask of numbers is of 0 and 1, and no zeros that may be meant to be added."""
+    doubtful = jnp.issubdtype(mask.dtype, jnp.floating) and not float_masks
+    if isinstance(mask, jax.core.Tracer):
+        good = not doubtful
+    else:
+        seen = np.asarray(mask)
+        good = bool(((seen == 0) | (seen == 1)).all() and ((seen == 1).any() or not doubtful))
     if not good:
         raise ValueError(
             f"mask has dtype {mask.dtype}: expected bool, True for real tokens. A mask of "

@@ -104,13 +104,11 @@ def _split(args, counts):
 
 @_linear.def_impl
 def _apply(*args, ahead, back, counts):
-    del back
     return ahead.tuned(*_split(args, counts))
 
 
 @_linear.def_abstract_eval
 def _types(*args, ahead, back, counts):
-    del args, back, counts
     return list(ahead.out)
 
 

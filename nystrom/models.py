@@ -25,11 +25,11 @@ class Classifier(nnx.Module):
     mean over all positions, padding included ("mean_padded", the authors' released code: results
     then depend on the padding), or, with "cls", the hidden state of a token `cls_token` put before
     every document: an id that no document has and the encoder knows, whose `max_length` must leave
-    room for it. `width` is the encoder's.
+    room for it.
 
     Raises:
       ValueError: an unknown `pooling`, "cls" without `cls_token` or the other way round, or with
-        sequences that are cut over devices; sizes that can't be, or are not the encoder's.
+        sequences that are cut over devices; sizes that can't be.
       TypeError: sizes that are not integers.
     """
 
@@ -40,7 +40,6 @@ class Classifier(nnx.Module):
         encoder: Encoder,
         num_classes: int,
         *,
-        width: int = 64,
         head_width: int = 128,
         pooling: str = "mean",
         cls_token: int | None = None,
@@ -52,13 +51,14 @@ class Classifier(nnx.Module):
             raise ValueError(f"pooling={pooling!r}, cls_token={cls_token}: each asks for the other")
         if pooling == "cls" and encoder.axis_name is not None:
             raise ValueError("pooling='cls' can't have its sequences cut over devices: use 'mean'")
-        _check_encoder(encoder, width, cls_token)
+        _check_cls(encoder, cls_token)
         check_count("num_classes", num_classes)
         check_count("head_width", head_width)
         self.encoder = encoder
         self.cls_token = cls_token
         self.pooling = pooling
-        self.hidden = Dense(self.NUM_FEATURES * width, head_width, dtype=dtype, rngs=rngs)
+        num_features = self.NUM_FEATURES * encoder.token_embed.features
+        self.hidden = Dense(num_features, head_width, dtype=dtype, rngs=rngs)
         self.logits = Dense(head_width, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -109,12 +109,11 @@ class TokenPredictor(nnx.Module):
     Of the first `vocab_size` ids; the encoder may know more, such as one for what is hidden. With
     `tied` they are products with the encoder's own embeddings, else those of a dense layer. A
     `cls_token` is put before every document as `Classifier` does; places don't count it. With
-    `order` there is also a head for whether two halves of a sequence changed places. `width` is the
-    encoder's.
+    `order` there is also a head for whether two halves of a sequence changed places.
 
     Raises:
       ValueError: `cls_token` or `order` with sequences that are cut over devices; sizes that can't
-        be, or are not the encoder's.
+        be.
       TypeError: sizes that are not integers.
     """
 
@@ -123,7 +122,6 @@ class TokenPredictor(nnx.Module):
         encoder: Encoder,
         vocab_size: int,
         *,
-        width: int = 64,
         tied: bool = True,
         cls_token: int | None = None,
         order: bool = False,
@@ -132,11 +130,12 @@ class TokenPredictor(nnx.Module):
     ):
         if encoder.axis_name is not None and (order or cls_token is not None):
             raise ValueError("cls_token and order can't have sequences cut over devices")
-        _check_encoder(encoder, width, cls_token)
+        _check_cls(encoder, cls_token)
         check_count("vocab_size", vocab_size)
         if tied and vocab_size > encoder.token_embed.num_embeddings:
             its = encoder.token_embed.num_embeddings
             raise ValueError(f"vocab_size={vocab_size}: the encoder has embeddings of {its} ids")
+        width = encoder.token_embed.features
         self.encoder = encoder
         self.vocab_size = vocab_size
         self.cls_token = cls_token
@@ -256,11 +255,9 @@ def _largest(x):
     return jnp.where(is_there, x, jnp.zeros((), x.dtype)).sum(axis=-2)
 
 
-def _check_encoder(encoder, width, cls_token):
-    """Raises unless the encoder is of that width and knows the token that is put first."""
-    its, num_ids = encoder.token_embed.features, encoder.token_embed.num_embeddings
-    if width != its:
-        raise ValueError(f"width={width} for an encoder of width={its}: expected the same")
+def _check_cls(encoder, cls_token):
+    """Raises unless the encoder knows the token that is put first."""
+    num_ids = encoder.token_embed.num_embeddings
     if cls_token is not None and check_count("cls_token", cls_token, 0) >= num_ids:
         raise ValueError(f"cls_token={cls_token}: the encoder knows ids of 0 to {num_ids - 1}")
 

@@ -169,8 +169,7 @@ class NystromSelfAttention(SelfAttention):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        options = num_landmarks, pinv, pinv_iterations, axis_name, implementation
-        attention = bound_nystrom(*options)
+        attention = bound_nystrom(num_landmarks, pinv, pinv_iterations, axis_name, implementation)
         super().__init__(
             width,
             num_heads,

@@ -136,7 +136,7 @@ def heads_of_keys_on_explicit_axes_may_be_shared():
 def models_take_arrays_on_explicit_axes_inside_auto_axes():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
     encoder = nystrom.Encoder(12, 16, width=8, num_layers=1, mlp_width=8, rngs=nnx.Rngs(0))
-    graph, state = nnx.split(nystrom.Classifier(encoder, 3, width=8, rngs=nnx.Rngs(1)))
+    graph, state = nnx.split(nystrom.Classifier(encoder, 3, rngs=nnx.Rngs(1)))
     tokens = RNG.integers(0, 12, (8, 13))
     examples = PartitionSpec("data")
 

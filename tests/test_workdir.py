@@ -7,6 +7,7 @@ import pytest
 
 from configs import lra_listops
 from experiment.config_checks import check_config
+from experiment.pretrained import source_problems
 from experiment.workdir import (
     WorkdirError,
     check_same_config,
@@ -56,6 +57,25 @@ def test_a_path_that_is_not_utf_8_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
     (problem,) = check_config(make_config(cache_dir="/a\udcff"))
     assert problem.startswith("config.cache_dir=") and "not UTF-8" in problem
+
+
+@pytest.mark.parametrize("field", ["cache_dir", "init_from", "task.data_dir", "task.tokenizer"])
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        ("~no-such-user/x", "there is no such user"),
+        ("/" + "x" * 5000, "its name is too long"),
+        ("gs://bucket/x", "an address; expected a folder"),
+        ("x\0y", "embedded null character"),
+    ],
+)
+def test_a_field_whose_path_can_not_be_is_named(field, path, what, tmp_path):
+    """Before anything asks the system for it, which would raise."""
+    config = make_config(**{field: path})
+    assert tokenizer_of(config, tmp_path) == config.task.tokenizer
+    problems = check_config(config) + source_problems(config, tmp_path, is_sound=False)
+    (problem,) = [each for each in problems if each.startswith(f"config.{field}=")]
+    assert what in problem
 
 
 def test_a_folder_that_is_no_checkpoint_is_no_step(tmp_path):

@@ -32,7 +32,6 @@ URL = f"https://ai.stanford.edu/~amaas/data/sentiment/{imdb.ARCHIVE}"
 
 def check(config) -> list[str]:
     """Problems of the fields that only this task understands: there are none."""
-    del config
     return []
 
 

@@ -19,7 +19,6 @@ def map_heads(
     value: Array,
     query_mask: Array | None,
     key_mask: Array | None,
-    shared: bool = False,
 ) -> Array:
     """attend(q ND, k MD, v ME, query_mask N, key_mask M) of every head: *B N H E, query's dtype.
 
@@ -27,9 +26,8 @@ def map_heads(
     it returns for padded queries and where no key is real is replaced by zeros, so it must only
     be finite. On CPU heads follow one another, so that what a head needs stays in cache, and
     all products are of matrices; elsewhere they are computed at once. The backward pass
-    recomputes a head, and so keeps none of its intermediate arrays. Where queries and keys are
-    one, as `shared` says, `attend` gets one array, and one mask, as both.
-    Inputs have passed `check_inputs`.
+    recomputes a head, and so keeps none of its intermediate arrays. Inputs have passed
+    `check_inputs`.
     """
     *batch, length, num_heads, _ = query.shape
     out_shape = (*query.shape[:-1], value.shape[-1])
@@ -44,16 +42,10 @@ def map_heads(
     masks = _of_heads(query_mask, num_heads), _of_heads(key_mask, num_heads)
     attend = jax.checkpoint(attend, prevent_cse=False)
 
-    def one(q, k, v, q_mask, k_mask):
-        return attend(q, q, v, q_mask, q_mask) if shared else attend(q, k, v, q_mask, k_mask)
-
-    def at_once(*arrays):
-        return jax.vmap(one)(*arrays)
-
     def in_turn(*arrays):
-        return jax.lax.map(lambda arrays: one(*arrays), arrays)
+        return jax.lax.map(lambda arrays: attend(*arrays), arrays)
 
-    out = choose(None, at_once, in_turn, *heads, *masks)
+    out = choose(None, jax.vmap(attend), in_turn, *heads, *masks)
     out = jnp.swapaxes(out.reshape(*batch, num_heads, length, -1), -2, -3)
     if key_mask is not None:
         out = jnp.where(jnp.any(key_mask, axis=-1)[..., None, None, None], out, 0)

@@ -55,35 +55,33 @@ def performer_attention(
 
 @partial(jax.jit, static_argnums=6)
 def _attention(query, key, value, query_mask, key_mask, projection, feature_kernel):
-    features = relu_features if feature_kernel == "relu" else softmax_features
-    attend = partial(_attend, features, projection)
+    attend = partial(_attend, feature_kernel, projection)
     return map_heads(attend, query, key, value, query_mask, key_mask)
 
 
-def _attend(features, projection, q, k, v, _, key_mask):
+def _attend(feature_kernel, projection, q, k, v, _, key_mask):
     projection = (projection * q.shape[-1] ** -0.25).astype(q.dtype)
-    query_features = features(q, projection, None, per_row=True)
-    key_features = features(k, projection, key_mask, per_row=False)
+    if feature_kernel == "relu":
+        query_features, key_features = (jax.nn.relu(matmul(x, projection.T)) for x in (q, k))
+    else:  # a factor of each query, and one of all keys, cancel
+        query_features = softmax_features(q, projection, axis=-1)
+        key_features = softmax_features(k, projection, axis=None, mask=key_mask)
+    epsilon = EPSILON[feature_kernel]
+    key_features = key_features + epsilon
     if key_mask is not None:
         key_features = jnp.where(key_mask[:, None], key_features, 0)
-    return kernel_average(query_features, key_features, v)
+    return kernel_average(query_features + epsilon, key_features, v)
 
 
-def relu_features(x, projection, mask, *, per_row):
-    """relu(x projection^T) plus a small number: N F."""
-    del mask, per_row
-    return jax.nn.relu(matmul(x, projection.T)) + EPSILON["relu"]
-
-
-def softmax_features(x, projection, mask, *, per_row):
-    """exp(x projection^T - |x|^2 / 2) up to a factor that cancels: of each row, or of all."""
+def softmax_features(x, projection, *, axis, mask=None):
+    """exp(x projection^T - |x|^2 / 2) over its largest along `axis`, or of all: N F."""
     depth_scale = x.shape[-1] ** -0.5
     logits = matmul(x, projection.T)
     logits = logits - 0.5 * depth_scale * (x**2).sum(axis=-1, keepdims=True)
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, MASKED)
-    largest = logits.max(axis=-1, keepdims=True) if per_row else logits.max()
-    return jnp.exp(logits - jax.lax.stop_gradient(largest)) + EPSILON["softmax"]
+    largest = logits.max(axis=axis, keepdims=True)
+    return jnp.exp(logits - jax.lax.stop_gradient(largest))
 
 
 @cache

@@ -78,8 +78,8 @@ def reformer_attention(
 
 @partial(jax.jit, static_argnums=(6, 7))
 def _attention(query, key, value, query_mask, key_mask, rotations, bucket_size, shared):
-    attend = partial(_attend, rotations, bucket_size)
-    return map_heads(attend, query, key, value, query_mask, key_mask, shared)
+    attend = partial(_attend, rotations, bucket_size, shared)
+    return map_heads(attend, query, key, value, query_mask, key_mask)
 
 
 @cache
@@ -91,24 +91,19 @@ def random_rotations(num_hashes: int, depth: int, half_buckets: int, seed: int =
     return rotations
 
 
-def _attend(rotations, bucket_size, q, k, v, query_mask, key_mask):
+def _attend(rotations, bucket_size, shared, q, k, v, query_mask, key_mask):
     length = q.shape[0]
     bucket_size = min(bucket_size, length)
     excess = -length % bucket_size
     if excess:  # whole chunks: what is added is masked like any padding
         everything = jnp.ones(length, bool)
-        same_mask, same_vectors = key_mask is query_mask, k is q
         query_mask = jnp.pad(everything if query_mask is None else query_mask, (0, excess))
         key_mask = jnp.pad(everything if key_mask is None else key_mask, (0, excess))
         q, k, v = (jnp.pad(x, ((0, excess), (0, 0))) for x in (q, k, v))
-        if same_mask:
-            key_mask = query_mask
-        if same_vectors:
-            k = q
-    q_order, q_place = _sort_by_bucket(q, rotations, bucket_size, query_mask)
-    if k is q and key_mask is query_mask:
-        k_order, k_place = q_order, q_place
-    else:
+    if shared:  # queries and keys are one, and so is their order
+        k, key_mask = q, query_mask
+    q_order, q_place = k_order, k_place = _sort_by_bucket(q, rotations, bucket_size, query_mask)
+    if not shared:
         k_order, k_place = _sort_by_bucket(k, rotations, bucket_size, key_mask)
 
     def chunks(x):

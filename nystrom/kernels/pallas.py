@@ -49,8 +49,7 @@ def nystrom(query, key, value, query_mask, key_mask, options: Options, interpret
     """
     length, heads, depth = query.shape[-3:]
     others, groups = key.shape[-3:-1]
-    for each in (length, others):
-        check_known(each, options.num_landmarks, "pallas")
+    check_known(length, others, form="pallas")
     depths, count = (depth, value.shape[-1]), options.num_landmarks
     shared = heads // groups * count  # landmarks of queries that have their keys in common
     fit = _fits(heads, count, depths) and _fits(groups, shared, depths)

@@ -142,13 +142,14 @@ def from_short_gradient(residuals, key_mask, d_context, scale):
     return (d_queries * scale).astype(queries.dtype), d_key, d_value
 
 
-def check_known(length, num_landmarks, form="tiled"):
+def check_known(*lengths, form="tiled"):
     """Raises unless none of them is symbolic."""
-    if not all_known(length, num_landmarks):
-        raise ValueError(
-            f"implementation={form!r} with a length of {length}: tiles need to know it when "
-            "compiling; leave implementation out, or 'plain'"
-        )
+    for length in lengths:
+        if not all_known(length):
+            raise ValueError(
+                f"implementation={form!r} with a length of {length}: tiles need to know it when "
+                "compiling; leave implementation out, or 'plain'"
+            )
 
 
 class _Tiling(NamedTuple):

@@ -50,6 +50,10 @@ class Head(nnx.Module):
     def logits(self, hidden, mask=None, dropout_key=None):
         """Logits of hidden states."""
 
+    def loss(self, logits: Float[Array, "*B V"], labels: Int[Array, "*B"]) -> Float[jax.Array, ""]:
+        """Mean cross-entropy in nats over the labels that are not -100."""
+        return cross_entropy(logits, labels)
+
     def _drop(self, x, key):
         return dropout(x, self.config.hidden_dropout_prob, key)
 
@@ -89,12 +93,6 @@ class MaskedLM(Head):
         decode = self.body.words.attend if self.decoder is None else self.decoder
         logits = decode(x)
         return logits + jnp.broadcast_to(self.bias[...].astype(x.dtype), logits.shape)
-
-    def loss(
-        self, logits: Float[Array, "*B N V"], labels: Int[Array, "*B N"]
-    ) -> Float[jax.Array, ""]:
-        """Mean cross-entropy in nats over the tokens whose label is not -100."""
-        return cross_entropy(logits, labels)
 
 
 class SequenceClassification(Head):
@@ -155,12 +153,6 @@ class TokenClassification(Head):
         rate = self.config.hidden_dropout_prob
         return self.out(dropout(hidden, rate, dropout_key, mask=counted))
 
-    def loss(
-        self, logits: Float[Array, "*B N num_labels"], labels: Int[Array, "*B N"]
-    ) -> Float[jax.Array, ""]:
-        """Mean cross-entropy in nats over the tokens whose label is not -100."""
-        return cross_entropy(logits, labels)
-
 
 class QuestionAnswering(Head):
     """Logits of every token being an answer's first and its last, *B N 2; tiny where padded."""
@@ -217,10 +209,6 @@ class MultipleChoice(Head):
         """Logits of hidden states."""
         x = jax.nn.relu(self.hidden(first_real(hidden, mask, self.config)))
         return self.out(x)[..., 0]
-
-    def loss(self, logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Float[jax.Array, ""]:
-        """Mean cross-entropy in nats of the right choice."""
-        return cross_entropy(logits, labels)
 
 
 HEADS = {

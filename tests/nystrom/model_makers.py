@@ -39,7 +39,7 @@ def make_model(pair=False, cls_token=None, **options):
     options = {"dtype": jnp.float32, **options}
     head = {"head_width": 16, "dtype": options["dtype"], "rngs": nnx.Rngs(1)}
     pooling = "mean" if cls_token is None else "cls"
-    return kind(make_encoder(**options), 3, width=8, pooling=pooling, cls_token=cls_token, **head)
+    return kind(make_encoder(**options), 3, pooling=pooling, cls_token=cls_token, **head)
 
 
 def random_tokens(seed, *shape):

@@ -155,28 +155,21 @@ def test_errors():
             model([[1, 2], [3, 4]])
     with pytest.raises(ValueError, match=r"N at most 23, and 11 is put before them"):
         make_model(cls_token=11)(random_tokens(12, 1, 24))
-    for kind in (nystrom.Classifier, nystrom.PairClassifier, nystrom.TokenPredictor):
-        with pytest.raises(
-            ValueError, match="width=16 for an encoder of width=8: expected the same"
-        ):
-            kind(make_encoder(), 3, width=16, rngs=nnx.Rngs(0))
     for cls_token, error in ((12, ValueError), (-1, ValueError), (1.5, TypeError)):
         with pytest.raises(error, match=rf"cls_token={cls_token}: "):
             make_model(cls_token=cls_token)
     for size in ("num_classes", "head_width"):
         with pytest.raises(ValueError, match=f"{size}=0: at least 1"):
-            nystrom.Classifier(
-                make_encoder(), **{"num_classes": 3, "width": 8} | {size: 0}, rngs=nnx.Rngs(0)
-            )
+            nystrom.Classifier(make_encoder(), **{"num_classes": 3} | {size: 0}, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="vocab_size=13: the encoder has embeddings of 12 ids"):
-        nystrom.TokenPredictor(make_encoder(), 13, width=8, rngs=nnx.Rngs(0))
-    predictor = nystrom.TokenPredictor(make_encoder(), 11, width=8, rngs=nnx.Rngs(0))
+        nystrom.TokenPredictor(make_encoder(), 13, rngs=nnx.Rngs(0))
+    predictor = nystrom.TokenPredictor(make_encoder(), 11, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="made without order=True"):
         predictor.order_logits(predictor.hidden(random_tokens(12, 1, 5)))
     cut = make_encoder(axis_name="sequence")
     for options in ({"cls_token": 11}, {"order": True}):
         with pytest.raises(ValueError, match="cls_token and order can't have sequences cut"):
-            nystrom.TokenPredictor(cut, 11, width=8, **options, rngs=nnx.Rngs(0))
+            nystrom.TokenPredictor(cut, 11, **options, rngs=nnx.Rngs(0))
 
 
 SHARDED = """

@@ -130,6 +130,8 @@ def test_additive_masks_are_refused(lowest):
         np.testing.assert_allclose(attend(q, q, q, mask=numbers), expected, atol=1e-6)
     with pytest.raises(ValueError, match="mask has dtype float32"):
         jax.jit(attend)(q, q, q, mask=mask.astype(np.float32))
+    with pytest.raises(ValueError, match="mask has dtype float32"):
+        attend(q, q, q, mask=np.zeros_like(additive))  # to be added, where nothing is padding
     asked_for = jax.jit(attention_fn(num_landmarks=4, float_masks=True))
     np.testing.assert_allclose(asked_for(q, q, q, mask=mask * 1.0), expected, atol=1e-6)
     with pytest.raises(ValueError, match="mask has dtype int32"):

@@ -103,7 +103,7 @@ def test_document_without_tokens_has_finite_logits(cls_token):
 @pytest.mark.parametrize("shape", [(0, LENGTH), (2, 0), (0, 2, LENGTH)])
 @pytest.mark.parametrize("pooling", nystrom.POOLINGS)
 def test_batches_without_documents_and_documents_without_places(shape, pooling):
-    options = {"width": 8, "pooling": pooling, "cls_token": 11 if pooling == "cls" else None}
+    options = {"pooling": pooling, "cls_token": 11 if pooling == "cls" else None}
     model = nystrom.Classifier(make_encoder(), 3, **options, rngs=nnx.Rngs(1))
     graph, state = nnx.split(model)
     logits, grads = apply_and_grads(graph, state, np.zeros(shape, np.int32), np.ones(shape, bool))
@@ -142,9 +142,7 @@ def test_bfloat16_has_float32_parameters_and_logits():
 def test_predictors_of_tokens_stay_float32_under_x64(tied):
     with jax.enable_x64(True):
         rngs = nnx.Rngs(0)
-        model = nystrom.TokenPredictor(
-            make_encoder(), 11, width=8, tied=tied, order=True, rngs=rngs
-        )
+        model = nystrom.TokenPredictor(make_encoder(), 11, tied=tied, order=True, rngs=rngs)
         leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
         assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
         hidden = model.hidden(random_tokens(12, 2, LENGTH).astype(np.int32))
@@ -242,7 +240,7 @@ def test_models_that_differ_in_a_seed_share_a_jitted_function(name):
 @pytest.mark.unchecked
 def test_a_cls_token_beyond_a_narrow_dtype():
     encoder = nystrom.Encoder(257, LENGTH + 1, width=8, num_layers=1, rngs=nnx.Rngs(0))
-    options = {"width": 8, "pooling": "cls", "cls_token": 256}
+    options = {"pooling": "cls", "cls_token": 256}
     model = nystrom.Classifier(encoder, 3, **options, rngs=nnx.Rngs(1))
     narrow = random_tokens(7, 1, LENGTH).astype(np.uint8)
     np.testing.assert_array_equal(model(narrow), model(narrow.astype(np.int32)))
@@ -251,7 +249,7 @@ def test_a_cls_token_beyond_a_narrow_dtype():
 @pytest.mark.unchecked
 def test_places_of_a_narrow_dtype_count_the_token_put_first():
     encoder = nystrom.Encoder(20, 301, width=8, num_layers=1, mlp_width=8, rngs=nnx.Rngs(0))
-    model = nystrom.TokenPredictor(encoder, 20, width=8, cls_token=19, rngs=nnx.Rngs(1))
+    model = nystrom.TokenPredictor(encoder, 20, cls_token=19, rngs=nnx.Rngs(1))
     tokens, places = random_tokens(7, 1, 300), np.array([[255, 127, 299 - 256]])
     expected = model(tokens, None, places.astype(np.int32))
     np.testing.assert_array_equal(model(tokens, None, places.astype(np.uint8)), expected)
@@ -266,7 +264,7 @@ def test_the_mean_of_many_halves_is_finite():
 
 def test_the_order_of_halves_is_told_by_the_first_real_token():
     encoder = nystrom.Encoder(11, 12, width=8, num_layers=1, mlp_width=8, rngs=nnx.Rngs(0))
-    model = nystrom.TokenPredictor(encoder, 9, width=8, order=True, rngs=nnx.Rngs(1))
+    model = nystrom.TokenPredictor(encoder, 9, order=True, rngs=nnx.Rngs(1))
     logits = []
     for tokens in ([[3, 4, 5]], [[0, 0, 3, 4, 5]]):
         tokens = jnp.array(tokens)
@@ -290,14 +288,14 @@ def test_dropout_is_exported_for_any_length():
 
 
 def test_the_order_of_halves_is_told_by_a_layer_and_tanh():
-    model = nystrom.TokenPredictor(make_encoder(), 11, width=8, order=True, rngs=nnx.Rngs(1))
+    model = nystrom.TokenPredictor(make_encoder(), 11, order=True, rngs=nnx.Rngs(1))
     hidden = jnp.asarray(3 * normal(0, 2, 9, 8))
     expected = model.order(np.tanh(model.order_hidden(hidden[:, 0])))
     np.testing.assert_allclose(model.order_logits(hidden), expected, atol=1e-5)
 
 
 def test_a_predictors_bias_is_added():
-    model = nystrom.TokenPredictor(make_encoder(), 11, width=8, rngs=nnx.Rngs(0))
+    model = nystrom.TokenPredictor(make_encoder(), 11, rngs=nnx.Rngs(0))
     hidden, places = normal(0, 2, 9, 8), np.array([[1], [2]])
     before = np.asarray(model.token_logits(hidden, places))
     model.bias[...] = jnp.arange(11.0)
@@ -309,10 +307,10 @@ def test_a_predictors_bias_is_added():
 def test_poolings_and_cls_tokens_that_do_not_go_together_are_refused():
     for options in ({"pooling": "cls"}, {"cls_token": 11}, {"pooling": "max", "cls_token": 11}):
         with pytest.raises(ValueError, match="each asks for the other"):
-            nystrom.Classifier(make_encoder(), 3, width=8, **options, rngs=nnx.Rngs(0))
+            nystrom.Classifier(make_encoder(), 3, **options, rngs=nnx.Rngs(0))
     cut = make_encoder(axis_name="sequence")
     with pytest.raises(ValueError, match="pooling='cls' can't have its sequences cut over devices"):
-        nystrom.Classifier(cut, 3, width=8, pooling="cls", cls_token=11, rngs=nnx.Rngs(0))
+        nystrom.Classifier(cut, 3, pooling="cls", cls_token=11, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "last", "mean_padded"])

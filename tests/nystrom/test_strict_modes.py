@@ -77,7 +77,7 @@ def test_models_in_strict_modes_in_half_precision():
     sizes = {"width": 8, "num_heads": 2, "mlp_width": 8, "num_layers": 1, "dropout_rate": 0.1}
     half = {"dtype": jnp.bfloat16, "rngs": nnx.Rngs(0)}
     encoder = nystrom.Encoder(12, 12, **sizes, **half)
-    classifier = nystrom.Classifier(encoder, 2, width=8, head_width=8, **half)
+    classifier = nystrom.Classifier(encoder, 2, head_width=8, **half)
     config = language.LanguageConfig(
         vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=8, max_position_embeddings=12, num_landmarks=4, segment_means_seq_len=12,
@@ -99,7 +99,7 @@ def eager_models():
     tokens, mask = np.arange(12, dtype=np.int32)[None], MASK[None]
     sizes = {"width": 8, "num_heads": 2, "mlp_width": 8, "num_layers": 1, "dropout_rate": 0.1}
     encoder = nystrom.Encoder(12, 12, **sizes, rngs=nnx.Rngs(0))
-    classifier = nystrom.Classifier(encoder, 2, width=8, head_width=8, rngs=nnx.Rngs(0))
+    classifier = nystrom.Classifier(encoder, 2, head_width=8, rngs=nnx.Rngs(0))
     small = language.LanguageConfig(
         vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=8, max_position_embeddings=12, num_landmarks=4, conv_kernel_size=3,
