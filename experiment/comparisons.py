@@ -63,10 +63,10 @@ def recipe_names(all_series: list[list[Group]]) -> list[str]:
         varying = {field for other in others for field in differing_fields(group.config, other)}
         tells = next((field for field in TELLING if field in varying - NOT_SHARED), "")
         value = f", {tells.rpartition('.')[2]}={fields(group.config)[tells]}" if tells else ""
-        told.append(name + value)
+        told.append((name + value, group.task))
     return [
-        f"{name}, as in {group.runs[0].folder.name}" if told.count(name) > 1 else name
-        for name, group in zip(told, firsts, strict=True)
+        f"{name}, as in {group.runs[0].folder.name}" if told.count((name, task)) > 1 else name
+        for (name, task), group in zip(told, firsts, strict=True)
     ]
 
 

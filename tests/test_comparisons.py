@@ -82,14 +82,36 @@ def test_recipes_have_different_names(tmp_path):
     assert sum("pooling=max, as in " in name for name in names) == 4
 
 
+def test_recipes_that_no_field_of_note_tells_apart_have_panels_of_their_own(tmp_path):
+    for attention in ("nystrom", "linear"):
+        for eps in (1e-8, 1e-7):
+            config = of(attention, adam_eps=eps)
+            write_run(tmp_path, f"{attention}-{eps}", 0.5, config)
+        write_run(tmp_path, f"{attention}-image", 0.5, of(attention, task="image"))
+    figure = plot_attentions(read_runs([tmp_path]).groups)
+    titles = [axes.get_title() for axes in figure.axes if axes.patches]
+    assert len(set(titles)) == 3
+    assert [title.split("\n")[0] for title in titles] == ["Text", "Text", "Image"]
+
+
+def test_recipes_of_other_tasks_make_no_name_longer(tmp_path):
+    for attention in ("nystrom", "linear"):
+        for task in ("text", "listops"):
+            config = of(attention, task=task, num_train_steps=700)
+            write_run(tmp_path, f"{attention}-{task}", 0.5, config)
+    all_series = attention_series(read_runs([tmp_path]).groups)
+    assert recipe_names(all_series) == ["tuned at the same size, 700 steps"] * 2
+
+
 @pytest.mark.parametrize("attentions", [["nystrom", "linear"], ["nystrom"]])
-def test_a_report_has_attentions_side_by_side_where_there_are_two(attentions, tmp_path):
+def test_a_report_has_attentions_side_by_side_where_there_are_two(attentions, tmp_path, capsys):
     for seed in (0, 1):
         for i, attention in enumerate(attentions):
             write_run(
                 tmp_path / "runs", f"{attention}-{seed}", 0.4 + i / 10, of(attention), seed=seed
             )
     text = make_report(tmp_path / "runs", tmp_path / "out")
+    assert capsys.readouterr().err.startswith(f"{2 * len(attentions)} results in ")
     shown = (tmp_path / "out" / "attentions.png").exists()
     assert shown == ("![attentions](attentions.png)" in text) == (len(attentions) == 2)
     if shown:
@@ -120,6 +142,12 @@ def test_each_bar_is_in_its_row_and_named_beside_it(tmp_path):
     assert rows[::-1] == ["linear", "nystrom", "none"]
     assert bars == {("linear", 91), ("nystrom", 81), ("nystrom", 61), ("none", 51)}
     assert "81.0 ± 1.4" in [text.get_text() for text in axes.texts]
+    handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    looks = {round(p.get_width()): p.get_facecolor() for p in axes.patches}
+    for which, accuracies in (("with", (91, 81)), ("without", (61, 51))):
+        (bar, *_) = handles[f"{which} a convolution of the values"]
+        assert {looks[accuracy] for accuracy in accuracies} == {bar.get_facecolor()}
+    assert list(handles["chance"].get_xdata()) == [50, 50]
     boxes = drawn_boxes(figure, axes.texts)
     assert all(box.x1 <= figure.bbox.x1 for box in boxes)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

@@ -306,3 +306,14 @@ def test_a_mesh_of_fewer_or_more_devices_than_there_are_is_refused(data):
     assert f"config.mesh.data={data}: expected 4, for all 4 devices" in problem
     config.mesh.data = 4
     assert mesh_problems(config, 4) == []
+
+
+@pytest.mark.parametrize("sequence", [-1, 0, 3])
+def test_sequences_are_cut_over_a_divisor_of_the_devices(sequence):
+    config = base.get_config()
+    config.mesh.sequence = sequence
+    (problem,) = mesh_problems(config, 4)
+    assert problem.startswith(f"config.mesh.sequence={sequence}: expected a divisor")
+    config.mesh.update(sequence=2, data=4)
+    (problem,) = mesh_problems(config, 4)
+    assert "expected 2, for all 4 devices" in problem and "JAX_NUM_CPU_DEVICES=8 " in problem

@@ -49,6 +49,8 @@ def test_a_sweep_counts_devices_as_its_runs_do(monkeypatch, tmp_path):
     runs = make_runs(arguments, tmp_path)
     (problem,) = sweep.find_problems(runs)
     assert "config.mesh.data=4" in problem and "in 1 of 3 runs" in problem
+    assert sweep.num_devices(runs[1].config, "cpu", 1) == 2
+    assert sweep.num_devices(runs[1].config, "gpu", 8) == 8
 
 
 @pytest.mark.parametrize(

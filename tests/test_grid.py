@@ -24,6 +24,7 @@ def test_a_run_has_the_workdir_that_train_gives_it(tmp_path):
     (run,) = make_runs([LISTOPS, "--config.model.num_landmarks=32"], tmp_path)
     assert run.workdir == tmp_path / "lra_listops,model.num_landmarks=32"
     assert run.workdir.name == default_workdir(LISTOPS, {"model.num_landmarks": 32}).name
+    assert run.label == run.workdir.name  # with no other to tell it from
 
 
 def test_runs_that_differ_in_what_their_attention_does_not_read_are_run_once(tmp_path):
@@ -61,7 +62,14 @@ def test_a_tuple_is_one_value(text, expected, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("/a,/b", ["/a", "/b"]), ("'/a,b'", ["/a,b"]), ('"/a,b",/c', ["/a,b", "/c"]), ("", [""])],
+    [
+        ("/a,/b", ["/a", "/b"]),
+        ("/a, /b", ["/a", "/b"]),
+        ("'/a,b'", ["/a,b"]),
+        ('"/a,b",/c', ["/a,b", "/c"]),
+        ("""'/a"b,c'""", ['/a"b,c']),
+        ("", [""]),
+    ],
 )
 def test_quotes_keep_commas_in_a_text(text, expected, tmp_path):
     runs = make_runs([LISTOPS, f"--config.task.data_dir={text}"], tmp_path)

@@ -73,6 +73,68 @@ def test_softmax_with_and_without_a_convolution_are_told_apart(tmp_path):
     assert len(looks) == len(lines) == 4  # nystrom, both of softmax, chance
 
 
+def panels_of(figure):
+    """The axes of a figure that have something in them."""
+    return [axes for axes in figure.axes if axes.lines or axes.patches]
+
+
+def test_landmarks_are_drawn_at_their_accuracies(tmp_path):
+    for seed, landmarks, accuracy in ((0, 32, 0.6), (1, 32, 0.62), (0, 64, 0.7)):
+        config = changed(model__num_landmarks=landmarks)
+        write_run(tmp_path, f"{landmarks}-{seed}", accuracy, config, seed=seed)
+    write_run(tmp_path, "softmax", 0.8, changed(model__attention="softmax"))
+    (axes,) = panels_of(plot_landmarks(read_runs([tmp_path]).groups))
+    handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    (points, _, (bars,)) = handles["nystrom"]
+    assert points.get_xydata().tolist() == [[32, pytest.approx(61)], [64, 70]]
+    assert [low[1] for low, _ in bars.get_segments()] == pytest.approx([61 - 2**0.5, 70])
+    heights = {label: handles[label].get_ydata()[0] for label in ("softmax", "chance")}
+    assert heights == {"softmax": 80, "chance": 50} and axes.get_xscale() == "log"
+
+
+def test_curves_are_in_percent_and_dashed_where_the_run_is_unfinished(tmp_path):
+    write_run(tmp_path, "a", seed=0)  # of which no report is left
+    write_run(tmp_path, "b", seed=1, reports=[(500, 0.6), (1000, 0.601)])
+    begun = write_run(tmp_path, "begun", reports=[(500, 0.7), (1000, 0.701)], seed=2)
+    (begun / "result.json").unlink()
+    found = read_runs([tmp_path])
+    whole, unfinished = panels_of(plot_curves(found.groups, found.unfinished))
+    drawn = [line for axes in (whole, unfinished) for line in axes.lines if len(line.get_xdata())]
+    styles = [(line.get_ydata()[0], line.get_linestyle()) for line in drawn]
+    assert styles == [(60, "-"), (50, ":"), (70, "--"), (50, ":")]
+    figure = plot_curves(found.groups, split="validation", value="loss")
+    assert panels_of(figure)[0].lines[1].get_ydata().tolist() == [1, 1]
+
+
+def test_noise_does_not_fill_a_panel(tmp_path):
+    write_run(tmp_path, "a", reports=[(500, 0.5), (1000, 0.501)])  # of chance, 50
+    (axes,) = panels_of(plot_curves(read_runs([tmp_path]).groups))
+    low, high = axes.get_ylim()
+    assert low < 50 < high and high - low >= 5
+
+
+def test_bars_of_speed_have_their_numbers_and_names_the_first_on_top(tmp_path):
+    write_run(tmp_path, "a", seed=0, examples_per_second=None)
+    write_run(tmp_path, "b", seed=1, examples_per_second=120.0)
+    config = changed(model__attention="softmax")
+    write_run(tmp_path, "c", 0.5, config, examples_per_second=80.0, peak_memory_bytes=None)
+    figure = plot_speed(read_runs([tmp_path]).groups)
+    speed, memory = figure.axes
+    assert [patch.get_width() for patch in speed.patches] == [120, 80]
+    assert [patch.get_width() for patch in memory.patches] == [2**10, 0]
+    names = [text for text in speed.texts if text.xy[0] == 0 and text.get_text()]
+    assert [(text.get_text()[:7], text.xy[1]) for text in names] == [("nystrom", 0), ("softmax", 1)]
+    assert speed.get_ylim()[0] > speed.get_ylim()[1] and memory.get_ylim() == speed.get_ylim()
+    assert [text.get_text() for text in memory.texts if text.get_text()] == [
+        "1,024",
+        "not recorded",
+    ]
+    assert (speed.get_xlabel(), memory.get_xlabel()) == (
+        "training examples/s",
+        "peak memory (MiB)",
+    )
+
+
 def test_losses_are_drawn_from_the_reports_of_training(tmp_path):
     folder = write_run(tmp_path, "a", reports=[(500, 0.6)])
     lines = [{"step": step, "split": "train", "loss": 2.0 - step / 100} for step in (10, 20)]

@@ -49,6 +49,7 @@ def test_broken_and_foreign_files_are_named_and_skipped(tmp_path, capsys):
         "rate": ({"examples_per_second": "fast"}, "examples_per_second='fast': expected float"),
         "share": (with_fields({"masked": None}), "config.masked.head=None, expected str"),
         "landmarks": (with_fields({"model.num_landmarks": 10**20}), "expected int"),
+        "task": (with_fields({"task.name": "nix"}), "config.task.name='nix': expected one of"),
         "length": (with_fields({"task.max_length": "x"}), "max_length='x', expected int"),
     }
     for name, (result, _) in wrong.items():
@@ -290,6 +291,20 @@ def test_a_run_is_self_pretrained_on_its_own_splits_alone(field):
 def test_tasks_beyond_lra_are_of_no_recipe():
     config = recorded(changed())
     assert track_of(config | {"task": config["task"] | {"name": "reviews"}}) == "free"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "track"),
+    [
+        *((f"model.{x}", 24, "free") for x in ("num_layers", "width", "mlp_width", "head_width")),
+        ("model.num_landmarks", 32, "recipe"),
+        ("eval_every", 7, "recipe"),
+        ("masked.share", 0.5, "recipe"),
+        ("learning_rate", 0.5, "tuned"),
+    ],
+)
+def test_a_run_of_another_size_or_recipe_is_of_another_track(field, value, track):
+    assert track_of(recorded(changed(**{field: value}))) == track
 
 
 def test_runs_begun_with_encoders_of_other_data_are_no_seeds_of_one(tmp_path):

@@ -3,10 +3,11 @@
 import errno
 import gzip
 import io
+from pathlib import Path
 
 import pytest
 
-from lra_tasks.disk import expand_user, naming_cache_dir
+from lra_tasks.disk import digest_of, expand_user, naming_cache_dir, path_problem
 from lra_tasks.errors import first_line, is_worded
 
 
@@ -40,3 +41,30 @@ def test_an_error_in_a_line_says_something():
 def test_an_error_of_reading_is_not_blamed_on_the_cache(tmp_path):
     with pytest.raises(OSError, match=r"^\[Errno 5\] read$"), naming_cache_dir(tmp_path):
         raise OSError(errno.EIO, "read")
+
+
+@pytest.mark.parametrize(
+    ("names", "is_ours"),
+    [
+        (("cache/lra/set",), True),
+        ((".",), True),  # the cache's folder can't be made in it
+        (("elsewhere",), False),
+        (("cache/lra/set", None, "elsewhere"), False),
+        ((), True),
+    ],
+)
+def test_an_error_of_writing_names_the_setting_of_the_place(names, is_ours, tmp_path):
+    paths = [name and str(tmp_path / name) for name in names]
+    said = r"config\.cache_dir=.*quota.*make room, or set" if is_ours else r"^\[Errno \d+\] quota"
+    with pytest.raises(OSError, match=said), naming_cache_dir(tmp_path / "cache" / "lra"):
+        raise OSError(errno.EDQUOT, "quota", *paths)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_address_is_no_folder_also_as_a_path(kind):
+    assert path_problem(kind("gs://bucket/runs")).startswith("an address")
+    assert path_problem(kind("/runs/a:b/c")) == ""
+
+
+def test_a_digest_is_of_what_a_record_says_not_of_its_order():
+    assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "digest": "x", "a": 1})

@@ -68,6 +68,15 @@ def test_arrays_that_are_too_large_for_memory_are_mapped(retrieval_task, tmp_pat
     assert type(getattr(mapped, "obj", mapped)).__name__ == "mmap"
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_folder_that_is_no_folder_is_replaced_by_the_systems(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "MEMORY_SHARE", 0.0)
+    (tmp_path / "file").write_text("")
+    mapped = packed._allocate(1_000, tmp_path / "file" / "below", dtype)
+    assert mapped.shape == (1_000,) and mapped.dtype == dtype and not mapped.any()
+    mapped[:] = 1
+
+
 def test_a_full_disk_is_an_error_that_names_the_place(listops_task, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -55,12 +55,25 @@ def is_running(pid):
     return True
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_results_come_in_order(num_workers):
+@pytest.mark.parametrize(("num_workers", "processes"), [(0, 1), (1, 1), (None, 3)])
+def test_results_come_in_order(num_workers, processes, monkeypatch):
+    monkeypatch.setattr(parallel, "available_cores", lambda: 3)
     results = list(parallel.ordered_map(square, range(20), num_workers))
     assert [value for value, _ in results] == [n * n for n in range(20)]
     pids = {pid for _, pid in results}
-    assert len(pids) == max(num_workers, 1) and (os.getpid() in pids) == (num_workers == 0)
+    assert len(pids) == processes and (os.getpid() in pids) == (num_workers == 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process")
+def test_cores_are_those_that_the_process_may_run_on(monkeypatch):
+    cores = os.sched_getaffinity(0)
+    monkeypatch.setattr(os, "cpu_count", lambda: len(cores) + 1)
+    assert parallel.available_cores() == len(cores)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        assert parallel.available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def test_no_items_and_fewer_items_than_workers():
@@ -73,6 +86,8 @@ def test_endless_items_are_drawn_as_needed_and_workers_end_with_the_map():
     results = parallel.ordered_map(square, counter, 2)
     pids = {next(results)[1] for _ in range(6)}
     assert len(pids) == 2 and all(map(is_running, pids))
+    groups = {os.getpgid(pid) for pid in pids}  # each its own: out of the terminal's reach
+    assert len(groups) == 2 and os.getpgid(0) not in groups
     results.close()
     assert next(counter) <= 6 + 2 * parallel.IN_FLIGHT
     assert not any(map(is_running, pids))
