@@ -87,6 +87,6 @@ def test_lines_that_are_no_reports_leave_the_others(tmp_path):
         file.write(b'{"step": 750.0, "split": "validation", "accuracy": 0.7}\n')
     found = read_runs([tmp_path])
     (run,) = found.groups[0].runs
-    assert run.curve() == ([500, 750], [0.6, 0.7]) and type(run.step) is int
+    assert run.curve("validation", "accuracy") == ([500, 750], [0.6, 0.7]) and type(run.step) is int
     ((_, why),) = found.skipped
     assert why == "3 unreadable lines of 5 were left out"
