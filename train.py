@@ -31,14 +31,15 @@ from experiment.command_line import (
     show_result,
 )
 from experiment.compiled import keep_compiled
-from experiment.config_checks import check_config, choose_accumulate_steps
+from experiment.config_checks import check_config
 from experiment.cores import use_every_core
 from experiment.load import check_same_data, load_data
 from experiment.mesh import make_mesh, own_rows, put_batch, put_whole, sequence_axis
 from experiment.model import head_of, make_model
 from experiment.objectives import check_hidden, checkpoint_score, make_objective, unigram_nats
-from experiment.pretrained import begins_with, start_from
+from experiment.pretrained import begins_with
 from experiment.profiling import Profiler
+from experiment.resume import resume_or_begin
 from experiment.shared_checkpoints import open_checkpoints
 from experiment.signals import StopSignals
 from experiment.training import (
@@ -51,7 +52,6 @@ from experiment.training import (
     train_step,
 )
 from experiment.workdir import (
-    check_same_config,
     claim,
     default_workdir,
     is_of_other_data,
@@ -59,7 +59,6 @@ from experiment.workdir import (
     read_result,
     record_config,
     recorded,
-    recorded_accumulate_steps,
     tokenizer_of,
     write_result,
 )
@@ -130,33 +129,10 @@ def train(
         return lra_tasks.Batches(task, split, size, seed, own_rows(mesh, size))
 
     checkpoints = open_checkpoints(workdir / "checkpoints")
-    # Kept in checkpoints, for reports after a restart to be those of a run that never stopped.
-    progress = {"fingerprint": task.fingerprint, "source": task.source}
-    progress |= {"vocabulary": task.tokenizer and lra_tasks.disk.sha256_of_file(task.tokenizer)}
-    progress |= {"config": recorded(config)}
-    progress |= {"seconds": 0.0, "since_report": {}}
-    progress |= {"step_seconds": 0.0, "wait_seconds": 0.0, "compile_seconds": 0.0}
-    start_step = 0
-    if resumed := checkpoints.resume(state):
-        start_step, state, saved = resumed
-        progress |= saved
-        check_same_config(workdir, config, progress["config"])
-        check_same_data(workdir, progress["fingerprint"], task)
-    elif config.init_from:
-        state["params"], progress["init_from"] = processes.arrays_of_first(
-            lambda: start_from(config, task, params), mesh, params
-        )
-    now = provenance.start()
-    earlier = [start for start in progress.get("starts", []) if start != now]
-    progress["starts"] = [*earlier, now]
-    parts = choose_accumulate_steps(
-        config,
-        mesh.shape["data"],
-        jax.default_backend(),
-        progress.get("accumulate_steps")
-        or processes.first(lambda: recorded_accumulate_steps(workdir)),
+    start_step, state, progress = resume_or_begin(
+        config, workdir, task, checkpoints, mesh, params, state
     )
-    progress["accumulate_steps"] = parts
+    parts = progress["accumulate_steps"]
     batches = batches_of("train", config.batch_size, config.seed)
     validation = batches_of("validation", config.batch_size // parts)
     test = batches_of("test", config.batch_size // parts)
@@ -183,14 +159,9 @@ def train(
     def evaluated(params, batches):
         return evaluate(graph, params, batches, log, mesh, config.num_workers, objective)
 
-    def open_log():
-        if not processes.is_first():
-            return metrics.Silence()
-        return metrics.Reporter(workdir, start_step, config.num_train_steps)
-
     with (
         contextlib.closing(checkpoints),
-        contextlib.closing(open_log()) as log,
+        contextlib.closing(metrics.open_log(workdir, start_step, config.num_train_steps)) as log,
         contextlib.closing(Profiler(workdir, profile, log.say)) as profiler,
         StopSignals(signals, SAVING if processes.is_first() else "") as stop_signals,
     ):
@@ -255,6 +226,7 @@ def train(
         if not math.isfinite(tested["loss"]):
             raise Stop(f"step {best_step}, the best on validation: test loss {tested['loss']}")
         log.report(config.num_train_steps, "test", tested)
+    *earlier, now = progress["starts"]
     validated = then.get("validation", {"accuracy": best_score})  # of older runs that alone
     return {
         **{f"test_{name}": value for name, value in metrics.without_speed(tested).items()},

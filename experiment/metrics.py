@@ -13,6 +13,7 @@ from pathlib import Path
 import tensorboardX
 import tqdm
 
+from experiment import processes
 from experiment.workdir import strict_json
 from lra_tasks.disk import sync
 from lra_tasks.progress import terminal_width
@@ -223,6 +224,11 @@ SHORT_NAMES = {
     "learning_rate": "lr {:.3g}",
     "examples_per_second": "{:,.4g} examples/s",
 }
+
+
+def open_log(workdir: Path, start_step: int, num_steps: int) -> "Reporter | Silence":
+    """The log of a run, which of several processes the first alone has."""
+    return Reporter(workdir, start_step, num_steps) if processes.is_first() else Silence()
 
 
 def report_line(step, num_steps, split, values, left="", width=None) -> str:
