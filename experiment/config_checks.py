@@ -105,121 +105,99 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
     problems = check_fields(config)
     if problems:
         return problems
-    problems = check_numbers(config)
-
-    def expect(good, field, what):
-        problems.extend(_unless(good, config, field, what))
-
     problem = path_problem(config.cache_dir) if config.cache_dir else ""
     if not problem and os.path.isfile(os.path.expanduser(config.cache_dir)):
         problem = "a file; expected a folder, or a name for one"
-    expect(not problem, "cache_dir", problem)
+    problems = check_numbers(config) + _unless(not problem, config, "cache_dir", problem)
     problems += check_choices(config, CHOICES)
     if problems:  # what follows divides by these numbers
         cache_dir = None if problem else config.cache_dir or None
         return problems + lra_tasks.check(config.task, cache_dir)
+    wrong = [*_in_training(config), *_in_model(config), *_in_cutting(config, num_devices)]
+    of_task = lra_tasks.check(config.task, config.cache_dir or None)
+    if not (of_task or config.objective != "classify" or lra_tasks.has_labels(config.task)):
+        name = f"{config.task.name} have no labels (documents do with config.task.sop=True)"
+        wrong.append(("objective", f"{name}; expected masked"))
+    problems = [text for field, what in wrong for text in _unless(False, config, field, what)]
+    return problems + mesh_problems(config, num_devices) + of_task
 
+
+def _in_training(config):
+    """What is wrong with the optimiser's fields and the objective's: field, what is expected."""
     cycle = tuple(config.adam_b1_cycle)
-    expect(
-        len(cycle) in (0, 2) and all(isinstance(b1, int | float) and 0 <= b1 < 1 for b1 in cycle),
-        "adam_b1_cycle",
-        "expected () or two numbers of at least 0 and less than 1",
-    )
-    model, batch, parts = config.model, config.batch_size, max(config.accumulate_steps, 1)
-    taken = sorted(nystrom.ATTENTIONS[model.attention].options.keys() & EVERY_MODELS)
-    expect(
-        not taken,
-        "model.attention",
-        f"its option {', '.join(taken)} is a field that every model reads; call it otherwise",
-    )
-    for option, allowed in nystrom.ATTENTIONS[model.attention].allowed.items():
+    numbers = all(isinstance(b1, int | float) and 0 <= b1 < 1 for b1 in cycle)
+    if len(cycle) not in (0, 2) or not numbers:
+        yield "adam_b1_cycle", "expected () or two numbers of at least 0 and less than 1"
+    if config.warmup_steps > config.num_train_steps:
+        steps = f"config.num_train_steps={config.num_train_steps}"
+        yield "warmup_steps", f"expected at most {steps}"
+    masked = config.masked
+    if not 0 < masked.share <= 1:
+        yield "masked.share", "expected more than 0 and at most 1"
+    if not masked.mask_share + masked.random_share <= 1:
+        with_masks = f"config.masked.mask_share={masked.mask_share}"
+        yield "masked.random_share", f"expected at most 1 with {with_masks}"
+
+
+def _in_model(config):
+    """The same of the model's fields."""
+    model = config.model
+    entry = nystrom.ATTENTIONS[model.attention]
+    if taken := sorted(entry.options.keys() & EVERY_MODELS):
+        every = "is a field that every model reads; call it otherwise"
+        yield "model.attention", f"its option {', '.join(taken)} {every}"
+    for option, allowed in entry.allowed.items():
         value, named = model[option], isinstance(allowed, tuple)
         what = f"one of {', '.join(allowed)}" if named else f"{allowed} or more"
-        good = value in allowed if named else value >= allowed
-        expect(good, f"model.{option}", f"expected {what}, of {model.attention}")
+        if not (value in allowed if named else value >= allowed):
+            yield f"model.{option}", f"expected {what}, of {model.attention}"
+    width = f"config.model.width={model.width}"
     depth, remainder = divmod(model.width, model.num_heads)
-    expect(
-        remainder == 0,
-        "model.num_heads",
-        f"expected a divisor of config.model.width={model.width}",
-    )
-    expect(
-        model.position != "rotary" or remainder or depth % 2 == 0,
-        "model.num_heads",
-        f"expected config.model.width={model.width} over it to be even, as position='rotary' "
-        "turns pairs of features",
-    )
-    expect(
-        model.padding == "inert" or (model.pinv == "iterative" and config.accumulate_steps == 1),
-        "model.padding",
-        "needs config.model.pinv=iterative and config.accumulate_steps=1, a batch in one part",
-    )
-    expect(
-        model.padding == "inert" or num_devices == config.mesh.sequence == 1,
-        "model.padding",
-        f"needs one device, as examples share eq. 8's scale: there are {num_devices}",
-    )
-    masked = config.masked
-    expect(0 < masked.share <= 1, "masked.share", "expected more than 0 and at most 1")
-    expect(
-        masked.mask_share + masked.random_share <= 1,
-        "masked.random_share",
-        f"expected at most 1 with config.masked.mask_share={masked.mask_share}",
-    )
+    if remainder:
+        yield "model.num_heads", f"expected a divisor of {width}"
+    elif model.position == "rotary" and depth % 2:
+        rotary = "as position='rotary' turns pairs of features"
+        yield "model.num_heads", f"expected {width} over it to be even, {rotary}"
     for field in dict.fromkeys(f"model.{conv_field(name)}" for name in nystrom.ATTENTIONS):
         taps = _get(config, field)
-        expect(taps == 0 or taps % 2 == 1, field, "expected 0 (none) or an odd number of taps")
-    expect(
-        config.warmup_steps <= config.num_train_steps,
-        "warmup_steps",
-        f"expected at most config.num_train_steps={config.num_train_steps}",
-    )
-    expect(
-        batch % parts == 0, "accumulate_steps", f"expected a divisor of config.batch_size={batch}"
-    )
-    problems += mesh_problems(config, num_devices)
-    num_data, sequence = max(num_devices // config.mesh.sequence, 1), config.mesh.sequence
+        if taps and taps % 2 == 0:
+            yield field, "expected 0 (none) or an odd number of taps"
+
+
+def _in_cutting(config, num_devices):
+    """The same of what is cut into parts and over devices: batches, and sequences."""
+    model, batch, sequence = config.model, config.batch_size, config.mesh.sequence
+    parts = max(config.accumulate_steps, 1)
+    if model.padding != "inert":
+        if model.pinv != "iterative" or config.accumulate_steps != 1:
+            iterative = "config.model.pinv=iterative and config.accumulate_steps=1"
+            yield "model.padding", f"needs {iterative}, a batch in one part"
+        if not num_devices == sequence == 1:
+            alone = "needs one device, as examples share eq. 8's scale"
+            yield "model.padding", f"{alone}: there are {num_devices}"
+    if batch % parts:
+        yield "accumulate_steps", f"expected a divisor of config.batch_size={batch}"
+    num_data = max(num_devices // sequence, 1)
     unit = parts * num_data
-    near = sorted({max(batch // unit * unit, unit), -(-batch // unit) * unit})
-    cut_over = f"{num_data} devices" + (f" of {parts} parts each" if parts > 1 else "")
-    expect(
-        batch % unit == 0,
-        "batch_size",
-        f"expected a multiple of {unit}, for {cut_over}: {' or '.join(map(str, near))}, say",
-    )
-    lengths = tuple(config.task.bucket_boundaries) or (config.task.padded_length,)
-    if sequence > 1:
-        able = [name for name, entry in nystrom.ATTENTIONS.items() if entry.cuts_sequences]
-        expect(
-            model.attention in able,
-            "model.attention",
-            f"config.mesh.sequence={sequence} cuts sequences, which {', '.join(able)} alone can",
-        )
-        expect(
-            model.pooling != "cls",
-            "model.pooling",
-            f"config.mesh.sequence={sequence} cuts sequences, which then can't get a token more",
-        )
-        expect(
-            not config.task.sop,
-            "task.sop",
-            f"config.mesh.sequence={sequence} cuts sequences, whose first token is then elsewhere",
-        )
-        for length in lengths:
-            if length % sequence:
-                problems.append(
-                    f"config.mesh.sequence={sequence}: can't cut sequences padded to {length}; "
-                    "config.task.padded_length and bucket_boundaries must be multiples of it"
-                )
-    of_task = lra_tasks.check(config.task, config.cache_dir or None)
-    if not of_task:
-        expect(
-            config.objective != "classify" or lra_tasks.has_labels(config.task),
-            "objective",
-            f"{config.task.name} have no labels (documents do with config.task.sop=True); expected "
-            "masked",
-        )
-    return problems + of_task
+    if batch % unit:
+        near = sorted({max(batch // unit * unit, unit), -(-batch // unit) * unit})
+        cut_over = f"{num_data} devices" + (f" of {parts} parts each" if parts > 1 else "")
+        say = " or ".join(map(str, near))
+        yield "batch_size", f"expected a multiple of {unit}, for {cut_over}: {say}, say"
+    if sequence == 1:
+        return
+    cuts = f"config.mesh.sequence={sequence} cuts sequences"
+    able = [name for name, entry in nystrom.ATTENTIONS.items() if entry.cuts_sequences]
+    if model.attention not in able:
+        yield "model.attention", f"{cuts}, which {', '.join(able)} alone can"
+    if model.pooling == "cls":
+        yield "model.pooling", f"{cuts}, which then can't get a token more"
+    if config.task.sop:
+        yield "task.sop", f"{cuts}, whose first token is then elsewhere"
+    for length in tuple(config.task.bucket_boundaries) or (config.task.padded_length,):
+        if length % sequence:
+            fields = "config.task.padded_length and bucket_boundaries must be multiples of it"
+            yield "mesh.sequence", f"can't cut sequences padded to {length}; {fields}"
 
 
 def check_fields(config: ml_collections.ConfigDict) -> list[str]:
