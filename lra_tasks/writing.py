@@ -93,34 +93,24 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
     directory = Path(builder.data_dir)
     for split in SPLITS:
         count, total = len(lengths[split]), totals.get(split)
-        if total and count and count != total:
-            progress.say(f"warning: {name}: {count} {split} examples, not {total}", show)
         if not count:
-            problem = f"{name}: no examples for the {split} split"
-            if not files:
-                made = f"{module.__name__} made none, see config.task.num_{split}"
-                raise ValueError(f"{problem}: {made}")
-            read = ", ".join([*map(str, files[:2]), "..."] if files[2:] else map(str, files))
-            raise ValueError(f"{problem}; files read: {read}")
+            sources = _sources(module, split, files)
+            raise ValueError(f"{name}: no examples for the {split} split{sources}")
+        if total and count != total:
+            progress.say(f"warning: {name}: {count} {split} examples, not {total}", show)
         np.save(directory / f"lengths-{split}.npy", np.array(lengths[split], np.int32))
         np.save(directory / f"sums-{split}.npy", np.array(builder.record_sums[split], np.uint32))
     extra = module.extra_files(notes) if hasattr(module, "extra_files") else {}
     for file_name, data in extra.items():
         (directory / file_name).write_bytes(data)
-    # One file says what the examples are, unless ids follow from a vocabulary too.
-    of_file = len(files) == 1 and files[0].is_file() and not extra
-    if of_file:
-        fingerprint = sha256_of_file(files[0], show)
-    else:
-        joined = "".join(f"{split} {digests[split].hexdigest()}\n" for split in SPLITS)
-        fingerprint = hashlib.sha256(joined.encode()).hexdigest()
+    fingerprint, fingerprint_of = _fingerprint(files, extra, digests, show)
     written = sorted(directory.iterdir())
     description = {
         "name": name,
         "source": source,
         "num_examples": {split: len(lengths[split]) for split in SPLITS},
         "fingerprint": fingerprint,
-        "fingerprint_of": files[0].name if of_file else "examples",
+        "fingerprint_of": fingerprint_of,
         "notes": notes,
         "file_sizes": {path.name: path.stat().st_size for path in written},
         "file_digests": {
@@ -133,6 +123,24 @@ def _write(temporary: Path, name, module, config, source, files, show: bool) -> 
     for path in directory.iterdir():
         sync(path)
     return directory
+
+
+def _sources(module, split, files) -> str:
+    """What the examples of a split were to come from."""
+    if not files:
+        return f": {module.__name__} made none, see config.task.num_{split}"
+    return "; files read: " + ", ".join([*map(str, files[:2]), *(["..."] if files[2:] else [])])
+
+
+def _fingerprint(files, extra, digests, show: bool) -> tuple[str, str]:
+    """What says which examples these are, and of what it is the sha256, hex.
+
+    It is of the one file, unless token ids follow from a vocabulary too; else of the examples.
+    """
+    if len(files) == 1 and files[0].is_file() and not extra:
+        return sha256_of_file(files[0], show), files[0].name
+    joined = "".join(f"{split} {digests[split].hexdigest()}\n" for split in SPLITS)
+    return hashlib.sha256(joined.encode()).hexdigest(), "examples"
 
 
 def _check_room(folder: Path, module: ModuleType, totals: dict) -> None:

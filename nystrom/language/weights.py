@@ -79,37 +79,20 @@ def from_pretrained(
         )
     if head is not None:
         check_choice("head", head, ("none", *HEADS))
-    given, dtype = dtype, jnp.dtype(dtype)  # that of None is float64
-    if given is None or not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize == 1:
-        name = None if given is None else dtype.name
-        raise ValueError(f"dtype={name}: expected one of floating-point numbers, 16 bits or more")
+    dtype = _floating(dtype)
     if num_labels is not None:
         check_count("num_labels", num_labels)
-    if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
-        raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True) first")
     config, fields = read_config(folder / "config.json")
     config = _with_options(config, attention, num_landmarks, padding)
     problems: list[str] = []
     arrays = plain_names(read_arrays(folder, torch_file), problems)
-    if head != "none":
-        try:
-            file_head = head_of(fields.get("architectures"), arrays)
-        except ValueError as error:
-            if head is None:
-                raise ValueError(f"{folder / 'config.json'}: {error}") from None
-            file_head = head_of(None, arrays)
-        head = file_head if head is None else head
-    if head == "none":
-        is_new, arrays = False, body_only(arrays, config.tie_word_embeddings)
-    elif is_new := head != file_head:
+    file_head = "none" if head == "none" else _head_of_file(folder, fields, arrays, head)
+    head = file_head if head is None else head
+    is_new = head != file_head
+    if is_new:
+        _check_rngs(rngs, folder, file_head, head)
+    if is_new or head == "none":
         arrays = body_only(arrays, config.tie_word_embeddings)
-        if rngs is None:
-            raise ValueError(
-                f"{folder} has head {file_head!r}, not {head!r}: give rngs=nnx.Rngs(seed) for a "
-                "head drawn anew, or leave `head` out"
-            )
-        if not isinstance(rngs, nnx.Rngs):
-            raise TypeError(f"rngs={rngs!r}: expected nnx.Rngs(seed)")
     if num_labels is not None:
         if head not in LABELLED:
             raise ValueError(f"num_labels={num_labels}: only {' and '.join(LABELLED)} have labels")
@@ -133,6 +116,41 @@ def from_pretrained(
             config.num_landmarks,
         )
     return model
+
+
+def _floating(dtype):
+    """The dtype to compute in; raises unless it is one of floating-point numbers."""
+    if dtype is None:  # which is float64 to NumPy
+        raise ValueError("dtype=None: expected one of floating-point numbers, 16 bits or more")
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize == 1:
+        raise ValueError(
+            f"dtype={dtype.name}: expected one of floating-point numbers, 16 bits or more"
+        )
+    if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
+        raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True) first")
+    return dtype
+
+
+def _head_of_file(folder, fields, arrays, head):
+    """The head that a file has; config.json may say none that is known where `head` is given."""
+    try:
+        return head_of(fields.get("architectures"), arrays)
+    except ValueError as error:
+        if head is None:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
+        return head_of(None, arrays)
+
+
+def _check_rngs(rngs, folder, file_head, head):
+    """Raises unless a head can be drawn anew."""
+    if rngs is None:
+        raise ValueError(
+            f"{folder} has head {file_head!r}, not {head!r}: give rngs=nnx.Rngs(seed) for a "
+            "head drawn anew, or leave `head` out"
+        )
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"rngs={rngs!r}: expected nnx.Rngs(seed)")
 
 
 def save_pretrained(model: Head | NystromformerModel, path: str | os.PathLike) -> None:
