@@ -74,6 +74,7 @@ def test_results_of_readme(row, name, task, runs):
 
 SHORT = "listops_short/max-std1-rotary-4heads"
 SEEDS = "", "-seed1", "-seed2"
+TUNED = "| run | data | steps | validation | test |\n"
 LONGER = "| `:best` for longer, with the convolution"
 
 
@@ -94,6 +95,7 @@ LONGER = "| `:best` for longer, with the convolution"
         ("| `:best`, test |", 1, 2, ["text-package-linear-best-seed*"]),
         ("| `:best`, test |", 2, 1, ["text-package-none-convolution-best-seed*"]),
         ("| `:best`, test |", 2, 2, ["text-package-none-best-seed*"]),
+        (TUNED, 25, 4, ["text-package-linear-convolution-best-steps5000-seed*"]),
         ("| `:best`, Nyström 32 |", 3, 2, ["listops-nystrom-best-seed*"]),
         ("| `:best` for longer", 3, 2, ["listops-nystrom-best-steps5000-seed*"]),
         (LONGER, 0, 2, ["listops-linear-convolution-best-steps5000-seed*"]),
