@@ -46,6 +46,7 @@ from experiment.workdir import (
     steps_saved,
     tokenizer_of,
 )
+from lra_tasks.progress import outlive_readers
 
 POLL_SECONDS = 0.2
 LINE_SECONDS = 60  # between lines of progress where there is no terminal for a bar
@@ -183,6 +184,7 @@ class Sweep:
     def end(self, received: str) -> int:
         """Says how the sweep ended, by a signal if `received` names one; the exit status."""
         finished = sum(map(is_finished, self.runs))
+        received = "" if finished == len(self.runs) else received
         say = f"{finished} of {len(self.runs)} runs finished"
         if self.stopped:
             say += f", {len(self.stopped)} stopped by other hands"
@@ -274,6 +276,7 @@ class Sweep:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     try:
         sys.exit(main())
     except KeyboardInterrupt:

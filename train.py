@@ -307,4 +307,5 @@ def run(config, signals: StopSignals):
 
 
 if __name__ == "__main__":
+    lra_tasks.progress.outlive_readers()
     app.run(main, flags_parser=parse_flags)

@@ -27,7 +27,7 @@ from ml_collections import config_flags
 from configs import base
 
 FOLDER = Path(__file__).resolve().parent
-OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)(?:=.*)?", re.DOTALL)
+OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=.*)?", re.DOTALL)
 KINDS = {
     "int": "an integer",
     "float": "a number",
@@ -173,7 +173,8 @@ def load_module(file: str) -> ModuleType:
 
 def _call(file, get_config, *arguments):
     config = _guard(file, lambda: get_config(*arguments))
-    if not isinstance(config, ml_collections.ConfigDict):
+    frozen = isinstance(config, ml_collections.FrozenConfigDict)
+    if frozen or not isinstance(config, ml_collections.ConfigDict):
         kind = type(config).__name__
         raise ArgumentError(
             f"--config={file}: get_config() returned {kind}; expected the ConfigDict of "
@@ -200,7 +201,7 @@ def _guard(file, run):
         path = os.path.abspath(file.partition(":")[0])
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         if isinstance(error, SyntaxError):
-            lines, words = [error.lineno], error.msg
+            lines, words = [error.lineno] if error.lineno else [], error.msg
         where = f", line {lines[-1]}" if lines else ""
         raise ArgumentError(
             f"--config={file}: {Path(path).name}{where}: {type(error).__name__}: {words}"

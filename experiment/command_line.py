@@ -14,7 +14,7 @@ from experiment import metrics, processes
 from experiment.config_checks import CHOICES, check_config
 from experiment.pretrained import source_problems
 from experiment.profiling import parse_steps
-from experiment.signals import exit_status
+from experiment.signals import exit_status, write
 
 HELP = """usage: python train.py --config=FILE[:VARIANT] [--config.FIELD=VALUE ...]
                        [--workdir=DIR]
@@ -87,7 +87,7 @@ def leave(signal_name: str):
 
 def leave_at_once(signal_name: str):
     """`leave`, as a signal's handler can: not by print, which may be what it interrupts."""
-    os.write(2, f"\n{_how_to_go_on()}\n".encode())
+    write(f"\n{_how_to_go_on()}\n")
     os._exit(exit_status(signal_name))
 
 

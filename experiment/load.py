@@ -16,7 +16,13 @@ from experiment.config_checks import CHOICES, check_choices, check_fields, check
 from experiment.model import head_of, make_model
 from experiment.signals import StopSignals
 from experiment.training import initial_state, make_optimizer
-from experiment.workdir import WorkdirError, read_result, saved_config
+from experiment.workdir import (
+    WorkdirError,
+    differing_recipe,
+    read_result,
+    recorded,
+    saved_config,
+)
 from lra_tasks.progress import plain_warnings
 
 
@@ -52,6 +58,7 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
         config.task.tokenizer = str(kept)
     checkpoints = Checkpoints(workdir / "checkpoints")
     best_step(checkpoints)  # says if there is none
+    check_trained_with(workdir, config, checkpoints)
     source, trained_on = data_so_far(checkpoints)
     if config.task.source == "auto":
         config.task.source = source
@@ -86,6 +93,21 @@ def check_same_data(workdir: Path, began_with: str, task: lra_tasks.Task) -> Non
         raise WorkdirError(
             f"--workdir={workdir}: the run began with other data (fingerprint {began_with}, now "
             f"{task.fingerprint}); bring that data back, or choose another --workdir"
+        )
+
+
+def check_trained_with(workdir: Path, config, checkpoints: Checkpoints) -> None:
+    """Raises WorkdirError unless a run's config.json is of the recipe that its checkpoints have.
+
+    Fields of the task may differ: data have a fingerprint.
+    """
+    began_with = progress_so_far(checkpoints).get("config", recorded(config))
+    different = differing_recipe(began_with, config)
+    if different := {n: v for n, v in different.items() if not n.startswith("task.")}:
+        fields = ", ".join(f"config.{name}={old!r}" for name, (old, _) in different.items())
+        raise WorkdirError(
+            f"{workdir / 'config.json'}: not the config that the run was trained with, which has "
+            f"{fields}; put it back"
         )
 
 

@@ -9,7 +9,13 @@ from flax import nnx
 
 import lra_tasks
 from experiment.checkpoints import CheckpointError, Checkpoints
-from experiment.load import best_model, best_step, own_vocabulary, read_config
+from experiment.load import (
+    best_model,
+    best_step,
+    check_trained_with,
+    own_vocabulary,
+    read_config,
+)
 from experiment.model import head_of, make_model
 from experiment.objectives import mask_token
 from experiment.workdir import WorkdirError, read_result, recorded, steps_saved
@@ -49,8 +55,10 @@ def read_source(init_from: str) -> tuple[ml_collections.ConfigDict, Checkpoints,
     try:
         if not folder.is_dir():
             raise WorkdirError("no such folder; train that run first, or give another's folder")
-        checkpoints = Checkpoints(folder / "checkpoints")
-        return read_config(folder), checkpoints, best_step(checkpoints)
+        config, checkpoints = read_config(folder), Checkpoints(folder / "checkpoints")
+        step = best_step(checkpoints)  # says if there is none
+        check_trained_with(folder, config, checkpoints)
+        return config, checkpoints, step
     except (CheckpointError, WorkdirError) as error:
         raise WorkdirError(f"config.init_from={init_from!r}: {error}") from error
 

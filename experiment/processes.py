@@ -263,7 +263,8 @@ class Votes:
         """The batch with this process's vote; as it is where there is no other process."""
         if jax.process_count() == 1:
             return batch
-        return batch | {"stop": np.full(len(batch["label"]), STOPS.index(received), np.int32)}
+        number = STOPS.index("SIGTERM" if received == "SIGHUP" else received)
+        return batch | {"stop": np.full(len(batch["label"]), number, np.int32)}
 
     def count(self, totals: dict, received: str) -> str:
         """The outcome, from the metrics of the step just taken, which the vote is taken out of."""

@@ -194,13 +194,13 @@ def check_same_config(
 ) -> None:
     """Raises WorkdirError if what a run was begun with is of another recipe than `config`.
 
-    That is `begun_with`, as its checkpoints have it, or what config.json says.
+    That is `begun_with`, as its checkpoints have it, or what config.json says, and its result.
     """
-    saved = with_defaults(saved_config(workdir) if begun_with is None else begun_with)
-    saved.pop("cache_dir", None)  # runs used to record it
-    different = differing_fields(saved, recorded(config))
-    different = {name: values for name, values in different.items() if name not in MAY_CHANGE}
-    if different:
+    if begun_with is None:
+        begun_with = saved_config(workdir)
+        if finished := read_result(workdir):  # config.json may have been edited since
+            check_same_config(workdir, config, finished["config"])
+    if different := differing_recipe(begun_with, config):
         advice = "That run took no step: delete its folder, or choose another --workdir."
         if is_begun(workdir):
             advice = (
@@ -214,6 +214,13 @@ def check_same_config(
             )
             + f"\n{advice}"
         )
+
+
+def differing_recipe(saved: dict, config: ml_collections.ConfigDict) -> dict[str, tuple]:
+    """Fields in which a recorded config is of another recipe than `config`: the two values."""
+    saved = {name: value for name, value in saved.items() if name != "cache_dir"}  # of old runs
+    different = differing_fields(with_defaults(saved), recorded(config))
+    return {name: values for name, values in different.items() if name not in MAY_CHANGE}
 
 
 def is_begun(workdir: Path) -> bool:

@@ -14,6 +14,44 @@ SECONDS_BETWEEN_LINES = 10.0
 DESCRIPTION_WIDTH = 30  # leaves room for the numbers on a terminal of 80 columns
 
 
+class Heedless:
+    """A stream that drops what can't be written any more, for nobody reads it: work goes on.
+
+    A pipe's reader ended, a terminal was closed, a disk is full.
+    """
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._drop()
+
+    def _drop(self):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())  # what waits in the stream goes there too
+        os.close(null)
+
+
+def outlive_readers() -> None:
+    """Has the program go on where nobody reads what it says, or its streams were closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
+        setattr(sys, name, Heedless(stream))
+
+
 def say(message: str, enabled: bool = True) -> None:
     """Writes one line to stderr, clear of any bar on it."""
     if enabled:

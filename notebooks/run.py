@@ -13,7 +13,9 @@ import io
 import os
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import jupytext
@@ -39,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="tiny sizes, to a temporary folder")
     parser.add_argument(
         "--runs",
-        type=Path,
+        type=lambda text: Path(text).expanduser(),
         default=FOLDER.parent / "results",
         help="the folder of runs whose results are shown",
     )
@@ -82,7 +84,7 @@ def run(source: Path, target: Path) -> None:
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(source.parent)}},
     )
-    client.execute()
+    execute(client)
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if output.get("name") == "stderr":
@@ -90,6 +92,20 @@ def run(source: Path, target: Path) -> None:
             if picture := output.get("data", {}).get("image/png"):
                 output.data["image/png"] = with_palette(picture)
     jupytext.write(notebook, target, fmt="ipynb")
+
+
+def execute(client: NotebookClient) -> None:
+    """Executes a notebook in a thread, where nbclient can't take Ctrl-C from the main one."""
+    result: Future = Future()
+
+    def work():
+        try:
+            result.set_result(client.execute())
+        except Exception as error:
+            result.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    result.result()
 
 
 def with_palette(picture: str) -> str:
@@ -101,4 +117,7 @@ def with_palette(picture: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        os._exit(130)  # its kernel sees that, and ends too

@@ -15,8 +15,9 @@ import pytest
 
 import lra_tasks
 from experiment import evaluate
+from experiment.checkpoints import Checkpoints
 from experiment.evaluate import read_documents
-from experiment.load import load_run
+from experiment.load import best_model, best_step, load_run
 from experiment.signals import STOPPED
 from experiment.workdir import WorkdirError, record_config
 from tests.conftest import ROOT
@@ -105,7 +106,8 @@ def test_data_that_have_moved_since_are_taken_from_the_cache(trained, tmp_path):
         ({"task": {"name": "of_mine"}}, "config.task.name='of_mine': expected one of "),
         ({"model": {"num_layers": 0}}, "config.model.num_layers=0: expected 1 or more"),
         ({"batch_size": 0}, "config.batch_size=0: expected 1 or more"),
-        ({"model": {"width": 7}}, r"config\.json: width=7 can't be split among num_heads=2"),
+        ({"model": {"width": 7}}, r"config\.json: not the config .*config\.model\.width=16; put"),
+        ({"model": {"pooling": "max"}}, r"with, which has config\.model\.pooling='mean'; put it b"),
     ],
 )
 def test_a_config_of_another_version_is_refused_with_the_field(trained, tmp_path, fields, problem):
@@ -116,6 +118,16 @@ def test_a_config_of_another_version_is_refused_with_the_field(trained, tmp_path
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(WorkdirError, match=problem):
         load_run(folder)
+
+
+def test_a_config_that_makes_no_model_is_named(trained):
+    """Of a run whose checkpoints are from before they had its config."""
+    loaded = load_run(trained[0], with_data=False)
+    with loaded.config.unlocked():
+        loaded.config.model.width = 7
+    checkpoints = Checkpoints(trained[0] / "checkpoints")
+    with pytest.raises(WorkdirError, match=r"config\.json: width=7 can't be split among num_heads"):
+        best_model(loaded.config, loaded.task, checkpoints, best_step(checkpoints))
 
 
 def test_a_config_with_a_value_for_fields_is_refused(trained, tmp_path):

@@ -51,11 +51,11 @@ def test_a_signal_between_evaluations_saves_the_step_that_it_came_in(task, tmp_p
         result = step(*given)
         steps.append(1)
         if len(steps) == 3:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGHUP)
         return result
 
     config = make_config(num_train_steps=6, eval_every=6)
-    with monkeypatch.context() as patch, pytest.raises(program.Stopped, match="SIGTERM"):
+    with monkeypatch.context() as patch, pytest.raises(program.Stopped, match="SIGHUP"):
         patch.setattr(program, "train_step", interrupted)
         train(config, tmp_path, task)
     assert steps_saved(tmp_path) == 3

@@ -21,6 +21,7 @@ from experiment.pretrained import (
     _shapes,
     begins_with,
     check_fit,
+    read_source,
     source_problems,
     start_from,
     weights_by_name,
@@ -152,6 +153,15 @@ def test_places_of_longer_models_are_repeated_behind_that_of_a_token_put_first(t
         ours = params["encoder"]["position_embed"][...]
         np.testing.assert_array_equal(ours, np.concatenate([theirs, theirs[1:]]))
         assert record["positions"] == (16, 32)
+
+
+def test_a_run_whose_config_was_changed_since_is_no_source(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained[0], tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["norm"] = "post"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WorkdirError, match=r"init_from=.*which has config\.model\.norm='pre'; put"):
+        read_source(str(folder))
 
 
 def test_weights_that_do_not_fit_are_named_one_by_one(pretrained, tmp_path):

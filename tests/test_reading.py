@@ -71,6 +71,16 @@ MINE = """
             (TEXT, "--config.num_landmarks=32"),
             ("no field 'num_landmarks'", "did you mean --config.model.num_landmarks?"),
         ),
+        (
+            (TEXT, "--config.task.bucket_boundaries[0]=32"),
+            ("no field 'bucket_boundaries[0]'", "did you mean --config.task.bucket_boundaries?"),
+        ),
+        (
+            (TEXT, "--config.model.num-landmarks=3"),
+            ("no field 'num-landmarks'", "did you mean --config.model.num_landmarks?"),
+        ),
+        ((TEXT, "--config.seed =3"), ("no field 'seed '", "did you mean --config.seed?")),
+        ((TEXT, "--config.=3"), ("--config.: no field ''",)),
         ((TEXT, "--config.xyzzy=1"), ("no field 'xyzzy'; config has ", "batch_size")),
         ((TEXT, "--noconfig.model.remta"), ("did you mean --config.model.remat?",)),
         ((TEXT, "--config.seed.x=1"), ("no field 'x': config.seed has no fields",)),
@@ -115,6 +125,13 @@ def test_several_wrong_fields_are_each_told():
         ("def get_config():\n    raise SystemExit('no')\n", "mine.py, line 2: SystemExit: no"),
         ("x = 1\n", "has no function get_config()"),
         ("def get_config():\n    pass\n", "returned NoneType"),
+        ("x = '\0'\n", "mine.py: SyntaxError: source code string cannot contain null bytes"),
+        (
+            "import ml_collections\n"
+            "def get_config():\n"
+            "    return ml_collections.FrozenConfigDict({'seed': 1})\n",
+            "get_config() returned FrozenConfigDict; expected the ConfigDict",
+        ),
         (
             "from ml_collections import config_dict\n"
             "def get_config():\n"

@@ -60,6 +60,39 @@ def test_where_it_is_to_interrupt_a_second_one_of_either_kind_does():
     assert signal.getsignal(signal.SIGTERM) is usual
 
 
+def test_a_closed_terminal_is_told_once_or_twice_and_not_heeded_under_nohup():
+    before = signal.getsignal(signal.SIGHUP)
+    with StopSignals() as stop:
+        send(signal.SIGHUP)
+        send(signal.SIGHUP)  # of the system and of a shell
+        assert stop.received == "SIGHUP"
+        with pytest.raises(KeyboardInterrupt):
+            send()
+    assert signal.getsignal(signal.SIGHUP) is before
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopSignals() as stop:
+            send(signal.SIGHUP)
+            send(signal.SIGTERM)
+            assert stop.received == "SIGTERM"
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_counts_where_nobody_reads_what_is_said_of_it():
+    kept, (reader, writer) = os.dup(2), os.pipe()
+    os.close(reader)
+    try:
+        os.dup2(writer, 2)
+        with StopSignals(notice="saves") as stop:
+            send()
+    finally:
+        os.dup2(kept, 2)
+        os.close(writer)
+    assert stop.received == "SIGINT"
+
+
 def test_work_that_may_be_interrupted_is_by_the_first_signal_and_by_one_before():
     with StopSignals() as stop:
         with pytest.raises(KeyboardInterrupt, match="SIGTERM"), stop.raising():

@@ -53,6 +53,17 @@ def test_the_time_left_is_by_the_steps_that_this_sweep_took(tmp_path, monkeypatc
     assert "[2/3 runs] 50% of 10,000 steps" in capsys.readouterr().err
 
 
+def test_a_signal_at_its_very_end_leaves_no_rest(tmp_path, capsys):
+    runs = make_runs([LISTOPS, "--config.seed=0,1"], tmp_path)
+    finish(runs[0])
+    whole = Sweep(list(runs), runs[1:], 1)
+    assert whole.end("SIGINT") == 130
+    assert "SIGINT: the same command goes on with the rest" in capsys.readouterr().err
+    finish(runs[1])
+    assert whole.end("SIGINT") == 0
+    assert capsys.readouterr().err == "2 of 2 runs finished\n"
+
+
 def test_no_more_runs_than_jobs_are_begun(tmp_path, monkeypatch):
     runs = make_runs([LISTOPS, "--config.seed=0,1,2"], tmp_path)
     monkeypatch.setattr("sweep.start", lambda run: run)

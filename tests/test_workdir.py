@@ -78,6 +78,20 @@ def test_a_field_whose_path_can_not_be_is_named(field, path, what, tmp_path):
     assert what in problem
 
 
+def test_a_finished_runs_config_is_its_results(tmp_path):
+    """config.json may be another's, put there by hand."""
+    edited = make_config(**{"model.pooling": "max"})
+    record_config(tmp_path, edited)
+    result = {"test_accuracy": 0.5, "fingerprint": "f", "config": make_config().to_dict()}
+    write_result(tmp_path, result)
+    for config in (edited, make_config()):
+        with pytest.raises(WorkdirError, match=r"config\.model\.pooling: '\w+' there, '\w+' now"):
+            check_same_config(tmp_path, config)
+    record_config(tmp_path / "intact", make_config())
+    write_result(tmp_path / "intact", result)
+    check_same_config(tmp_path / "intact", make_config())
+
+
 def test_a_folder_that_is_no_checkpoint_is_no_step(tmp_path):
     (tmp_path / "checkpoints/99999").mkdir(parents=True)
     assert steps_saved(tmp_path) == 0

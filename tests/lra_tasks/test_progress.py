@@ -12,6 +12,21 @@ import pytest
 from lra_tasks import progress
 
 
+def test_what_nobody_reads_stops_no_work(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        monkeypatch.setattr(sys, "stderr", None)  # as where it was closed
+        progress.outlive_readers()
+        for _ in range(2):
+            print("a line", flush=True)
+        print(20_000 * "long ")
+        progress.say("a line")
+        assert not sys.stdout.isatty() and sys.stderr.fileno() > 0
+        sys.stderr.close()
+
+
 @pytest.fixture
 def terminal_of(monkeypatch):
     """Makes stderr a terminal of so many columns; returns what reads it."""
