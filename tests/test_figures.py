@@ -175,6 +175,14 @@ def test_times_of_version_0_1():
         assert cells == [ratios[*name, length] for length in lengths]
 
 
+def test_the_op_is_as_fast_as_when_it_was_measured():
+    rows = read_csv("attention_since.csv")
+    assert len(rows) == 7 and all(row["before_mib"] == row["now_mib"] for row in rows)
+    ratios = [row["ratio"] for row in rows]
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    assert f"the op takes {min(ratios)} to {max(ratios)} times as long" in page
+
+
 def test_times_of_lengths_that_nothing_divides():
     found = {
         (row["length"], row["what"]): row
