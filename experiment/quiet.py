@@ -38,7 +38,8 @@ def orbax_quiet():
     finally:
         end = time.monotonic() + END_SECONDS
         for thread in threading.enumerate():
-            if type(thread).__module__.startswith("orbax."):
+            is_own = thread is threading.current_thread()  # where garbage is collected in one
+            if type(thread).__module__.startswith("orbax.") and not is_own:
                 threading.Thread.join(thread, max(end - time.monotonic(), 0))  # orbax's raises
         _policy(policy)
         threading.excepthook = hook

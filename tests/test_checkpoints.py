@@ -4,6 +4,7 @@ import contextlib
 import json
 import resource
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from experiment import checkpoints as module
 from experiment.checkpoints import CheckpointError, Checkpoints
 from experiment.load import best_step
+from experiment.quiet import orbax_quiet
 from experiment.workdir import WorkdirError
 from tests.written_runs import RESULT
 
@@ -270,6 +272,8 @@ def test_a_checkpoint_that_can_not_be_written_is_known_before_the_next(copy):
                 time.sleep(0.01)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        with contextlib.suppress(CheckpointError):  # may be told again
+            checkpoints.close()
 
 
 def test_a_folder_that_can_not_be_written_is_refused_at_once(copy, tmp_path, monkeypatch):
@@ -300,6 +304,25 @@ def test_a_finished_run_is_never_read_from_another_step_than_it_was_scored_at(co
         best_step(Checkpoints(copy))
     result.unlink()
     assert best_step(Checkpoints(copy)) == 4
+
+
+def test_what_was_never_closed_may_be_collected_in_a_thread_of_orbaxs():
+    raised = []
+
+    class Thread(threading.Thread):
+        __module__ = "orbax.checkpoint"
+
+        def run(self):
+            try:
+                with orbax_quiet():
+                    pass
+            except RuntimeError as error:  # of a thread that waits for itself
+                raised.append(error)
+
+    thread = Thread()
+    thread.start()
+    thread.join()
+    assert not raised
 
 
 def test_digests_tell_names_types_shapes_and_bits_apart():

@@ -46,6 +46,7 @@ def test_waits_for_batches_count_once(task, tmp_path, monkeypatch):
 
 def test_a_signal_between_evaluations_saves_the_step_that_it_came_in(task, tmp_path, monkeypatch):
     step, steps = program.train_step, []
+    usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as under no nohup
 
     def interrupted(*given):
         result = step(*given)
@@ -58,6 +59,7 @@ def test_a_signal_between_evaluations_saves_the_step_that_it_came_in(task, tmp_p
     with monkeypatch.context() as patch, pytest.raises(program.Stopped, match="SIGHUP"):
         patch.setattr(program, "train_step", interrupted)
         train(config, tmp_path, task)
+    signal.signal(signal.SIGHUP, usual)
     assert steps_saved(tmp_path) == 3
 
 

@@ -17,10 +17,14 @@ from tests.conftest import ROOT, SMALL
 
 @pytest.fixture(autouse=True)
 def as_in_a_terminal():
-    """In the background a shell has processes ignore SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """In the background a shell has processes ignore SIGINT, and nohup SIGHUP."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    }
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def send(number=signal.SIGINT):
@@ -61,23 +65,19 @@ def test_where_it_is_to_interrupt_a_second_one_of_either_kind_does():
 
 
 def test_a_closed_terminal_is_told_once_or_twice_and_not_heeded_under_nohup():
-    before = signal.getsignal(signal.SIGHUP)
     with StopSignals() as stop:
         send(signal.SIGHUP)
         send(signal.SIGHUP)  # of the system and of a shell
         assert stop.received == "SIGHUP"
         with pytest.raises(KeyboardInterrupt):
             send()
-    assert signal.getsignal(signal.SIGHUP) is before
-    try:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with StopSignals() as stop:
-            send(signal.SIGHUP)
-            send(signal.SIGTERM)
-            assert stop.received == "SIGTERM"
-            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals() as stop:
+        send(signal.SIGHUP)
+        send(signal.SIGTERM)
+        assert stop.received == "SIGTERM"
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_a_signal_counts_where_nobody_reads_what_is_said_of_it():
