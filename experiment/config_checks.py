@@ -118,7 +118,7 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int = 1) -> lis
     if not (of_task or config.objective != "classify" or lra_tasks.has_labels(config.task)):
         name = f"{config.task.name} have no labels (documents do with config.task.sop=True)"
         wrong.append(("objective", f"{name}; expected masked"))
-    problems = [text for field, what in wrong for text in _unless(False, config, field, what)]
+    problems = [_problem(config, field, what) for field, what in wrong]
     return problems + mesh_problems(config, num_devices) + of_task
 
 
@@ -243,16 +243,19 @@ def check_numbers(config: ml_collections.ConfigDict) -> list[str]:
 
 def _unless(good, config, field, what):
     """What is to be said of a field, unless it is good."""
-    return [] if good else [f"config.{field}={_get(config, field)!r}: {what}"]
+    return [] if good else [_problem(config, field, what)]
+
+
+def _problem(config, field, what):
+    return f"config.{field}={_get(config, field)!r}: {what}"
 
 
 def check_choices(config: ml_collections.ConfigDict, choices: dict[str, tuple]) -> list[str]:
     """Fields whose values are none of `choices`, field -> values."""
-    given = {field: _get(config, field) for field in choices}
     return [
-        f"config.{field}={value!r}: expected one of {', '.join(choices[field])}"
-        for field, value in given.items()
-        if value not in choices[field]
+        _problem(config, field, f"expected one of {', '.join(allowed)}")
+        for field, allowed in choices.items()
+        if _get(config, field) not in allowed
     ]
 
 

@@ -98,7 +98,7 @@ def real_ranks(
 ) -> Int[jax.Array, "... N"]:
     """The position of every token among the real ones; padding has that of the last before it.
 
-    Without a mask 1 N, to broadcast.
+    Of whole sequences without a mask each of *B is 1, to broadcast.
     """
     if mask is None and axis_name is None:
         return jnp.arange(shape[-1]).reshape(*(1,) * (len(shape) - 1), -1)

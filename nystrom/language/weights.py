@@ -120,13 +120,10 @@ def from_pretrained(
 
 def _floating(dtype):
     """The dtype to compute in; raises unless it is one of floating-point numbers."""
-    if dtype is None:  # which is float64 to NumPy
-        raise ValueError("dtype=None: expected one of floating-point numbers, 16 bits or more")
-    dtype = jnp.dtype(dtype)
-    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize == 1:
-        raise ValueError(
-            f"dtype={dtype.name}: expected one of floating-point numbers, 16 bits or more"
-        )
+    given, dtype = dtype, jnp.dtype(dtype)  # that of None is float64
+    if given is None or not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize == 1:
+        name = None if given is None else dtype.name
+        raise ValueError(f"dtype={name}: expected one of floating-point numbers, 16 bits or more")
     if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True) first")
     return dtype
