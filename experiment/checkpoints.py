@@ -175,12 +175,14 @@ class Checkpoints:
             ) from error
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for what is being written; closed too where that can't be."""
         with self._quiet:
             if "manager" in self.__dict__:
-                self.wait()
-                with self._writing():  # some errors come here alone
-                    self.manager.close()
+                try:
+                    self.wait()
+                finally:
+                    with self._writing():  # some errors come here alone
+                        self.manager.close()
 
     def _read_state(self, step, like):
         record = self.records[step]

@@ -244,8 +244,10 @@ def test_checkpoints_of_the_version_without_digests_are_resumed(tmp_path):
 
 
 def test_a_disk_that_takes_no_more_is_named_once_and_keeps_what_was_saved(copy, capfd):
-    checkpoints = Checkpoints(copy)
+    checkpoints, closed = Checkpoints(copy), []
     checkpoints.resume(state_of(0))
+    close = checkpoints.manager.close
+    checkpoints.manager.close = lambda: closed.append(close())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.raises(CheckpointError, match=r"can't be written .*Those before are kept; make"):
         try:
@@ -255,6 +257,7 @@ def test_a_disk_that_takes_no_more_is_named_once_and_keeps_what_was_saved(copy, 
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "Traceback" not in capfd.readouterr().err
+    assert closed  # so no thread of its is left
     assert resume(copy) == (12, [])
 
 
