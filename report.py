@@ -47,6 +47,7 @@ from experiment.workdir import folder_argument
 
 MAX_DIGITS = 2  # of accuracies in %
 NONE = "–"
+HEADING = "# Results"  # every report begins with this line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,6 +75,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{folders}: no run of train.py in there, so nothing to report", file=sys.stderr)
         return 1
     try:
+        if not is_ours(options.out / "report.md"):
+            print(f"--out={options.out}: the report.md there is none of ours", file=sys.stderr)
+            return 1
         write_report(found, options.out)
     except OSError as error:
         print(f"--out={options.out}: can't write there ({error})", file=sys.stderr)
@@ -83,6 +87,11 @@ def main(argv: list[str] | None = None) -> int:
         f"{num_runs} result{'s' * (num_runs != 1)} in {options.out / 'report.md'}", file=sys.stderr
     )
     return 0
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a report.md is an earlier report, or not there."""
+    return not path.exists() or path.read_bytes().startswith(HEADING.encode() + b"\n")
 
 
 def write_report(found: Found, out: Path) -> None:
@@ -108,7 +117,7 @@ def write_report(found: Found, out: Path) -> None:
             if figure:
                 figure.savefig(file, dpi=110)
                 pictures[name] = f"\n\n![{name}]({file.name})"
-    sections, groups = ["# Results"], found.groups
+    sections, groups = [HEADING], found.groups
 
     def section(title, text, records, columns=None, picture="", rows=None):
         name = title.lower().replace("'", "").replace(" ", "_") + ".csv"
@@ -152,7 +161,10 @@ SPEED_TEXT = (
     "device where JAX reports it, else of the whole process), time from start to result."
 )
 SKIPPED_TEXT = "Files that could not be used."
-UNFINISHED_TEXT = "Folders with a config but no result yet; train.py goes on with them."
+UNFINISHED_TEXT = (
+    "Folders with a config but no result yet. The command that began one goes on with it, or says "
+    "why it can't; what a sweep's run said last is in a log beside its folder."
+)
 CURVES_TEXT = "Validation accuracy of every run; dashed where it is unfinished."
 
 

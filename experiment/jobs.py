@@ -13,7 +13,7 @@ from pathlib import Path
 import tqdm
 
 from experiment.grid import Run
-from experiment.workdir import is_of_other_data, read_result
+from experiment.workdir import WorkdirError, is_of_other_data, read_result, record_config
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 JAX_FOOTER = "--------------------"  # between an error's words and a line of JAX on all errors
@@ -76,13 +76,18 @@ class Job:
             lines = file.read().decode(errors="replace").strip().splitlines()
         if lines[-2:-1] == [JAX_FOOTER]:
             del lines[-2:]
-        return lines[-1] if lines else "no output"
+        return lines[-1].strip() if lines else "no output"
 
 
 def start(run: Run) -> Job:
-    """Starts a run in a process group of its own, which the terminal's Ctrl-C can't reach."""
+    """Starts a run in a process group of its own, which the terminal's Ctrl-C can't reach.
+
+    Its config is recorded first: should the file be edited meanwhile, train.py refuses the other.
+    """
     path = log_path(run)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(WorkdirError):  # train.py says that itself
+        record_config(run.workdir, run.config)
     with path.open("ab") as log:
         log_start = log.tell()
         process = subprocess.Popen(

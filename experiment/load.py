@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,7 +143,11 @@ def load_data(
             return lra_tasks.load(fields, config.cache_dir or None, first, began_with)
 
     with plain_warnings(first):
-        return processes.in_turn(load)
+        task = processes.in_turn(load)
+        if task.name in lra_tasks.NAMES and task.source == "release" and task.why_not_comparable:
+            why = f"these results won't compare with LRA's: {task.why_not_comparable}"
+            warnings.warn(why, stacklevel=2)
+    return task
 
 
 def data_so_far(checkpoints: Checkpoints) -> tuple[str, str]:

@@ -183,6 +183,11 @@ def begins_with(config: ml_collections.ConfigDict, record: dict) -> str:
         for name, value in here.items()
         if there[name] != value
     ]
+    if not record["finished"]:
+        steps = f"{record['num_train_steps']:,} steps"
+        differing.append(
+            f"\n  warning: that run is not finished; of its {steps} this is the best yet"
+        )
     if rows := record["positions"]:
         differing.append(f"\n  its {rows[0]:,} positions, repeated to {rows[1]:,}")
     begun = f"begins with the encoder of {record['workdir']}, step {record['step']:,}"

@@ -115,10 +115,11 @@ def _source_name(path, source):
     fingerprint = source.get("fingerprint")
     _expect(path, isinstance(fingerprint, str | None), "init_from.fingerprint is no text")
     config = _checked_config(path, source["config"])
-    made_by = json.dumps([key_of(config), fingerprint])
-    digest = hashlib.sha256(made_by.encode()).hexdigest()[:6]
-    objective, steps = config["objective"], config["num_train_steps"]
-    return f"{config['name']} {objective} {steps} steps {digest}"
+    made_by, steps = [key_of(config), fingerprint], f"{config['num_train_steps']} steps"
+    if source.get("finished") is False:  # then seeds are not at the same of their steps
+        made_by, steps = [*made_by, source.get("step")], f"{source.get('step')} of {steps}"
+    digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:6]
+    return f"{config['name']} {config['objective']} {steps} {digest}"
 
 
 def _read_unfinished(folder, skipped):

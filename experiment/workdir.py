@@ -99,7 +99,11 @@ def claim(workdir: Path, config: ml_collections.ConfigDict):
         if isinstance(error, BlockingIOError):
             why = "another process is running in it"
         raise WorkdirError(f"--workdir={workdir}: {why}") from error
-    record_config(workdir, config)
+    try:
+        record_config(workdir, config)
+    except WorkdirError:
+        lock.close()
+        raise
     return lock
 
 
@@ -207,12 +211,12 @@ def check_same_config(
                 "Give the same config to resume that run, or another --workdir to start a new one."
             )
         raise WorkdirError(
-            f"--workdir={workdir}: belongs to a run with another config. Differing fields:\n"
+            f"--workdir={workdir}: belongs to a run with another config. {advice} "
+            "Differing fields:\n"
             + "\n".join(
                 f"  config.{name}: {old!r} there, {new!r} now"
                 for name, (old, new) in different.items()
             )
-            + f"\n{advice}"
         )
 
 

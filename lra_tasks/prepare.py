@@ -161,4 +161,5 @@ def _write_picture(pixels: np.ndarray, path: Path) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # texts may have more letters than it
     sys.exit(main())

@@ -110,11 +110,12 @@ def test_a_run_says_what_it_begins_with_and_where_that_is_another_seed_or_model(
     begun = said.index(
         f"begins with the encoder of {pretrained[0]}, step {pretrained[1]['best_step']}"
     )
-    assert said[begun + 1 : begun + 3] == [
+    assert said[begun + 1 : begun + 4] == [
         f"  config.seed={masked('text').seed} there, 3 here",
         f"  config.model.dropout_rate={masked('text').model.dropout_rate} there, 0.25 here",
+        "  warning: that run is not finished; of its 6 steps this is the best yet",
     ]
-    assert not said[begun + 3].startswith("  ")
+    assert not said[begun + 4].startswith("  ")
 
 
 def test_a_masked_run_may_begin_with_another_and_takes_its_row_of_hidden_tokens(pretrained):

@@ -315,6 +315,17 @@ def test_runs_begun_with_encoders_of_other_data_are_no_seeds_of_one(tmp_path):
     assert sorted(len(group.runs) for group in read_runs([tmp_path]).groups) == [1, 2]
 
 
+def test_runs_begun_with_unfinished_encoders_are_no_seeds_of_others(tmp_path):
+    config = changed(init_from="runs/source")
+    for seed, (finished, step) in enumerate([(True, 400), (True, 500), (False, 400), (False, 50)]):
+        source = source_record(changed(seed=seed), finished=finished, step=step)
+        write_run(tmp_path, f"{seed}", run_config=config, seed=seed, init_from=source)
+    groups = read_runs([tmp_path]).groups
+    assert sorted(len(group.runs) for group in groups) == [1, 1, 2]
+    names = {group.first["seed"]: group.runs[0].config["init_from"] for group in groups}
+    assert "500 steps" in names[0] and " 50 of 500 steps" in names[3]
+
+
 def test_tables_of_an_earlier_report_go(tmp_path):
     write_run(tmp_path / "runs", "a", 0.6, changed(model__num_landmarks=32))
     write_run(tmp_path / "runs", "b", 0.6)
@@ -322,6 +333,16 @@ def test_tables_of_an_earlier_report_go(tmp_path):
     assert (tmp_path / "out/accuracy_against_landmarks.csv").exists()
     make_report(tmp_path / "runs/b", tmp_path / "out")
     assert not (tmp_path / "out/accuracy_against_landmarks.csv").exists()
+
+
+def test_files_of_others_are_not_written_over(tmp_path, capsys):
+    write_run(tmp_path / "runs", "a", 0.6)
+    (tmp_path / "report.md").write_text("# Results of mine\n")
+    (tmp_path / "speed.png").write_text("mine")
+    assert report.main([str(tmp_path / "runs"), f"--out={tmp_path}"]) == 1
+    assert "the report.md there is none of ours" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "runs", "speed.png"]
+    assert (tmp_path / "speed.png").read_text() == "mine"
 
 
 def test_losses_of_hidden_tokens_are_without_that_of_order(tmp_path):

@@ -273,15 +273,22 @@ def test_the_seed_reaches_weights_batches_and_dropout(task, tmp_path, monkeypatc
     }
 
 
-def test_a_run_goes_on_with_the_data_that_it_began_with(whole, task, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        lra_tasks, "load", lambda fields, cache, progress, wanted: (fields.source, wanted)
-    )
-    auto = make_config(**{"task.source": "auto"})
-    assert load_data(auto, whole[0]) == ("synthetic", task.fingerprint)
-    assert load_data(auto, tmp_path / "new") == ("auto", "")
-    release = make_config(**{"task.source": "release"})
-    assert load_data(release, whole[0]) == ("release", task.fingerprint)
+def test_a_run_goes_on_with_the_data_that_it_began_with(whole, task, tmp_path, monkeypatch, capsys):
+    def load(fields, cache, progress, wanted):
+        return dataclasses.replace(task, source=fields.source, fingerprint=wanted)
+
+    def found(source, workdir):
+        loaded = load_data(make_config(**{"task.source": source}), workdir)
+        return loaded.source, loaded.fingerprint
+
+    monkeypatch.setattr(lra_tasks, "load", load)
+    assert found("auto", whole[0]) == ("synthetic", task.fingerprint)
+    assert found("auto", tmp_path / "new") == ("auto", "")
+    assert not capsys.readouterr().err
+    assert found("release", whole[0]) == ("release", task.fingerprint)
+    assert "won't compare with LRA's: " + task.why_not_comparable in capsys.readouterr().err
+    task = dataclasses.replace(task, why_not_comparable="")
+    assert found("release", whole[0]) and not capsys.readouterr().err
 
 
 def test_a_run_that_goes_on_with_other_code_names_both(whole, task, tmp_path, monkeypatch):

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
+from configs.reading import read_config
 from experiment.grid import make_runs
-from experiment.jobs import Job, steps_done, stop
-from experiment.workdir import record_config
+from experiment.jobs import Job, start, steps_done, stop
+from experiment.workdir import WorkdirError, claim, record_config
 from sweep import Sweep, find_problems, main
 from tests.conftest import ROOT
 from tests.written_runs import RESULT
@@ -70,6 +71,23 @@ def test_no_more_runs_than_jobs_are_begun(tmp_path, monkeypatch):
     whole = Sweep(runs, runs, 2)
     whole.begin_more()
     assert (whole.jobs, whole.waiting) == (runs[:2], runs[2:])
+
+
+def test_a_config_file_that_is_edited_meanwhile_is_not_what_the_rest_gets(tmp_path, monkeypatch):
+    own, program = tmp_path / "own.py", tmp_path / "train.py"
+    text = "from configs import lra_listops\n\ndef get_config():\n"
+    text += (
+        "    config = lra_listops.get_config()\n    config.learning_rate = {}\n    return config\n"
+    )
+    own.write_text(text.format(0.25))
+    program.write_text("pass")
+    monkeypatch.setattr("experiment.jobs.TRAIN", program)
+    (run,) = make_runs([f"--config={own}"], tmp_path / "runs")
+    own.write_text(text.format(0.5))
+    start(run).process.wait()
+    edited, *_ = read_config(run.arguments)
+    with pytest.raises(WorkdirError, match=r"config\.learning_rate: 0\.25 there, 0\.5 now$"):
+        claim(run.workdir, edited)
 
 
 def test_a_dry_run_says_what_is_finished_and_what_is_left_out(tmp_path, one_cpu, capsys):

@@ -71,6 +71,8 @@ def why_not_comparable(config, source: str, notes: dict) -> str:
     listed = notes.get("images_listed", total)
     if listed != total:
         return f"the release's folder lists {listed:,} images, LRA's has {total:,}"
+    if (empty := notes.get("images_empty", 0)) > release.FEW_EMPTY:
+        return f"{empty:,} of the release's images are empty files, of LRA's a few: unpack it again"
     return ""
 
 

@@ -38,7 +38,8 @@ MAX_IMAGES = 1_000_000
 MAX_HELD_BYTES = 1 << 32  # of an archive's images, in memory while they are sorted into splits
 IMAGE_PATH = re.compile(rb"imgs/[A-Za-z0-9_-]+/[A-Za-z0-9_-][A-Za-z0-9_.-]*\.png")
 BALANCED_FROM = 1_000  # images; from here on the labels are checked to be balanced
-MAX_EMPTY = 10, 0.01  # images, and share of those listed: a few of the release's are empty
+FEW_EMPTY = 10  # images: a few of the release's are
+MAX_EMPTY = 0.01  # further ones, of those listed
 
 
 def find_files(data_dir: str, folder: str, difficulty: str) -> list[Path]:
@@ -108,7 +109,7 @@ def examples(
     count = len(paths)
     if not count:
         raise ValueError(f"{source.name}: its metadata lists no image that is not empty")
-    if empty > MAX_EMPTY[0] + MAX_EMPTY[1] * (count + empty):
+    if empty > FEW_EMPTY + MAX_EMPTY * (count + empty):
         raise ValueError(
             f"{source.name}: {empty:,} of {count + empty:,} images are empty files, the release "
             "has a few; unpack it again, with room on the disk"

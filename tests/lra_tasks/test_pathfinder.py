@@ -66,7 +66,8 @@ def test_what_is_comparable():
     }
     assert why_not("generated") == ""
     assert why_not("generated", num_train=160_000) == ""
-    assert why_not("release", {"images_listed": 200_000}) == ""
+    assert why_not("release", {"images_listed": 200_000, "images_empty": 10}) == ""
+    assert "11 of" in why_not("release", {"images_listed": 200_000, "images_empty": 11})
     assert pathx.why_not_comparable(config("pathx"), "generated", {}) == ""
     assert "easy" in why_not("generated", difficulty="easy")
     assert "160000" in why_not("generated", num_train=1_000)
