@@ -115,8 +115,8 @@ def test_apply_pinv_of_float32_is_near_float64s(spread):
     found = run(np.float32)
     with jax.enable_x64(True):
         expected = run(np.float64)
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max(), rtol=0)
+    for one, other, atol in zip(found, expected, (4e-6, 2e-5, 4e-6), strict=True):
+        np.testing.assert_allclose(one, other, atol=atol * np.abs(other).max(), rtol=0)
 
 
 def test_computes_in_float32():
