@@ -64,11 +64,24 @@ def eq_9(query, key, value, query_mask, key_mask, options):
 
 
 def landmarks(query, key, query_mask, key_mask, options, sums=segment_sums):
-    """Q~ and K~ of eq. 5, *B L H D in float32, and which have a token (None: all)."""
+    """Q~ and K~ of eq. 5, *B L H D in float32, and which have a token (None: all).
+
+    K~ is less what its rows have in common: no softmax over them notices, and 16 bits are left for
+    what tells them apart.
+    """
     count, axis_name = options.num_landmarks, options.axis_name
     q, q_valid = landmark_means(query, count, query_mask, axis_name, sums)
     k, k_valid = landmark_means(key, count, key_mask, axis_name, sums)
+    k = k - common_part(k, k_valid)
     return q, repeat_heads(k, query.shape[-2]), q_valid, k_valid
+
+
+def common_part(k_landmarks, valid):
+    """The mean *B 1 H D of the valid landmarks; the others are zeros."""
+    count = k_landmarks.shape[-3]
+    if valid is not None:
+        count = jnp.maximum(valid.sum(axis=-1, dtype=k_landmarks.dtype), 1)[..., None, None, None]
+    return jax.lax.stop_gradient((k_landmarks / count).sum(axis=-3, keepdims=True))
 
 
 def landmark_matrix(q_landmarks, k_landmarks, q_valid, k_valid, scale):

@@ -39,6 +39,22 @@ def test_keys_wider_than_queries_keep_their_digits(attend, form):
     assert np.abs(out.astype(np.float32) - exact).max() < 2**-8 * scale
 
 
+@pytest.mark.parametrize("mask", [None, "a third is padding"])
+@pytest.mark.parametrize("form", ["plain", "tiled"])
+def test_features_far_from_zero_cost_halves_no_digits(form, mask):
+    """As transformers have some: what all keys share changes no softmax, and is not rounded."""
+    q, k, v = (normal(seed, 1, 384, 2, 64) for seed in range(3))
+    q, k = (x + 40 * (np.arange(64) < 2).astype(np.float32) for x in (q, k))
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
+    options = {"num_landmarks": 32, "mask": mask and np.arange(384)[None] % 3 > 0}
+    out = nystrom.nystrom_attention(q, k, v, implementation=form, **options)
+    with jax.enable_x64(True):
+        wide = (np.asarray(x, np.float64) for x in (q, k, v))
+        exact = np.asarray(nystrom.nystrom_attention(*wide, implementation="plain", **options))
+    error = np.linalg.norm(np.asarray(out, np.float64) - exact) / np.linalg.norm(exact)
+    assert error < 2**-7  # of bfloat16's 2^-8
+
+
 def test_the_widest_dtype_of_inputs_is_computed_in():
     with jax.enable_x64(True):
         q, k, v = random_inputs(7, dtype=np.float64)
