@@ -59,29 +59,31 @@ def eq_9(query, key, value, query_mask, key_mask, options):
     a_pinv = invert(landmark_matrix(q, k, q_valid, k_valid, scale), options)
     g_value = attend(q.astype(dtype), key, value, key_mask, scale, options.axis_name)
     solved = exact_einsum("...hlm,...mhe->...lhe", a_pinv, g_value)
+    k = centred(k, k_valid, dtype)
     out = attend(query, k.astype(dtype), solved.astype(dtype), k_valid, scale)
     return zero_padded(out.astype(dtype), query_mask)
 
 
 def landmarks(query, key, query_mask, key_mask, options, sums=segment_sums):
-    """Q~ and K~ of eq. 5, *B L H D in float32, and which have a token (None: all).
-
-    K~ is less what its rows have in common: no softmax over them notices, and 16 bits are left for
-    what tells them apart.
-    """
+    """Q~ and K~ of eq. 5, *B L H D in float32, and which have a token (None: all)."""
     count, axis_name = options.num_landmarks, options.axis_name
     q, q_valid = landmark_means(query, count, query_mask, axis_name, sums)
     k, k_valid = landmark_means(key, count, key_mask, axis_name, sums)
-    k = k - common_part(k, k_valid)
     return q, repeat_heads(k, query.shape[-2]), q_valid, k_valid
 
 
-def common_part(k_landmarks, valid):
-    """The mean *B 1 H D of the valid landmarks; the others are zeros."""
+def centred(k_landmarks, valid, dtype):
+    """K~ *B L H D for products in `dtype`: if that has 16 bits, less the mean of the valid ones.
+
+    No softmax over them notices that, and the bits are left for what tells landmarks apart.
+    """
+    if dtype == k_landmarks.dtype:
+        return k_landmarks
     count = k_landmarks.shape[-3]
-    if valid is not None:
+    if valid is not None:  # those that are not are zeros
         count = jnp.maximum(valid.sum(axis=-1, dtype=k_landmarks.dtype), 1)[..., None, None, None]
-    return jax.lax.stop_gradient((k_landmarks / count).sum(axis=-3, keepdims=True))
+    mean = (k_landmarks / count).sum(axis=-3, keepdims=True)
+    return k_landmarks - jax.lax.stop_gradient(mean)
 
 
 def landmark_matrix(q_landmarks, k_landmarks, q_valid, k_valid, scale):

@@ -250,3 +250,10 @@ def test_fast_memory_holds_what_a_kernel_takes(heads, depth, landmarks, size):
     assert 2 * (3 * tile + 5 * short) + 6 * weights < 16 * 2**20
     assert tiling.tokens % 128 == 0
     assert not pallas._fits(heads, 2048, (depth, depth))
+
+
+def test_features_far_from_zero_cost_halves_no_digits():
+    """As the plain form: `test_precision` has that beside float64."""
+    q, k, v = (tokens(384, 2, 64, 1, seed=seed) for seed in range(3))
+    q, k = (x + 40 * (np.arange(64) < 2).astype("f") for x in (q, k))
+    compare([jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)], 32, tolerance=2e-2)
