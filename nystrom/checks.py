@@ -5,6 +5,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nystrom.array_typing import Array
 
@@ -67,6 +68,12 @@ def check_floats(name: str, x: Array) -> None:
     if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
         found = f"dtype {x.dtype}" if hasattr(x, "dtype") else f"type {type(x).__name__}"
         raise TypeError(f"{name} has {found}: expected an array of floating-point numbers")
+    if jnp.dtype(x.dtype).itemsize < 2:
+        raise TypeError(f"{name} has dtype {x.dtype}: expected numbers of 16 bits or more")
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:  # JAX may take them for others
+        raise TypeError(f"{name} has swapped bytes: give {name}.astype(np.{x.dtype.name})")
+    if isinstance(x, np.ma.MaskedArray):  # JAX may take them for whole
+        raise TypeError(f"{name} is a masked array: give {name}.data, and which tokens are real")
 
 
 def check_result(attention, out: Array, query: Array, value: Array) -> None:
@@ -86,6 +93,11 @@ def check_mask(name: str, mask: Array | None, shape: tuple) -> None:
     if mask is None:
         return
     check_mask_type(name, mask)
+    if mask.shape == (*shape[:-1], 1, 1, *shape[-1:]):
+        raise ValueError(
+            f"{name} has shape {mask.shape}, Flax's: expected *B N = {shape}, so give "
+            f"{name}[..., 0, 0, :]; Flax's attention_fn is nystrom.attention_fn()"
+        )
     if mask.shape != shape:
         raise ValueError(
             f"{name} has shape {mask.shape}: expected a padding mask *B N = {shape}. "

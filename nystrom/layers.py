@@ -179,8 +179,13 @@ def split_keys(key: Array | None, num: int) -> list[Array | None]:
     check_key(key)
     if key is None:
         return [None] * num
-    keys = jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(key.ravel())
-    return list(keys.reshape(num, *key.shape))
+
+    def split(key):
+        return tuple(jax.random.split(key, num))
+
+    for _ in range(key.ndim):
+        split = jax.vmap(split)
+    return list(split(key))
 
 
 def as_threshold(probability: float) -> np.uint32:

@@ -172,7 +172,17 @@ class TokenPredictor(nnx.Module):
     def token_logits(
         self, hidden: Float[Array, "*B M C"], places: Int[Array, "*B K"]
     ) -> Float[jax.Array, "*B K vocab_size"]:
-        """Logits over the vocabulary at places of the sequences."""
+        """Logits over the vocabulary at places of the sequences; NaN where there is none.
+
+        Raises:
+          TypeError: places that are not an array of integers.
+          ValueError: places of other dimensions.
+        """
+        if not jnp.issubdtype(getattr(places, "dtype", object), jnp.integer):
+            found = getattr(places, "dtype", type(places).__name__)
+            raise TypeError(f"places have dtype {found}: expected an array of integers")
+        if places.shape[:-1] != hidden.shape[:-2] or not places.ndim:
+            raise ValueError(f"places {places.shape}: expected *B K, for hidden {hidden.shape}")
         if self.cls_token is not None:
             places = widened(places)
             places = jnp.where(places < 0, places, places + 1)  # those below 0 are from the end

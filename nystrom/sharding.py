@@ -1,5 +1,6 @@
 """Nyström attention of arrays that are cut over the devices of a mesh."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -12,6 +13,11 @@ from nystrom.array_typing import Array, Bool, Float
 from nystrom.attention import check_scale, nystrom_attention
 from nystrom.checks import check_count, check_inputs, is_empty
 from nystrom.self_attention import Bound
+
+MASKS = {"mask", "query_mask", "key_mask"}
+OPTIONS = inspect.signature(nystrom_attention).parameters.keys() - MASKS - {
+    "query", "key", "value", "axis_name"
+}  # fmt: skip
 
 
 def sharded_attention(
@@ -38,7 +44,7 @@ def sharded_attention(
       ValueError: a name that is no axis of the mesh, one axis for both, or numbers that can't be.
         The result raises as `nystrom_attention` does, and where there is a `batch_axis` but no
         examples, or some that its devices don't divide.
-      TypeError: `axis_name` among the options, or numbers that are none.
+      TypeError: masks, `axis_name` or unknown names among the options, or numbers that are none.
     """
     for axis in (sequence_axis, batch_axis):
         if axis is not None and axis not in mesh.axis_names:
@@ -48,6 +54,9 @@ def sharded_attention(
         raise ValueError(f"{batch_axis!r} is to cut sequences and examples: expected two axes")
     if "axis_name" in options:
         raise TypeError("axis_name is given by sequence_axis: leave it out")
+    if unknown := sorted(options.keys() - OPTIONS):
+        what = "masks are arguments of the result; " if set(unknown) & MASKS else ""
+        raise TypeError(f"{', '.join(unknown)}: {what}options are {', '.join(sorted(OPTIONS))}")
     # As Python's numbers, for arrays have no hash.
     for name in {"num_landmarks", "pinv_iterations"} & options.keys():
         options[name] = check_count(name, options[name])

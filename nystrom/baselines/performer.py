@@ -84,15 +84,18 @@ def softmax_features(x, projection, *, axis, mask=None):
     return jnp.exp(logits - jax.lax.stop_gradient(largest))
 
 
-@cache
 def orthogonal_features(num_features: int, depth: int, seed: int = 0) -> np.ndarray:
     """Random directions F D, orthogonal in blocks of D (its section 2.4), float32.
 
     Each row has the distribution of a standard normal vector: a uniform direction and a norm
     drawn apart from it. The same seed gives the same features on every machine.
     """
-    check_count("num_features", num_features)
-    check_count("depth", depth)
+    sizes = check_count("num_features", num_features), check_count("depth", depth)
+    return _features(*sizes, check_count("seed", seed, 0))
+
+
+@cache
+def _features(num_features, depth, seed):
     rng = np.random.default_rng(seed)
     blocks = []
     for _ in range(-(-num_features // depth)):

@@ -82,9 +82,15 @@ def _attention(query, key, value, query_mask, key_mask, rotations, bucket_size, 
     return map_heads(attend, query, key, value, query_mask, key_mask)
 
 
-@cache
 def random_rotations(num_hashes: int, depth: int, half_buckets: int, seed: int = 0) -> np.ndarray:
     """Standard normal matrices R D P for `reformer_attention`, float32; equal for equal seeds."""
+    sizes = check_count("num_hashes", num_hashes), check_count("depth", depth)
+    half_buckets = check_count("half_buckets", half_buckets)
+    return _rotations(*sizes, half_buckets, check_count("seed", seed, 0))
+
+
+@cache
+def _rotations(num_hashes, depth, half_buckets, seed):
     rng = np.random.default_rng(seed)
     rotations = rng.normal(size=(num_hashes, depth, half_buckets)).astype(np.float32)
     rotations.flags.writeable = False  # all who ask get this one

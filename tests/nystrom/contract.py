@@ -275,6 +275,19 @@ class AttentionContract(PaddingContract):
             self.attend(q, k, v.astype(np.int32))
 
     @pytest.mark.unchecked
+    def test_what_JAX_might_take_for_something_else_is_refused(self):
+        q, k, v = random_inputs(23)
+        self.attend(q, k, v)  # a first call: a second one finds its program by the dtype's name
+        with pytest.raises(TypeError, match=r"key has dtype float8_e4m3fn: .* of 16 bits or more"):
+            self.attend(q, k.astype(jnp.float8_e4m3fn), v)
+        with pytest.raises(
+            TypeError, match=r"value has swapped bytes: give value.astype\(np.float32"
+        ):
+            self.attend(q, k, v.astype(v.dtype.newbyteorder()))
+        with pytest.raises(TypeError, match=r"query is a masked array"):
+            self.attend(np.ma.masked_greater(q, 1), k, v)
+
+    @pytest.mark.unchecked
     def test_mask_over_pairs_is_refused(self):
         inputs = random_inputs(24, 2)
         causal = np.tril(np.ones((LENGTH, LENGTH), bool))
@@ -283,6 +296,11 @@ class AttentionContract(PaddingContract):
                 self.attend(*inputs, query_mask=None, key_mask=mask)
             with pytest.raises(ValueError, match=r"query_mask has shape .*\(2, 13\)"):
                 self.attend(*inputs, query_mask=mask)
+        flax = np.ones((2, 1, 1, LENGTH), bool)
+        with pytest.raises(
+            ValueError, match=r"so give mask\[\.\.\., 0, 0, :\]; Flax's attention_fn"
+        ):
+            self.attend(*inputs, mask=flax)
 
     @pytest.mark.unchecked
     def test_mask_that_is_not_boolean_is_refused(self):

@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import AttentionContract
@@ -155,6 +156,18 @@ def test_orthogonal_features_are_orthogonal_and_normal():
     assert orthogonal_features(10, 8).shape == (10, 8)
     np.testing.assert_array_equal(features, orthogonal_features(20_000, 8, seed=3))
     assert np.abs(features - orthogonal_features(20_000, 8, seed=4)).max() > 1
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("draw", [orthogonal_features, partial(random_rotations, 2)])
+def test_sizes_of_what_is_drawn_are_whole_numbers(draw):
+    np.testing.assert_array_equal(draw(jnp.asarray(4), np.int64(3)), draw(4, 3))
+    with pytest.raises(TypeError, match=r"=4\.0: expected an integer"):
+        draw(4.0, 3)
+    with pytest.raises(ValueError, match="=0: at least 1"):
+        draw(4, 0)
+    with pytest.raises(ValueError, match="seed=-1: at least 0"):
+        draw(4, 3, seed=-1)
 
 
 def test_orthogonal_features_beat_independent_ones():

@@ -33,6 +33,19 @@ def test_all_that_a_block_adds_is_dropped_each_with_a_key_of_its_own(norm):
     np.testing.assert_allclose(block(x, None, key), expected, atol=1e-5)
 
 
+def test_no_key_is_used_twice():
+    """As JAX itself looks for it, in programs too."""
+    encoder, key = make_encoder(dropout_rate=0.5), jax.random.key(0)
+    keys = jax.random.split(key, 2)
+    apart = split_keys(keys, 3)
+    with jax.debug_key_reuse(True):
+        for given in (key, keys):
+            jax.jit(lambda key: encoder(random_tokens(0, 2, 9), None, key))(given)
+    for one, other in zip(apart, zip(*map(split_keys, keys, (3, 3)), strict=True), strict=True):
+        for row, expected in zip(one, other, strict=True):
+            np.testing.assert_array_equal(*map(jax.random.key_data, (row, expected)))
+
+
 def test_embeddings_are_dropped_and_every_block_has_a_key():
     encoder, key = make_encoder(dropout_rate=0.5, num_layers=2), jax.random.key(0)
     tokens = random_tokens(0, 2, 9)

@@ -255,6 +255,10 @@ def test_places_of_a_narrow_dtype_count_the_token_put_first():
     np.testing.assert_array_equal(model(tokens, None, places.astype(np.uint8)), expected)
     from_end = places.astype(np.int32) - 300
     np.testing.assert_array_equal(model(tokens, None, from_end), expected)
+    with pytest.raises(TypeError, match="places have dtype list: expected an array of integers"):
+        model(tokens, None, places.tolist())
+    with pytest.raises(ValueError, match=r"places \(3,\): expected \*B K"):
+        model(tokens, None, places[0])
 
 
 def test_the_mean_of_many_halves_is_finite():

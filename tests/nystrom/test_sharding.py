@@ -27,5 +27,9 @@ def test_sharded_attention_takes_nystrom_attentions_options_and_masks():
         assert attend(q, k, v, mask=mask).shape == q.shape
         with pytest.raises(ValueError, match=f"{name}=0: at least 1"):
             nystrom.sharded_attention(mesh, **{name: 0})
+    with pytest.raises(TypeError, match=r"^mask: masks are arguments of the result; options are"):
+        nystrom.sharded_attention(mesh, mask=mask)
+    with pytest.raises(TypeError, match=r"^landmarks: options are implementation, "):
+        nystrom.sharded_attention(mesh, landmarks=4)
     with pytest.raises(ValueError, match="scale=nan: expected a finite number"):
         nystrom.sharded_attention(mesh, scale=float("nan"))
