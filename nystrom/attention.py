@@ -59,8 +59,8 @@ def eq_9(query, key, value, query_mask, key_mask, options):
     a_pinv = invert(landmark_matrix(q, k, q_valid, k_valid, scale), options)
     g_value = attend(q.astype(dtype), key, value, key_mask, scale, options.axis_name)
     solved = exact_einsum("...hlm,...mhe->...lhe", a_pinv, g_value)
-    k = centred(k, k_valid, dtype)
-    out = attend(query, k.astype(dtype), solved.astype(dtype), k_valid, scale)
+    (_, k), (shared, solved) = (apart(x, k_valid, dtype) for x in (k, solved))
+    out = attend(query, k.astype(dtype), solved.astype(dtype), k_valid, scale) + shared
     return zero_padded(out.astype(dtype), query_mask)
 
 
@@ -72,18 +72,19 @@ def landmarks(query, key, query_mask, key_mask, options, sums=segment_sums):
     return q, repeat_heads(k, query.shape[-2]), q_valid, k_valid
 
 
-def centred(k_landmarks, valid, dtype):
-    """K~ *B L H D for products in `dtype`: if that has 16 bits, less the mean of the valid ones.
+def apart(x, valid, dtype):
+    """What landmarks *B L H D share, and the rest: for products in `dtype`, if that has 16 bits.
 
-    No softmax over them notices that, and the bits are left for what tells landmarks apart.
+    No softmax over keys notices what these share, and of values it passes that on as it is: so the
+    bits are left for what tells landmarks apart.
     """
-    if dtype == k_landmarks.dtype:
-        return k_landmarks
-    count = k_landmarks.shape[-3]
+    if dtype == x.dtype:
+        return 0, x
+    count = x.shape[-3]
     if valid is not None:  # those that are not are zeros
-        count = jnp.maximum(valid.sum(axis=-1, dtype=k_landmarks.dtype), 1)[..., None, None, None]
-    mean = (k_landmarks / count).sum(axis=-3, keepdims=True)
-    return k_landmarks - jax.lax.stop_gradient(mean)
+        count = jnp.maximum(valid.sum(axis=-1, dtype=x.dtype), 1)[..., None, None, None]
+    shared = jax.lax.stop_gradient((x / count).sum(axis=-3, keepdims=True))
+    return shared, x - shared
 
 
 def landmark_matrix(q_landmarks, k_landmarks, q_valid, k_valid, scale):

@@ -9,7 +9,7 @@ import numpy as np
 
 from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.attention import (
-    centred,
+    apart,
     invert,
     landmark_matrix,
     landmarks,
@@ -91,7 +91,7 @@ def _factors(query, key, query_mask, key_mask, options):
     )
     q, k, q_valid, k_valid = landmarks(query, key, query_mask, key_mask, options)
     a = landmark_matrix(q, k, q_valid, k_valid, options.scale)
-    k = centred(k, k_valid, dtype)
+    _, k = apart(k, k_valid, dtype)
     f = softmax(query, k.astype(dtype), k_valid, options.scale)
     g = softmax(q.astype(dtype), key, key_mask, options.scale)
     return NystromFactors(

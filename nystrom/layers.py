@@ -82,7 +82,8 @@ def gelu(x: Float[Array, "..."]) -> Float[jax.Array, "..."]:
 
 @jax.custom_jvp
 def _normal_cdf(x):
-    return 0.5 * (1 + jax.lax.erf(x * float(np.sqrt(0.5))))
+    wide = x.astype(accumulator(x.dtype))  # 16 bits of 1 + erf are none where erf is nearly -1
+    return (0.5 * (1 + jax.lax.erf(wide * float(np.sqrt(0.5))))).astype(x.dtype)
 
 
 @_normal_cdf.defjvp

@@ -191,7 +191,8 @@ class TokenPredictor(nnx.Module):
             return self.logits(x).astype(jnp.float32)
         assert self.bias is not None  # there is the one or the other
         table = self.encoder.token_embed.embedding[...][: self.vocab_size].astype(x.dtype)
-        logits = (x @ table.T).astype(jnp.float32)
+        wide = accumulator(x.dtype)  # not what 16 bits keep of a logit
+        logits = jnp.matmul(x, table.T, preferred_element_type=wide).astype(jnp.float32)
         return logits + jnp.broadcast_to(self.bias[...], logits.shape)
 
     def order_logits(

@@ -3,7 +3,14 @@
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float
-from nystrom.attention import attend, landmark_matrix, landmarks, make_options, softmax_attention
+from nystrom.attention import (
+    apart,
+    attend,
+    landmark_matrix,
+    landmarks,
+    make_options,
+    softmax_attention,
+)
 from nystrom.checks import check_inputs, is_empty
 from nystrom.numerics import accumulator, exact_einsum, zero_padded
 from nystrom.pinv import initial_scale, iterate
@@ -74,7 +81,8 @@ def shared_scale_attention(
     a_pinv = iterate(a, jnp.broadcast_to(least, own.shape), num_iterations)
     g_value = _attended(q.astype(dtype), key, value, mask, scale)
     solved = exact_einsum("...hlm,...mhe->...lhe", a_pinv, g_value.astype(a.dtype))
-    out = _attended(query, k.astype(dtype), solved.astype(dtype), k_valid, scale)
+    (_, k), (shared, solved) = (apart(x, k_valid, dtype) for x in (k, solved))
+    out = _attended(query, k.astype(dtype), solved.astype(dtype), k_valid, scale) + shared
     return zero_padded(out.astype(dtype), real)
 
 

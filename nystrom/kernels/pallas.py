@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from nystrom.attention import Options, centred, eq_9, invert, landmark_matrix, landmarks
+from nystrom.attention import Options, apart, eq_9, invert, landmark_matrix, landmarks
 from nystrom.checks import all_known
 from nystrom.gradients import vary_over, with_gradient
 from nystrom.kernels import tiled
@@ -66,8 +66,8 @@ def nystrom(query, key, value, query_mask, key_mask, options: Options, interpret
         [partial(each, interpret=interpret) for each in passes]
         for passes in ((from_short, from_short_gradient), (to_short, to_short_gradient))
     )
-    k = heads_first(centred(k, k_valid, query.dtype))
-    q, scale = tiled.grouped_by_keys(q, groups), options.scale
+    _, k = apart(k, k_valid, query.dtype)
+    q, k, scale = tiled.grouped_by_keys(q, groups), heads_first(k), options.scale
     g_value = tiled.from_landmarks(q, key, value, key_mask, scale, inner)
     g_value = g_value.reshape(*g_value.shape[:-3], heads, -1, g_value.shape[-1])
     solved = exact_einsum("...lm,...me->...le", a_pinv, g_value)

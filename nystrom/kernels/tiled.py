@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from nystrom.attention import Options, attend, landmark_matrix, landmarks
+from nystrom.attention import Options, apart, attend, landmark_matrix, landmarks
 from nystrom.chebyshev import apply_chebyshev_pinv
 from nystrom.checks import all_known
 from nystrom.gradients import with_gradient
@@ -37,6 +37,7 @@ def nystrom(query, key, value, query_mask, key_mask, options: Options):
         solved = apply_chebyshev_pinv(a, g_value)
     else:
         solved = apply_pinv(a, g_value, options.pinv_iterations)
+    _, k = apart(k, k_valid, query.dtype)  # for forward mode, which rounds it
     return to_landmarks(query, heads_first(k), solved, query_mask, k_valid, scale)
 
 

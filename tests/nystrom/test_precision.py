@@ -1,16 +1,20 @@
 """What is computed in which type: products, sums, angles, losses."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from inputs import equations, normal, random_inputs
 
 import nystrom
 from nystrom import language
+from nystrom.baselines.shared_scale import authors_attention
 from nystrom.kernels import convolution
 from nystrom.language.losses import binary_cross_entropy
-from nystrom.layers import rotate
+from nystrom.layers import gelu, rotate
 
 
 def test_float32_is_multiplied_in_float32():
@@ -39,20 +43,74 @@ def test_keys_wider_than_queries_keep_their_digits(attend, form):
     assert np.abs(out.astype(np.float32) - exact).max() < 2**-8 * scale
 
 
-@pytest.mark.parametrize("mask", [None, "a third is padding"])
-@pytest.mark.parametrize("form", ["plain", "tiled"])
-def test_features_far_from_zero_cost_halves_no_digits(form, mask):
-    """As transformers have some: what all keys share changes no softmax, and is not rounded."""
-    q, k, v = (normal(seed, 1, 384, 2, 64) for seed in range(3))
-    q, k = (x + 40 * (np.arange(64) < 2).astype(np.float32) for x in (q, k))
-    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
-    options = {"num_landmarks": 32, "mask": mask and np.arange(384)[None] % 3 > 0}
-    out = nystrom.nystrom_attention(q, k, v, implementation=form, **options)
+def beside_float64(function, *halves):
+    """Errors of a function's results, relative to float64's of the same numbers."""
+    found = function(*halves)
     with jax.enable_x64(True):
-        wide = (np.asarray(x, np.float64) for x in (q, k, v))
-        exact = np.asarray(nystrom.nystrom_attention(*wide, implementation="plain", **options))
-    error = np.linalg.norm(np.asarray(out, np.float64) - exact) / np.linalg.norm(exact)
+        exact = function(*(np.asarray(x, np.float64) for x in halves))
+    pairs = zip(*map(jax.tree.leaves, (found, exact)), strict=True)
+    pairs = ([np.asarray(x, np.float64) for x in pair] for pair in pairs)
+    return [np.linalg.norm(x - y) / np.linalg.norm(y) for x, y in pairs]
+
+
+def far_from_zero(length=384, **offsets):
+    """Query, key and value in bfloat16, of which two features have an offset, as transformers' have
+    some."""
+    tokens = {name: normal(seed, 1, length, 2, 64) for seed, name in enumerate("qkv")}
+    first = (np.arange(64) < 2).astype(np.float32)
+    return [
+        jnp.asarray(x + offsets.get(name, 0) * first, jnp.bfloat16) for name, x in tokens.items()
+    ]
+
+
+@pytest.mark.parametrize("mask", [None, "a third is padding"])
+@pytest.mark.parametrize("form", ["plain", "tiled", "authors"])
+def test_features_far_from_zero_cost_halves_no_digits(form, mask):
+    """What all keys share changes no softmax, and is not rounded."""
+    options = {"num_landmarks": 32, "mask": mask and np.arange(384)[None] % 3 > 0}
+    attend = partial(nystrom.nystrom_attention, implementation=form)
+    attend = authors_attention if form == "authors" else attend
+    (error,) = beside_float64(partial(attend, **options), *far_from_zero(q=40, k=40))
     assert error < 2**-7  # of bfloat16's 2^-8
+
+
+@pytest.mark.parametrize("form", ["plain", "tiled"])
+def test_forward_mode_has_the_digits_that_values_have(form):
+    def along(q, k, v):
+        attend = partial(nystrom.nystrom_attention, num_landmarks=32, implementation=form)
+        return jax.jvp(lambda q: attend(q, k, v), (q,), (jnp.ones_like(q),))[1]
+
+    (error,) = beside_float64(along, *far_from_zero(q=40, k=40))
+    assert error < 2**-5
+
+
+def test_what_values_share_costs_gradients_by_queries_and_keys_few_digits():
+    def gradients(q, k, v):
+        def total(q, k):
+            out = nystrom.nystrom_attention(q, k, v, implementation="plain")
+            return (out.astype(cotangent.dtype) * cotangent).sum()
+
+        cotangent = jnp.asarray(normal(3, *v.shape), jnp.promote_types(v.dtype, jnp.float32))
+        return jax.grad(total, (0, 1))(q, k)
+
+    q, k, v = far_from_zero(1024)
+    assert max(beside_float64(gradients, q, k, (v + 3).astype(v.dtype))) < 2**-5
+
+
+def test_logits_of_tokens_are_not_rounded():
+    encoder = nystrom.Encoder(50, 20, width=8, num_layers=1, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    model = nystrom.TokenPredictor(encoder, 50, dtype=jnp.bfloat16, rngs=nnx.Rngs(1))
+    hidden = jnp.asarray(50 * normal(0, 2, 9, 8), jnp.bfloat16)
+    table = encoder.token_embed.embedding[...].astype(jnp.bfloat16)
+    exact = np.asarray(hidden[:, :1], np.float64) @ np.asarray(table, np.float64).T
+    found = model.token_logits(hidden, np.zeros((2, 1), np.int32))
+    np.testing.assert_allclose(found, exact, atol=1e-5 * np.abs(exact).max())
+
+
+def test_the_far_end_of_a_gelu_keeps_its_digits():
+    x = jnp.linspace(-3, -2, 100, dtype=jnp.bfloat16)
+    exact = gelu(np.asarray(x, np.float32))
+    np.testing.assert_allclose(gelu(x).astype(np.float32), exact, rtol=2**-6)
 
 
 def test_the_widest_dtype_of_inputs_is_computed_in():
