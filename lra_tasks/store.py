@@ -225,7 +225,7 @@ def _statuses(path: str, name: str) -> Iterator[tuple[str, os.stat_result]]:
 
 def unreadable(directory: Path, problem: str) -> Exception:
     """What to raise for a set that can't be read: it is damaged, or the system refused."""
-    for code in (errno.EACCES, errno.EMFILE, errno.ENFILE):
+    for code in (errno.EACCES, errno.ENFILE, errno.EMFILE):  # whose text begins that one's
         if os.strerror(code) in problem:
             return OSError(code, os.strerror(code), str(directory))
     return ValueError(damaged(directory, problem))

@@ -175,6 +175,15 @@ def test_an_empty_folder_of_a_later_step_does_not_count(copy, make):
     assert step == 12 and "16" in line
 
 
+def test_what_is_set_aside_replaces_nothing(copy):
+    for name in ("16", "broken-16", "broken-16-1", "020"):  # the last is no step's
+        (copy / name).mkdir()
+    step, (line,) = resume(copy)
+    assert step == 12 and "renamed to broken-16-2" in line
+    names = {"4", "8", "12", "020", "broken-16", "broken-16-1", "broken-16-2"}
+    assert {path.name for path in copy.iterdir()} == names
+
+
 def test_an_empty_folder_alone_is_a_new_run(tmp_path):
     (tmp_path / "c" / "5" / "state").mkdir(parents=True)
     said = []

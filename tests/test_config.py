@@ -126,6 +126,7 @@ def test_an_unknown_variant_is_refused(name):
         ("masked.head", "none", "expected one of tied, own"),
         ("adam_b1_cycle", (0.9,), "expected () or two numbers"),
         ("adam_b1_cycle", (0.95, 1.0), "less than 1"),
+        ("adam_b1_cycle", ("high", 0.9), "expected () or two numbers"),
         ("model.padding", "theirs", "expected one of inert, authors"),
         ("learning_rate", float("nan"), "expected 0 or more"),
         ("learning_rate", float("inf"), "finite"),
@@ -134,6 +135,7 @@ def test_an_unknown_variant_is_refused(name):
         ("accumulate_steps", -1, "expected 0 or more"),
         ("eval_every", 0, "expected 1 or more"),
         ("seed", -1, "expected 0 or more"),
+        ("seed", True, "expected int"),
         ("seed", 2**32, "expected 0 to 4294967295"),
         ("seed", 99999999999999999999, "expected 0 to 4294967295"),
         ("task.data_seed", -1, "expected 0 to 4294967295"),
@@ -163,6 +165,34 @@ def test_a_wrong_value_is_named_with_what_is_allowed(field, value, expected):
     mine = [p for p in problems if p.startswith(f"config.{field}={value!r}: ")]
     assert mine, problems
     assert expected in mine[0]
+
+
+def test_all_tokens_may_be_hidden_and_none_be_left_as_it_is():
+    config = load("lra_listops")
+    config.update(objective="masked", masked={"share": 1.0, "random_share": 0.2})
+    assert config.masked.mask_share + config.masked.random_share == 1
+    assert check_config(config) == []
+
+
+def test_halves_that_change_places_are_of_whole_sequences():
+    config = load("lra_listops")
+    config.update(mesh={"sequence": 2}, task={"sop": True})
+    said = "config.task.sop=True: config.mesh.sequence=2 cuts sequences"
+    assert [p for p in check_config(config, num_devices=2) if p.startswith(said)]
+
+
+# Steps that never come are no harm; of lengths it is said that the padded ones are to be as large.
+ANY_SIZE = ("checkpoint_every", "eval_every", "log_every", "task.max_length")
+
+
+def test_no_number_may_be_negative_or_not_a_number_and_few_of_any_size():
+    for field, value in reading.fields(load("lra_listops")).items():
+        wrong = {int: [-1, 2**40][: 1 + (field not in ANY_SIZE)], float: [-1.0, float("nan")]}
+        for other in wrong.get(type(value), ()):
+            config = load("lra_listops")
+            config.update_from_flattened_dict({field: other})
+            problems = check_config(config)
+            assert [p for p in problems if p.startswith(f"config.{field}={other!r}: ")], problems
 
 
 def test_the_authors_setting_is_of_one_device_and_whole_batches():

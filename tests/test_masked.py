@@ -1,8 +1,10 @@
 """Hidden tokens: which are hidden, and what is measured."""
 
 import math
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -160,3 +162,31 @@ def test_the_best_checkpoint_of_a_masked_run_is_that_of_least_loss():
     good, bad = {"loss": 1.5, "accuracy": 0.1}, {"loss": 1.6, "accuracy": 0.9}
     assert checkpoint_score("masked", good) > checkpoint_score("masked", bad) > 0
     assert checkpoint_score("classify", good) < checkpoint_score("classify", bad)
+
+
+def test_a_label_weighs_as_much_as_its_example_has_hidden_tokens():
+    """And as one in the accuracy; an example of weight 0 counts in neither."""
+    objective = Masked(0.5, 1.0, 0.0, first_id=1, vocab_size=9, mask_id=9, order=True)
+    model = types.SimpleNamespace(
+        encoder=types.SimpleNamespace(axis_name=None),
+        hidden=lambda inputs, mask, keys: inputs,
+        token_logits=lambda hidden, places: jnp.zeros((*places.shape, 9)),
+        order_logits=lambda hidden, mask: jnp.array([[0.0, 0.0], [0.0, 1.0], [5.0, 5.0]]),
+    )
+    tokens = np.random.default_rng(0).integers(1, 9, (3, 20), np.int32)
+    batch = {"inputs": tokens, "mask": np.ones((3, 20), bool), "label": np.array([0, 0, 1])}
+    batch["weight"] = np.array([1.0, 1.0, 0.0], np.float32)
+
+    @jax.jit
+    def measured(batch):
+        tokens, mask = batch["inputs"], batch["mask"]
+        *_, is_hidden = objective.hide(tokens, mask, content_keys(tokens, mask))
+        return objective(model, batch), is_hidden.sum(axis=-1)
+
+    found, (one, two, _) = jax.device_get(measured(batch))
+    assert one != two
+    order = one * math.log(2) + two * math.log(1 + math.e)
+    np.testing.assert_allclose(found["order_loss"], (order, one + two), rtol=1e-5)
+    np.testing.assert_allclose(found["token_loss"][0], (one + two) * math.log(9), rtol=1e-5)
+    np.testing.assert_allclose(found["loss"][0], order + found["token_loss"][0], rtol=1e-5)
+    assert tuple(found["order_accuracy"]) == (1, 2)

@@ -16,7 +16,14 @@ import types
 import numpy as np
 import pytest
 
-from experiment.metrics import Reporter, drop_reports_after, median_rate, report_line, strict_json
+from experiment.metrics import (
+    Reporter,
+    drop_reports_after,
+    median_rate,
+    report_line,
+    result_line,
+    strict_json,
+)
 
 VALUES = {
     "loss": 2.34159,
@@ -115,9 +122,25 @@ def test_time_spent_on_compiling_is_not_training(tmp_path, capsys, clock):
     reporter.close()
 
 
+def test_the_time_left_of_a_run_that_goes_on_is_by_the_steps_since(tmp_path, clock):
+    reporter = Reporter(tmp_path, 90, 100)
+    clock[0] += 10
+    reporter.progress(95)
+    assert reporter._status() == "step 95/100  00:10 left"
+    reporter.close()
+
+
+def test_the_loss_of_hidden_tokens_is_without_that_of_swapped_halves():
+    result = {"test_accuracy": 0.5, "test_loss": 3.0, "unigram_nats": 2.5}
+    assert "test loss 3.0000 nats" in result_line(result)
+    assert "test loss 2.4000 nats" in result_line(result | {"test_token_loss": 2.4})
+
+
 def test_a_line_for_a_narrow_terminal_begins_with_what_matters():
     line = report_line(2, 5_000, "train", VALUES, width=40)
     assert line.startswith("step 2  train  loss 2.342") and len(line) <= 40
+    whole = report_line(2, 5_000, "train", VALUES, width=1_000)
+    assert report_line(2, 5_000, "train", VALUES, width=len(whole)) == whole
 
 
 def test_json_has_no_nan(tmp_path, caplog):

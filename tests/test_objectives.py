@@ -1,5 +1,8 @@
 """Labels of examples without padding: the same loss and gradients, in a program without masks."""
 
+import math
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,7 @@ import lra_tasks
 from configs import lra_image, lra_listops, lra_pathfinder, lra_retrieval
 from experiment import training
 from experiment.model import make_model
-from experiment.objectives import classify, classify_full, make_objective
+from experiment.objectives import classify, classify_full, make_objective, unigram_nats
 
 
 def opened(module):
@@ -72,3 +75,13 @@ def test_dropout_differs_from_step_to_step():
         return float(totals["loss"][0])
 
     assert loss(0) == loss(0) != loss(1)
+
+
+def test_a_unigram_model_has_seen_every_token_once_more():
+    def batches(*counts):
+        task = types.SimpleNamespace(first_id=1)
+        return types.SimpleNamespace(task=task, token_counts=lambda: np.array((7, *counts)))
+
+    expected = -(2 * math.log(4 / 6) + math.log(2 / 6)) / 3
+    assert unigram_nats(batches(3, 1), batches(2, 1)) == pytest.approx(expected)
+    assert unigram_nats(batches(3, 0), batches(0, 2)) == pytest.approx(math.log(5))

@@ -79,6 +79,10 @@ MINE = """
             (TEXT, "--config.model.num-landmarks=3"),
             ("no field 'num-landmarks'", "did you mean --config.model.num_landmarks?"),
         ),
+        (
+            (TEXT, "--config.widht=3"),  # misspelt, and a level too high
+            ("no field 'widht'", "did you mean --config.model.width?"),
+        ),
         ((TEXT, "--config.seed =3"), ("no field 'seed '", "did you mean --config.seed?")),
         ((TEXT, "--config.=3"), ("--config.: no field ''",)),
         ((TEXT, "--config.xyzzy=1"), ("no field 'xyzzy'; config has ", "batch_size")),
@@ -121,6 +125,10 @@ def test_several_wrong_fields_are_each_told():
         ("def get_config(:\n", "SyntaxError: invalid syntax"),
         ("\n\nimport no_such_package\n", "mine.py, line 3: ModuleNotFoundError"),
         ("def get_config():\n    return 1 / 0\n", "mine.py, line 2: ZeroDivisionError"),
+        (
+            "def rate():\n    return 1 / 0\n\n\ndef get_config():\n    return rate()\n",
+            "mine.py, line 2: ZeroDivisionError",
+        ),
         ("import sys\n\nsys.exit(3)\n", "mine.py, line 3: SystemExit: 3"),
         ("def get_config():\n    raise SystemExit('no')\n", "mine.py, line 2: SystemExit: no"),
         ("x = 1\n", "has no function get_config()"),
@@ -258,3 +266,14 @@ def test_a_wrong_variant_of_a_config_elsewhere_is_named_by_its_path(tmp_path):
     )
     with pytest.raises(reading.ArgumentError, match="names no file; expected FILE or FILE:VAR"):
         reading.load(":quick")
+
+
+def test_a_config_is_given_with_one_hyphen_or_two_and_not_after_them():
+    for hyphens in ("-", "--"):
+        assert reading.find_problems(["", f"{hyphens}config", "configs/lra_text.py"]) == []
+    (problem,) = reading.find_problems(["", "--", TEXT])
+    assert problem.startswith("--config=FILE is missing")
+
+
+def test_of_a_field_given_twice_the_last_counts():
+    assert reading.read_config((TEXT, "--config.seed=1", "--config.seed=2"))[0].seed == 2

@@ -12,6 +12,8 @@ from experiment.workdir import (
     WorkdirError,
     check_same_config,
     claim,
+    keep_tokenizer,
+    read_result,
     record_config,
     recorded_accumulate_steps,
     steps_saved,
@@ -158,3 +160,30 @@ def test_a_run_has_its_own_vocabulary_from_its_first_step_on(tmp_path):
     assert tokenizer_of(config, tmp_path) == str(tmp_path / "given")
     (tmp_path / "checkpoints" / "1" / "record").mkdir(parents=True)
     assert tokenizer_of(config, tmp_path) == str(tmp_path / "tokenizer.model")
+
+
+def test_a_vocabulary_is_kept_anew_until_a_step_is_saved(tmp_path):
+    run, given = tmp_path / "run", tmp_path / "given" / "tokenizer.model"
+    for folder in (run, given.parent):
+        folder.mkdir()
+    for content, kept in ((b"one", b"one"), (b"two", b"two"), (b"three", b"two")):
+        given.write_bytes(content)
+        if content == b"three":
+            (run / "checkpoints" / "1" / "record").mkdir(parents=True)
+        keep_tokenizer(run, given)
+        assert (run / "tokenizer.model").read_bytes() == kept
+
+
+@pytest.mark.parametrize("saved", ["8", True, None])
+def test_a_number_of_parts_that_is_none_is_not_gone_on_with(saved, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"accumulate_steps": saved}))
+    assert recorded_accumulate_steps(tmp_path) == 0
+
+
+def test_a_result_is_whole_or_none(tmp_path):
+    result = {"test_accuracy": 0.5, "fingerprint": "f", "config": {"task": {}}}
+    write_result(tmp_path, result)
+    assert read_result(tmp_path) == result
+    for name in result:
+        write_result(tmp_path, {other: x for other, x in result.items() if other != name})
+        assert read_result(tmp_path) is None

@@ -53,6 +53,7 @@ def info(name, kind=tarfile.REGTYPE, size=0, link=""):
         info("a/../../evil.txt"),
         info("..\\evil.txt"),
         info("/etc/evil.txt"),
+        info("\\evil.txt"),
         info("a/link", tarfile.SYMTYPE, link="/etc/passwd"),
         info("a/link", tarfile.LNKTYPE, link="../../etc/passwd"),
         info("a/device", tarfile.CHRTYPE),
@@ -80,6 +81,15 @@ def test_unpacked_bytes_are_bounded_however_they_are_packed(tmp_path):
         read(tmp_path / "x", bomb, max_total=1 << 26)
     with pytest.raises(ValueError, match="unpacks to more than 4,194,304 bytes"):
         read(tmp_path / "x", tar_bytes({str(i): bytes(1 << 20) for i in range(9)}))
+
+
+def test_a_large_archive_may_unpack_to_so_many_times_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "RATIO_FREE_BYTES", 1_000)
+    files = {"noise": np.random.default_rng(0).bytes(20_000)}
+    assert read(tmp_path / "x", tar_bytes(files)) == files
+    monkeypatch.setattr(archives, "MAX_RATIO", 0.5)
+    with pytest.raises(ValueError, match=r"unpacks to more than|refused: it claims"):
+        read(tmp_path / "x", tar_bytes(files))
 
 
 @pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])

@@ -77,6 +77,9 @@ def vocabulary(folder):
 def test_linked_folders_are_entered_once(tmp_path):
     write_documents(tmp_path / "a", 6)
     write_documents(tmp_path / "b", 3)
+    for name in (".git/config", "top.txt"):
+        (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "a" / name).touch()
     (tmp_path / "a" / "more").symlink_to(tmp_path / "b")
     (tmp_path / "a" / "part0" / "up").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "gone").symlink_to(tmp_path / "nowhere")
@@ -84,7 +87,8 @@ def test_linked_folders_are_entered_once(tmp_path):
         str(path.relative_to(tmp_path / "a")) for path in documents.document_files(tmp_path / "a")
     ]
     assert found == [f"more/part{n}/{n}.txt" for n in range(3)] + [
-        f"part{n}/{m}.txt" for n in range(3) for m in (n, n + 3)
+        *(f"part{n}/{m}.txt" for n in range(3) for m in (n, n + 3)),
+        "top.txt",
     ]
 
 
@@ -161,6 +165,38 @@ def test_pairs_of_long_lines_lose_little(vocabulary):
     found = [row for row, _ in rows.pairs([ids, ids[:3]], 64, random.Random(0))]
     assert all(len(row) <= 64 for row in found)
     assert sum(len(row) - 3 for row in found) > 0.9 * len(ids)
+    assert max(map(len, found)) == 64
+
+
+@pytest.mark.parametrize("size", [5, 61])  # many lines in a row, or one
+def test_where_a_row_is_cut_in_two_is_drawn(size):
+    segments = [np.arange(100 + i, 100 + i + size, dtype=np.uint16) for i in range(0, 2_000, size)]
+    found = [row for row, _ in rows.pairs(segments, 64, random.Random(0))]
+    assert len({row.tolist().index(tokenizer.SEP) for row in found}) > 8
+
+
+def test_a_tenth_of_the_pairs_are_short():
+    rng = random.Random(0)
+    drawn = np.array([rows.draw_length(61, rng) for _ in range(2_000)])
+    assert 0.07 < np.mean(drawn < 61) < 0.13 and drawn.min() == 16
+    assert {rows.draw_length(9, rng) for _ in range(100)} == {9}
+
+
+def test_pairs_follow_from_the_seed_and_the_split(
+    make_documents, vocabulary, tmp_path, monkeypatch
+):
+    path = tmp_path / VOCABULARY
+    path.write_bytes(vocabulary)
+    document = "\n".join(" ".join(WORDS) for _ in range(40))
+    monkeypatch.setattr(documents, "read_texts", lambda *_: [document])
+
+    def pairs(seed, split):
+        config = make_documents(tokenizer=str(path), sop=True, data_seed=seed)
+        found = documents.examples(config, "release", [path], {})[split]()
+        return [(x["inputs"].tolist(), x["label"]) for x in found]
+
+    assert pairs(0, "train") == pairs(0, "train")
+    assert pairs(0, "train") != pairs(1, "train") and pairs(0, "train") != pairs(0, "test")
 
 
 def test_the_longer_half_is_cut(vocabulary):
@@ -168,11 +204,14 @@ def test_the_longer_half_is_cut(vocabulary):
     cut_a, cut_b = rows.shortened(a, b, 40, random.Random(0))
     assert len(cut_a) == 30 and cut_b.tolist() == b.tolist()
     assert np.diff(cut_a.astype(int)).tolist() == [1] * 29
+    assert cut_a[0] > 100 and cut_a[-1] < 149  # of both ends
 
 
 def test_what_is_wrong_with_documents_is_named(make_documents, tmp_path, cache_dir, monkeypatch):
     (problem,) = lra_tasks.check(make_documents(vocab_size=0))
     assert problem.startswith("config.task.vocab_size=0: expected 300 to 65536")
+    (problem,) = lra_tasks.check(make_documents(max_length=7))
+    assert problem == "config.task.max_length=7: expected 8 or more"
     (problem,) = lra_tasks.check(make_documents(tokenizer=str(tmp_path)))
     assert f"no vocabulary {tmp_path / 'tokenizer.model'}" in problem
     (tmp_path / "larger.model").write_bytes(tokenizer.train(iter([" ".join(WORDS)]), 330))
@@ -267,6 +306,14 @@ def test_a_review_is_encoded_as_it_is_stored(vocabulary, make_config, tmp_path, 
     assert blank.tolist() == [tokenizer.CLS, tokenizer.SEP]
 
 
+def test_a_text_is_taken_as_it_stands(vocabulary, tmp_path):
+    """Neither spaces nor characters that Unicode has others for are made others."""
+    path = tmp_path / VOCABULARY
+    path.write_bytes(vocabulary)
+    text = "the  \ufb01lm\u2460 \uff21"
+    assert documents.decode(documents.encode(text, path), path) == f"[CLS] {text} [SEP]"
+
+
 def test_a_vocabulary_that_cannot_be_learnt_names_what_helps():
     many = [chr(0x4E00 + i) for i in range(400)]
     with pytest.raises(ValueError, match=r"vocab_size=300: no vocabulary .* try a larger one"):
@@ -311,6 +358,28 @@ def test_files_are_each_in_one_split_drawn_with_the_seed(make_documents, tmp_pat
     assert splits() == found != splits(data_seed=1)
     with pytest.raises(ValueError, match="leave none of the 12 files for train"):
         splits(num_validation=9)
+    many = documents._files_of(make_documents(), [tmp_path / f"{n}.txt" for n in range(60)])
+    assert {name: len(part) for name, part in many.items()} == {
+        "train": 54,
+        "validation": 3,
+        "test": 3,
+    }
+
+
+def test_as_many_documents_can_be_asked_for_as_there_are(make_documents, tmp_path):
+    write_documents(tmp_path)
+    files = documents.document_files(tmp_path)
+    files[0].write_bytes(b"\xef\xbb\xbfwith a byte order mark")
+
+    def texts(count):
+        config = make_documents(num_train=count)
+        return list(documents.read_texts(config, "release", files, "train"))
+
+    assert len(texts(10)) == 10 == len(texts(0))
+    assert not any(text.startswith("\ufeff") for text in texts(10))
+    assert documents._read(files[0]) == "with a byte order mark"
+    with pytest.raises(ValueError, match=r"num_train=11: there are 10 documents"):
+        texts(11)
 
 
 @pytest.mark.parametrize("length", [1, 62, 63, 124, 125])

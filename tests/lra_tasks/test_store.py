@@ -2,16 +2,18 @@
 
 import collections
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
 
 import lra_tasks
-from lra_tasks import listops, store
+from lra_tasks import listops, store, writing
 
 
 def contents(task):
@@ -51,6 +53,7 @@ BITS = np.ones(3, np.uint8)
         ({"inputs": BITS}, " has inputs, expected inputs, label"),
         ({"inputs": BITS, "label": 0, "index": 7}, " has inputs, label, index, expected inputs"),
         ({"inputs": BITS.repeat(99), "label": 0}, ": inputs has 297 tokens, more than config.task"),
+        ({"inputs": BITS[:1].repeat(101), "label": 0}, ": inputs has 101 tokens, more than con"),
         ((BITS, 0), " is tuple, expected a dict"),
         ({"inputs": BITS, "label": 10}, ": label 10, expected an integer, 0 to 9"),
         ({"inputs": BITS, "label": 0.9}, ": label 0.9, expected an integer"),
@@ -67,6 +70,17 @@ def test_an_example_that_a_reader_made_wrongly_is_named(
     monkeypatch.setattr(listops, "examples", examples)
     with pytest.raises(ValueError, match=f"train example 1{re.escape(said)}"):
         lra_tasks.load(small, tmp_path, progress=False)
+
+
+def test_the_fingerprint_is_of_labels_and_of_where_documents_end():
+    task = types.SimpleNamespace(NUM_DOCUMENTS=2, VOCAB_SIZE=257, ID_OFFSET=1, NUM_CLASSES=2)
+    config, found = types.SimpleNamespace(max_length=9), set()
+    for cut, label in ((1, 0), (2, 0), (2, 1)):
+        digest = hashlib.sha256()
+        example = {"inputs": BITS[:cut], "inputs2": BITS[cut:], "label": label}
+        writing._measure(example, task, config, "train", 0, digest)
+        found.add(digest.hexdigest())
+    assert len(found) == 3
 
 
 def test_what_a_task_of_ones_own_says_of_its_set_is_told_and_kept(
@@ -253,11 +267,16 @@ def test_a_changed_file_in_an_official_folder_makes_another_set(tmp_path):
     assert store._files_key([tmp_path / "images"]) in keys
     os.close(os.open(os.fsencode(tmp_path / "images") + b"/caf\xe9.png", os.O_CREAT))
     assert store._files_key([tmp_path / "images"]) not in keys
+    keys.add(store._files_key([tmp_path / "images"]))
+    os.utime(file, (9, 9))  # other contents of the same size
+    assert store._files_key([tmp_path / "images"]) not in keys
 
 
 def test_what_the_system_refuses_to_read_is_not_called_damage(tmp_path):
-    refused = store.unreadable(tmp_path, f"train: open() failed: {os.strerror(errno.EACCES)}; file")
-    assert isinstance(refused, PermissionError) and str(tmp_path) in str(refused)
+    for code in (errno.EACCES, errno.EMFILE, errno.ENFILE):
+        refused = store.unreadable(tmp_path, f"train: open() failed: {os.strerror(code)}; file")
+        assert isinstance(refused, OSError) and refused.errno == code
+        assert str(tmp_path) in str(refused)
     assert isinstance(store.unreadable(tmp_path, "train: a bad record"), ValueError)
 
 

@@ -147,6 +147,7 @@ class AttentionContract(PaddingContract):
         out = self.run(q, k, wide)
         assert out.shape == wide.shape
         np.testing.assert_allclose(out[..., :DEPTH], self.run(q, k, v), atol=self.tolerance)
+        assert self.attend(q, k, v[..., :0]).shape == (*q.shape[:-1], 0)
 
     @pytest.mark.unchecked
     def test_grouped_heads_are_repeated_heads(self):
@@ -315,6 +316,10 @@ class AttentionContract(PaddingContract):
             self.attend(q, k, v[:, :-1])
         with pytest.raises(ValueError, match=r"query .*: expected \*B N H D"):
             self.attend(q[:1], k, v)
+        with pytest.raises(ValueError, match=r"query .* same batch and head features"):
+            self.attend(q[..., :-1], k, v)
+        with pytest.raises(ValueError, match=r"query has 2 heads and key 0: expected as many"):
+            self.attend(q, k[..., :0, :], v[..., :0, :])
         with pytest.raises(ValueError, match=r"query has shape \(13, 2\)"):
             self.attend(q[0, :, :, 0], k, v)
         if not self.supports_cross_lengths:

@@ -8,6 +8,7 @@ from inputs import normal
 from model_makers import make_encoder, random_tokens
 
 import nystrom
+from nystrom import layers
 from nystrom.layers import dropout, gelu, split_keys
 
 
@@ -55,3 +56,11 @@ def test_embeddings_are_dropped_and_every_block_has_a_key():
     for block, each in zip(encoder.blocks, keys, strict=True):
         x = block(x, None, each)
     np.testing.assert_allclose(encoder(tokens, None, key), encoder.norm(x), atol=1e-5)
+
+
+def test_both_words_of_a_key_count(monkeypatch):
+    found = set()
+    for words in ([0, 0], [0, 1], [1, 0]):
+        monkeypatch.setattr(layers, "_words", lambda key, w=words: jnp.array(w, jnp.uint32))
+        found.add(layers.hash_bits(jax.random.key(0), (4,)).tobytes())
+    assert len(found) == 3

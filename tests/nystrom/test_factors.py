@@ -84,6 +84,14 @@ class TestFactors:
         np.testing.assert_allclose(factors.a_pinv, GOLDEN["pinv6"], atol=1e-11, rtol=1e-11)
 
 
+def test_features_far_from_zero_cost_halves_no_digits():
+    """As of the attention: what all keys share is not rounded."""
+    q, k, _ = random_inputs(3, length=24)
+    q, k = ((x + 40).astype(jnp.bfloat16) for x in (q, k))
+    halves, wide = factors_of(q, k), factors_of(q.astype(np.float32), k.astype(np.float32))
+    np.testing.assert_allclose(halves.f, wide.f, atol=2**-5)
+
+
 @pytest.mark.parametrize("shape", [(0, 8, 2, 4), (2, 0, 2, 4), (2, 8, 0, 4)])
 def test_factors_and_means_of_empty_arrays(shape):
     x = np.ones(shape, np.float32)

@@ -315,6 +315,15 @@ def test_poolings_and_cls_tokens_that_do_not_go_together_are_refused():
     cut = make_encoder(axis_name="sequence")
     with pytest.raises(ValueError, match="pooling='cls' can't have its sequences cut over devices"):
         nystrom.Classifier(cut, 3, pooling="cls", cls_token=11, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="cls_token=-1: at least 0"):
+        nystrom.Classifier(make_encoder(), 3, pooling="cls", cls_token=-1, rngs=nnx.Rngs(0))
+
+
+def test_logits_of_their_own_may_be_of_more_ids_than_the_encoder_has():
+    encoder = make_encoder()
+    assert nystrom.TokenPredictor(encoder, 50, tied=False, rngs=nnx.Rngs(0)).vocab_size == 50
+    with pytest.raises(ValueError, match=r"vocab_size=50: the encoder has embeddings of \d+ ids"):
+        nystrom.TokenPredictor(encoder, 50, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "last", "mean_padded"])

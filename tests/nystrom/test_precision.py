@@ -113,6 +113,18 @@ def test_the_far_end_of_a_gelu_keeps_its_digits():
     np.testing.assert_allclose(gelu(x).astype(np.float32), exact, rtol=2**-6)
 
 
+def test_gradients_of_halves_without_a_real_key_are_zeros():
+    inputs = [normal(seed, 6, 1, 4).astype(jnp.bfloat16) for seed in range(3)]
+
+    def total(*inputs):
+        options = {"key_mask": np.zeros(6, bool), "num_landmarks": 2, "implementation": "plain"}
+        out = nystrom.nystrom_attention(*inputs, **options)
+        return out.sum(dtype=jnp.float32)
+
+    for gradient in jax.jit(jax.grad(total, (0, 1, 2)))(*inputs):
+        np.testing.assert_array_equal(np.asarray(gradient, np.float32), 0)
+
+
 def test_the_widest_dtype_of_inputs_is_computed_in():
     with jax.enable_x64(True):
         q, k, v = random_inputs(7, dtype=np.float64)

@@ -12,6 +12,7 @@ from inputs import jitted, mask_with, normal
 import nystrom
 from nystrom.attention import softmax_attention
 from nystrom.registry import Attention
+from nystrom.self_attention import Bound
 
 LENGTH = 14
 
@@ -192,3 +193,15 @@ def test_sequences_are_cut_for_nystrom_alone():
             nystrom.self_attention_maker(
                 name, 8, 2, max_length=24, axis_name="sequence", rngs=nnx.Rngs(0)
             )
+
+
+def test_a_bucket_may_be_larger_than_any_sequence():
+    setting = nystrom.registry.Setting(4, 2, 24, 0, None, nnx.Rngs(0))
+    attend = nystrom.ATTENTIONS["reformer"].make(setting, num_hashes=2, bucket_size=64)
+    assert jax.eval_shape(attend, *[normal(0, 5, 2, 4)] * 3).shape == (5, 2, 4)
+
+
+def test_bound_functions_are_equal_however_their_options_are_ordered():
+    one = Bound.of(softmax_attention, scale=0.5, is_causal=True)
+    assert one == Bound.of(softmax_attention, is_causal=True, scale=0.5)
+    assert one != Bound.of(softmax_attention, is_causal=True, scale=0.4)

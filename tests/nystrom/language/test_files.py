@@ -51,6 +51,14 @@ def test_a_broken_safetensors_file_is_named(folder, keep):
         language.from_pretrained(folder)
 
 
+def test_numbers_that_numpy_lacks_are_named(folder):
+    header = b'{"a": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}'
+    content = len(header).to_bytes(8, "little") + header + b"\0"
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors holds numbers of a type that NumPy"):
+        language.from_pretrained(folder)
+
+
 def test_what_is_missing_is_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="uw/model is no folder"):
         language.from_pretrained("uw/model")

@@ -85,6 +85,18 @@ def test_losses_of_a_sequence_follow_its_labels():
     np.testing.assert_allclose(one.loss(logits[:, :1], jnp.asarray([1.3])), 1.0, rtol=1e-6)
     told = make(language.SequenceClassification, problem_type="regression")
     assert told.loss(logits, numbers) == squared_error(logits, numbers)
+    told = make(language.SequenceClassification, problem_type="single_label_classification")
+    assert told.loss(logits, jnp.asarray([1])) == two.loss(logits, jnp.asarray([1]))
+
+
+@pytest.mark.unchecked
+def test_many_labels_are_those_of_a_problem_type_however_many_and_integers_too():
+    logits, numbers = jnp.asarray([[0.3, -1.2]]), jnp.asarray([[1.0, 0.0]])
+    for count in (1, 2):
+        fields = {"problem_type": "multi_label_classification", "num_labels": count}
+        told, some = make(language.SequenceClassification, **fields), logits[:, :count]
+        labels = numbers[:, :count].astype(int)
+        assert told.loss(some, labels) == binary_cross_entropy(some, numbers[:, :count])
 
 
 @pytest.mark.unchecked
@@ -103,6 +115,15 @@ def test_an_answer_beyond_the_input_counts_for_nothing():
     np.testing.assert_allclose(
         model.loss(logits, places), model.loss(logits[:1], places[:1]), rtol=1e-6
     )
+
+
+def test_logits_of_padding_can_be_added_up():
+    """As those of an answer's first and last token are."""
+    model = make(language.QuestionAnswering)
+    model.out = lambda hidden: hidden[..., :2]
+    for dtype in (jnp.float32, jnp.float16):
+        first, last = model.logits(jnp.ones((1, 3, 8), dtype), jnp.arange(3)[None] < 2)[0].T
+        assert np.isfinite(first + last).all() and (first + last)[2] < -60_000
 
 
 @pytest.mark.unchecked
@@ -181,7 +202,9 @@ def test_what_does_not_fit_is_refused(arguments, error, message):
         ({"num_landmarks": 0}, "num_landmarks=0: at least 1"),
         ({"vocab_size": "40"}, "vocab_size='40': expected an integer"),
         ({"layer_norm_eps": 0}, "layer_norm_eps=0: expected a finite number above 0"),
+        ({"layer_norm_eps": True}, "layer_norm_eps=True: expected a finite number above 0"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no': expected true or false"),
+        ({"inv_coeff_init_option": 1}, "inv_coeff_init_option=1: expected true or false"),
         ({"problem_type": "x"}, "problem_type='x'"),
         ({"problem_type": ""}, "problem_type=''"),
         ({"problem_type": []}, r"problem_type=\[\]"),
@@ -272,3 +295,10 @@ def test_one_label_is_a_regression_of_integers_too():
     config = language.LanguageConfig(**SMALL | {"num_labels": 1})
     one = nnx.eval_shape(lambda: language.SequenceClassification(config, rngs=nnx.Rngs(0)))
     assert one.loss(jnp.asarray([[0.5], [1.0]]), jnp.asarray([2, 1])) == 1.125
+
+
+def test_the_epsilon_of_every_norm_is_the_configs():
+    model = make(language.MaskedLM, layer_norm_eps=0.25)
+    block = model.body.blocks[0]
+    norms = model.norm, model.body.norm, block.attention_norm, block.mlp_norm
+    assert {norm.epsilon for norm in norms} == {0.25}

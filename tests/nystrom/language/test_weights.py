@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 from flax import nnx
 from language_folders import DATA, WORDS, arrays_of, assert_same_weights, edit_config, rewrite
 
@@ -190,6 +192,35 @@ def test_a_failed_save_leaves_the_folder_as_it_was(folder, monkeypatch):
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_weights_that_can_not_be_written_leave_no_part(folder, monkeypatch):
+    model = language.from_pretrained(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def no_room(arrays, path, metadata):
+        path.write_bytes(b"half")
+        raise safetensors.SafetensorError("no space left on device")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", no_room)
+    with pytest.raises(OSError, match=r"model\.safetensors can't be written: no space"):
+        language.save_pretrained(model, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_transformers_asks_of_a_folder_is_written(folder):
+    edit_config(folder, dtype="float16")
+    language.save_pretrained(language.from_pretrained(folder), folder)
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+    with safetensors.safe_open(folder / "model.safetensors", framework="np") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.unchecked
+def test_only_models_are_saved(tmp_path):
+    with pytest.raises(TypeError, match=r"model is a dict: expected a model of nystrom\.language"):
+        language.save_pretrained({}, tmp_path / "new")
+    assert not any(tmp_path.iterdir())
+
+
 def test_positions_are_repeated_for_longer_inputs(tmp_path):
     model = language.from_pretrained(DATA / "masked_lm", max_length=60)
     table = model.body.positions.embedding[...]
@@ -198,6 +229,12 @@ def test_positions_are_repeated_for_longer_inputs(tmp_path):
     assert model.config.attention == "nystrom"
     language.save_pretrained(model, tmp_path)
     assert language.from_pretrained(tmp_path).config.max_position_embeddings == 60
+
+
+def test_a_table_of_another_length_than_the_configs_is_not_repeated(folder):
+    edit_config(folder, max_position_embeddings=20)
+    with pytest.raises(ValueError, match=r"position_embeddings\.weight: has shape \(26, 16\), exp"):
+        language.from_pretrained(folder, max_length=60)
 
 
 def test_a_new_head_on_old_weights():
@@ -226,9 +263,10 @@ def test_a_new_head_on_old_weights():
 def test_the_head_is_told_from_the_names_where_the_config_says_nothing(head, tmp_path):
     source = DATA / ("masked_lm" if head == "none" else head)
     language.save_pretrained(language.from_pretrained(source, head=head), tmp_path)
-    edit_config(tmp_path, architectures=None)
     kind = language.NystromformerModel if head == "none" else language.HEADS[head]
-    assert type(language.from_pretrained(tmp_path)) is kind
+    for architectures in (kind.__name__ if head == "none" else [kind.ARCHITECTURE], None):
+        edit_config(tmp_path, architectures=architectures)
+        assert type(language.from_pretrained(tmp_path)) is kind
     if head == "masked_lm":
         rewrite(tmp_path, arrays_of(tmp_path) | {"cls.seq_relationship.weight": np.ones((2, 16))})
         with pytest.raises(ValueError, match=r"cls\.seq_relationship\.weight: unknown"):
@@ -280,6 +318,9 @@ def test_options_of_another_kind_are_refused():
             language.from_pretrained(DATA / "masked_lm", dtype=dtype)
     with pytest.raises(TypeError, match=r"num_labels=2\.5: expected an integer"):
         language.from_pretrained(DATA / "token_classification", num_labels=2.5)
+    for name in ("max_length", "num_landmarks"):
+        with pytest.raises(TypeError, match=rf"{name}=2\.5: expected an integer"):
+            language.from_pretrained(DATA / "masked_lm", **{name: 2.5})
     for head in (None, "none", "question_answering"):
         with pytest.raises(ValueError, match="num_labels=7: only sequence_classification and tok"):
             language.from_pretrained(DATA / "masked_lm", head=head, num_labels=7, rngs=nnx.Rngs(0))
@@ -302,3 +343,18 @@ def test_a_config_is_written_with_its_model_and_as_many_labels():
     for count, expected in ((3, own), (2, {"0": "LABEL_0", "1": "LABEL_1"})):
         config = language.LanguageConfig(num_labels=count, unread=unread)
         assert config.to_dict()["id2label"] == expected
+    assert config.to_dict()["label2id"] == {"LABEL_0": 0, "LABEL_1": 1}
+
+
+def test_nystrom_attention_is_written_with_the_length_of_a_full_input():
+    """At which `transformers` runs it; where that would say exact attention, another."""
+    config = language.LanguageConfig(num_landmarks=64, segment_means_seq_len=64)
+    for count, expected in ((None, 510), (510, 64)):
+        assert config.with_attention("nystrom", count).segment_means_seq_len == expected
+    full = language.LanguageConfig(num_landmarks=510, segment_means_seq_len=510)
+    assert full.with_attention("nystrom").segment_means_seq_len == 1020
+
+
+def test_padding_is_no_field_of_a_file(tmp_path):
+    (tmp_path / "config.json").write_text('{"padding": "transformers", "unread": "{}"}')
+    assert read_config(tmp_path / "config.json")[0].padding == "inert"
