@@ -300,9 +300,7 @@ def test_plans_by_another_compiler():
             assert says(cell, memory[program, dtype, "65536", case])
     eq_9 = {case: value for case, value in memory.items() if case[0] == "eq. 9 in JAX"}
     assert len(eq_9) == 12
-    more = {case for case, value in eq_9.items() if memory["ours", *case[1:]] > value}
-    assert more == {("eq. 9 in JAX", "bfloat16", "16384", "gradient")}
-    assert memory["ours", "bfloat16", "16384", "gradient"] == 35.68 and eq_9[more.pop()] == 35.64
+    assert all(memory["ours", *case[1:]] <= value for case, value in eq_9.items())
     assert sum(row["program"].startswith("ours") for row in rows) == 96
     for row in read_csv("tpu_aot.csv"):
         case = row["program"], row["dtype"], row["length"], row["pass"]
