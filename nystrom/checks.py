@@ -95,8 +95,8 @@ def check_mask(name: str, mask: Array | None, shape: tuple) -> None:
     check_mask_type(name, mask)
     if mask.shape == (*shape[:-1], 1, 1, *shape[-1:]):
         raise ValueError(
-            f"{name} has shape {mask.shape}, Flax's: expected *B N = {shape}, so give "
-            f"{name}[..., 0, 0, :]; Flax's attention_fn is nystrom.attention_fn()"
+            f"{name} has shape {mask.shape}, Flax's: expected a padding mask *B N = {shape}, so "
+            f"give {name}[..., 0, 0, :]; Flax's attention_fn is nystrom.attention_fn()"
         )
     if mask.shape != shape:
         raise ValueError(

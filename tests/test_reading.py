@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 import textwrap
 
 import pytest
@@ -16,6 +17,7 @@ from experiment.workdir import recorded
 from tests.conftest import ROOT
 
 TEXT = "--config=configs/lra_text.py"
+OF_NULLS = "SyntaxError" if sys.version_info >= (3, 11, 4) else "ValueError"  # in source code
 ALL_FILES = "there are configs/finetune_imdb.py, configs/lra_image.py"
 
 
@@ -133,7 +135,7 @@ def test_several_wrong_fields_are_each_told():
         ("def get_config():\n    raise SystemExit('no')\n", "mine.py, line 2: SystemExit: no"),
         ("x = 1\n", "has no function get_config()"),
         ("def get_config():\n    pass\n", "returned NoneType"),
-        ("x = '\0'\n", "mine.py: SyntaxError: source code string cannot contain null bytes"),
+        ("x = '\0'\n", f"mine.py: {OF_NULLS}: source code string cannot contain null bytes"),
         (
             "import ml_collections\n"
             "def get_config():\n"
