@@ -22,7 +22,7 @@ from nystrom.checks import (
     known,
 )
 from nystrom.kernels import choose
-from nystrom.landmarks import landmark_means, segment_sums
+from nystrom.landmarks import apart, landmark_means, segment_sums
 from nystrom.numerics import (
     MASKED,
     common_dtype,
@@ -70,21 +70,6 @@ def landmarks(query, key, query_mask, key_mask, options, sums=segment_sums):
     q, q_valid = landmark_means(query, count, query_mask, axis_name, sums)
     k, k_valid = landmark_means(key, count, key_mask, axis_name, sums)
     return q, repeat_heads(k, query.shape[-2]), q_valid, k_valid
-
-
-def apart(x, valid, dtype):
-    """What landmarks *B L H D share, and the rest: for products in `dtype`, if that has 16 bits.
-
-    No softmax over keys notices what these share, and of values it passes that on as it is: so the
-    bits are left for what tells landmarks apart.
-    """
-    if dtype == x.dtype:
-        return 0, x
-    count = x.shape[-3]
-    if valid is not None:  # those that are not are zeros
-        count = jnp.maximum(valid.sum(axis=-1, dtype=x.dtype), 1)[..., None, None, None]
-    shared = jax.lax.stop_gradient((x / count).sum(axis=-3, keepdims=True))
-    return shared, x - shared
 
 
 def landmark_matrix(q_landmarks, k_landmarks, q_valid, k_valid, scale):

@@ -123,9 +123,8 @@ def check_mask_type(name: str, mask: Array) -> None:
 def check_ids(tokens: Array, longest: int, *, mask=None, types=None, hint: str = "") -> None:
     """Raises unless `tokens` are integers *B N with N at most `longest`, and the others fit."""
     for name, ids in (("tokens", tokens), ("types", types)):
-        if ids is not None and not jnp.issubdtype(getattr(ids, "dtype", object), jnp.integer):
-            found = getattr(ids, "dtype", type(ids).__name__)
-            raise TypeError(f"{name} have dtype {found}: expected an array of integer ids")
+        if ids is not None:
+            check_integers(name, ids, "integer ids")
     if tokens.ndim < 1 or tokens.shape[-1] > longest:
         raise ValueError(f"tokens {tokens.shape}: expected *B N, N at most {longest}{hint}")
     if mask is not None:
@@ -133,6 +132,13 @@ def check_ids(tokens: Array, longest: int, *, mask=None, types=None, hint: str =
     for name, array in (("mask", mask), ("types", types)):
         if array is not None and array.shape != tokens.shape:
             raise ValueError(f"{name} {array.shape} and tokens {tokens.shape}: not alike")
+
+
+def check_integers(name: str, x, what: str = "integers") -> None:
+    """Raises unless `x` is an array of integers."""
+    if not jnp.issubdtype(getattr(x, "dtype", object), jnp.integer):
+        found = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"{name} have dtype {found}: expected an array of {what}")
 
 
 def check_count(name: str, value, least: int = 1) -> int:

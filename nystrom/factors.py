@@ -9,7 +9,6 @@ import numpy as np
 
 from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.attention import (
-    apart,
     invert,
     landmark_matrix,
     landmarks,
@@ -18,6 +17,7 @@ from nystrom.attention import (
     zero_padding,
 )
 from nystrom.checks import check_inputs, is_empty
+from nystrom.landmarks import apart
 from nystrom.numerics import accumulator, common_dtype, exact_einsum, widened, zero_padded
 
 

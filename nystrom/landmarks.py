@@ -113,6 +113,21 @@ def even_means_by_product(num_landmarks, x):
     return sums / (length // num_landmarks)
 
 
+def apart(x, valid, dtype):
+    """What landmarks *B L H D share, and the rest: for products in `dtype`, if that has 16 bits.
+
+    No softmax over keys notices what these share, and of values it passes that on as it is: so the
+    bits are left for what tells landmarks apart.
+    """
+    if dtype == x.dtype:
+        return 0, x
+    count = x.shape[-3]
+    if valid is not None:  # those that are not are zeros
+        count = jnp.maximum(valid.sum(axis=-1, dtype=x.dtype), 1)[..., None, None, None]
+    shared = jax.lax.stop_gradient((x / count).sum(axis=-3, keepdims=True))
+    return shared, x - shared
+
+
 def segment_of_token(
     mask: Bool[Array, "*B N"], num_landmarks: int, axis_name: str | None = None
 ) -> tuple[Int[Array, "*B N"], Int[Array, "*B L"]]:

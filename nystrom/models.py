@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from nystrom.array_typing import Array, Bool, Float, Int
-from nystrom.checks import check_choice, check_count, check_ids, is_empty
+from nystrom.checks import check_choice, check_count, check_ids, check_integers, is_empty
 from nystrom.encoder import Encoder
 from nystrom.landmarks import token_ranks
 from nystrom.layers import Dense, check_key
@@ -178,9 +178,7 @@ class TokenPredictor(nnx.Module):
           TypeError: places that are not an array of integers.
           ValueError: places of other dimensions.
         """
-        if not jnp.issubdtype(getattr(places, "dtype", object), jnp.integer):
-            found = getattr(places, "dtype", type(places).__name__)
-            raise TypeError(f"places have dtype {found}: expected an array of integers")
+        check_integers("places", places)
         if places.shape[:-1] != hidden.shape[:-2] or not places.ndim:
             raise ValueError(f"places {places.shape}: expected *B K, for hidden {hidden.shape}")
         if self.cls_token is not None:

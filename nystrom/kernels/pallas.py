@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from nystrom.attention import Options, apart, eq_9, invert, landmark_matrix, landmarks
+from nystrom.attention import Options, eq_9, invert, landmark_matrix, landmarks
 from nystrom.checks import all_known
 from nystrom.gradients import vary_over, with_gradient
 from nystrom.kernels import tiled
 from nystrom.kernels.tiles import check_known
-from nystrom.landmarks import segment_sums
+from nystrom.landmarks import apart, segment_sums
 from nystrom.numerics import (
     MASKED,
     accumulator,

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from nystrom.attention import Options, apart, attend, landmark_matrix, landmarks
+from nystrom.attention import Options, attend, landmark_matrix, landmarks
 from nystrom.chebyshev import apply_chebyshev_pinv
 from nystrom.checks import all_known
 from nystrom.gradients import with_gradient
@@ -19,7 +19,7 @@ from nystrom.kernels.tiles import (
     to_short,
     to_short_gradient,
 )
-from nystrom.landmarks import segment_sums
+from nystrom.landmarks import apart, segment_sums
 from nystrom.numerics import accumulator, heads_first, zero_padded
 
 TO_LANDMARKS, FROM_LANDMARKS = (to_short, to_short_gradient), (from_short, from_short_gradient)

@@ -2,47 +2,18 @@
 
 import itertools
 import os
-import random
 import sys
 
 import numpy as np
 import pytest
+from document_files import SIZE, WORDS, write_documents
 
 import lra_tasks
 from lra_tasks import documents
-from lra_tasks.documents import rows, tokenizer
+from lra_tasks.documents import tokenizer
 from lra_tasks.store import VOCABULARY
 
 pytest.importorskip("sentencepiece")
-
-WORDS = (
-    "the",
-    "film",
-    "story",
-    "was",
-    "moving",
-    "dull",
-    "and",
-    "superb",
-    "ünïcode",
-    "日本",
-    "cast",
-)
-SIZE = 320
-
-
-def write_documents(folder, count=12, seed=0):
-    """Files of several lines; returns their texts by name."""
-    rng = random.Random(seed)
-    found = {}
-    for number in range(count):
-        lines = [" ".join(rng.choices(WORDS, k=rng.randrange(5, 30))) for _ in range(6)]
-        path = folder / f"part{number % 3}" / f"{number}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n\n".join(lines))
-        found[path.name] = lines
-    (folder / ".hidden").write_bytes(b"\xff")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -134,54 +105,6 @@ def test_the_vocabulary_stays_with_the_set_and_can_be_given(make_documents, cach
     assert documents.decode(ids, second.tokenizer) == f"[CLS] {text} [SEP]"
 
 
-def test_pairs_are_neighbours_and_half_of_them_change_places(vocabulary, folder):
-    known = tokenizer.Tokenizer(vocabulary)
-    rng = random.Random(1)
-    swapped = []
-    for lines in [*folder[1].values()] * 4:
-        segments = known.segments("\n".join(lines))
-        whole = np.concatenate(segments).tolist()
-        for row, label in rows.pairs(segments, 64, rng):
-            assert row.dtype == np.uint16 and row[0] == tokenizer.CLS and len(row) <= 64
-            first, second = np.flatnonzero(row == tokenizer.SEP)
-            assert second == len(row) - 1
-            a, b = row[1:first].tolist(), row[first + 1 : second].tolist()
-            before, after = (b, a) if label else (a, b)
-            assert starts(whole, before)[0] <= starts(whole, after)[-1]
-            swapped.append(label)
-    assert len(swapped) > 150 and 0.4 < np.mean(swapped) < 0.6
-
-
-def starts(whole, part):
-    """Where a list of ids stands in another."""
-    assert part
-    found = [i for i in range(len(whole)) if whole[i : i + len(part)] == part]
-    assert found
-    return found
-
-
-def test_pairs_of_long_lines_lose_little(vocabulary):
-    ids = np.arange(100, 2_100, dtype=np.uint16)
-    found = [row for row, _ in rows.pairs([ids, ids[:3]], 64, random.Random(0))]
-    assert all(len(row) <= 64 for row in found)
-    assert sum(len(row) - 3 for row in found) > 0.9 * len(ids)
-    assert max(map(len, found)) == 64
-
-
-@pytest.mark.parametrize("size", [5, 61])  # many lines in a row, or one
-def test_where_a_row_is_cut_in_two_is_drawn(size):
-    segments = [np.arange(100 + i, 100 + i + size, dtype=np.uint16) for i in range(0, 2_000, size)]
-    found = [row for row, _ in rows.pairs(segments, 64, random.Random(0))]
-    assert len({row.tolist().index(tokenizer.SEP) for row in found}) > 8
-
-
-def test_a_tenth_of_the_pairs_are_short():
-    rng = random.Random(0)
-    drawn = np.array([rows.draw_length(61, rng) for _ in range(2_000)])
-    assert 0.07 < np.mean(drawn < 61) < 0.13 and drawn.min() == 16
-    assert {rows.draw_length(9, rng) for _ in range(100)} == {9}
-
-
 def test_pairs_follow_from_the_seed_and_the_split(
     make_documents, vocabulary, tmp_path, monkeypatch
 ):
@@ -197,14 +120,6 @@ def test_pairs_follow_from_the_seed_and_the_split(
 
     assert pairs(0, "train") == pairs(0, "train")
     assert pairs(0, "train") != pairs(1, "train") and pairs(0, "train") != pairs(0, "test")
-
-
-def test_the_longer_half_is_cut(vocabulary):
-    a, b = np.arange(100, 150, dtype=np.uint16), np.arange(10, dtype=np.uint16)
-    cut_a, cut_b = rows.shortened(a, b, 40, random.Random(0))
-    assert len(cut_a) == 30 and cut_b.tolist() == b.tolist()
-    assert np.diff(cut_a.astype(int)).tolist() == [1] * 29
-    assert cut_a[0] > 100 and cut_a[-1] < 149  # of both ends
 
 
 def test_what_is_wrong_with_documents_is_named(make_documents, tmp_path, cache_dir, monkeypatch):
@@ -380,14 +295,6 @@ def test_as_many_documents_can_be_asked_for_as_there_are(make_documents, tmp_pat
     assert documents._read(files[0]) == "with a byte order mark"
     with pytest.raises(ValueError, match=r"num_train=11: there are 10 documents"):
         texts(11)
-
-
-@pytest.mark.parametrize("length", [1, 62, 63, 124, 125])
-def test_rows_lose_no_token(length):
-    ids = np.arange(5, 5 + length, dtype=np.uint16)
-    cut = list(rows.cut([ids[:1], ids[1:]], 64))
-    assert np.concatenate([row[1:-1] for row in cut]).tolist() == ids.tolist()
-    assert max(map(len, cut)) <= 64
 
 
 def test_documents_of_one_file_have_the_fingerprint_of_their_tokens(make_config, tmp_path):
