@@ -24,15 +24,13 @@ from nystrom.checks import (
 from nystrom.kernels import choose
 from nystrom.landmarks import apart, landmark_means, segment_sums
 from nystrom.numerics import (
-    MASKED,
     common_dtype,
-    einsum,
     exact_einsum,
-    heads_first,
     repeat_heads,
     zero_padded,
 )
 from nystrom.pinv import iterative_pinv
+from nystrom.softmax import attend, softmax
 
 # --- the equations ------------------------------------------------------------------------
 
@@ -83,46 +81,6 @@ def invert(a, options):
     if options.pinv == "chebyshev":
         return chebyshev_pinv(a)
     return iterative_pinv(a, options.pinv_iterations)
-
-
-def attend(query, key, value, key_mask, scale, axis_name=None, is_causal=False):
-    """softmax(scale query key^T) value over the real keys (eq. 1), *B N H E in float32."""
-    weights = softmax(query, key, key_mask, scale, einsum, axis_name, is_causal)
-    out = by_group(einsum, "...nm,...me->...ne", weights.astype(value.dtype), heads_first(value))
-    out = heads_first(out)
-    return out if axis_name is None else jax.lax.psum(out, axis_name)
-
-
-def softmax(query, key, key_mask, scale, product=einsum, axis_name=None, is_causal=False):
-    """softmax(scale query key^T) over the real keys (eq. 1): *B H N M in float32."""
-    query, key = heads_first(query), heads_first(key)
-    logits = scale * by_group(product, "...nd,...md->...nm", query, key)
-    if key_mask is not None:
-        logits = jnp.where(key_mask[..., None, None, :], logits, MASKED)
-    if is_causal:
-        logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, MASKED)
-    least = jnp.finfo(logits.dtype).min
-    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True, initial=least))
-    if axis_name is not None:
-        largest = jax.lax.pmax(largest, axis_name)
-    weights = jnp.exp(logits - largest)
-    total = weights.sum(axis=-1, keepdims=True)
-    weights = weights / (total if axis_name is None else jax.lax.psum(total, axis_name))
-    if is_causal and key_mask is not None:  # a query may have no key, and must not get later ones
-        weights = jnp.where(logits > MASKED, weights, 0)
-    return weights
-
-
-def by_group(product, spec, x, y):
-    """The product of x *B H N D with y *B G M E, whose heads are shared by H / G of x each."""
-    *batch, heads, length, depth = x.shape
-    groups = y.shape[-3]
-    if heads == groups:
-        return product(spec, x, y)
-    # An axis at a time, as arrays on Explicit axes need it.
-    apart = x.reshape(*batch, groups, -1, length, depth)
-    out = product(spec, apart.reshape(*batch, groups, -1, depth), y)
-    return out.reshape(*apart.shape[:-1], -1).reshape(*batch, heads, length, -1)
 
 
 def zero_padding(matrix, rows, columns):

@@ -13,12 +13,12 @@ from nystrom.attention import (
     landmark_matrix,
     landmarks,
     make_options,
-    softmax,
     zero_padding,
 )
 from nystrom.checks import check_inputs, is_empty
 from nystrom.landmarks import apart
 from nystrom.numerics import accumulator, common_dtype, exact_einsum, widened, zero_padded
+from nystrom.softmax import softmax
 
 
 class NystromFactors(NamedTuple):

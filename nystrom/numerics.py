@@ -21,6 +21,12 @@ def einsum(spec: str, x: Array, y: Array) -> Array:
     return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=wide)
 
 
+def rounded_einsum(spec: str, x: Array, y: Array) -> Array:
+    """`einsum` with its result in x's dtype."""
+    precision = product_precision(x.dtype)
+    return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=x.dtype)
+
+
 def product_precision(dtype):
     """What JAX is to be asked for in products of that dtype."""
     if dtype != accumulator(dtype):

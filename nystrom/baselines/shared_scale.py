@@ -3,11 +3,12 @@
 import jax.numpy as jnp
 
 from nystrom.array_typing import Array, Bool, Float
-from nystrom.attention import attend, landmark_matrix, landmarks, make_options, softmax_attention
+from nystrom.attention import landmark_matrix, landmarks, make_options, softmax_attention
 from nystrom.checks import check_inputs, is_empty
 from nystrom.landmarks import apart
 from nystrom.numerics import accumulator, exact_einsum, zero_padded
 from nystrom.pinv import initial_scale, iterate
+from nystrom.softmax import attend
 
 ITERATIONS = 6  # of eq. 7, which their models were trained with
 

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from nystrom.attention import Options, attend, landmark_matrix, landmarks
+from nystrom.attention import Options, landmark_matrix, landmarks
 from nystrom.chebyshev import apply_chebyshev_pinv
 from nystrom.checks import all_known
 from nystrom.gradients import with_gradient
@@ -21,6 +21,7 @@ from nystrom.kernels.tiles import (
 )
 from nystrom.landmarks import apart, segment_sums
 from nystrom.numerics import accumulator, heads_first, zero_padded
+from nystrom.softmax import attend
 
 TO_LANDMARKS, FROM_LANDMARKS = (to_short, to_short_gradient), (from_short, from_short_gradient)
 PIECE = 2**18  # numbers of tokens that are summed at a time: 1 MB
@@ -42,7 +43,7 @@ def nystrom(query, key, value, query_mask, key_mask, options: Options):
 
 
 def exact(query, key, value, query_mask, key_mask, scale):
-    """`attention.attend`, with tiles of queries, or of keys if there are more of them."""
+    """`softmax.attend`, with tiles of queries, or of keys if there are more of them."""
     *batch, length, heads, depth = query.shape
     groups = key.shape[-2]
     check_known(length, key.shape[-3])
