@@ -55,10 +55,11 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
     config = read_config(workdir)
     config.cache_dir = str(cache_dir)
     kept = workdir / lra_tasks.store.VOCABULARY
-    if config.task.tokenizer and kept.exists():
-        config.task.tokenizer = str(kept)
     checkpoints = Checkpoints(workdir / "checkpoints")
     best_step(checkpoints)  # says if there is none
+    vocabulary = own_vocabulary(kept, checkpoints)
+    if config.task.tokenizer and vocabulary:
+        config.task.tokenizer = str(vocabulary)
     check_trained_with(workdir, config, checkpoints)
     source, trained_on = data_so_far(checkpoints)
     if config.task.source == "auto":
@@ -73,6 +74,11 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
         try:
             task = lra_tasks.load(config.task, cache_dir or None, fingerprint=trained_on)
         except ValueError as error:
+            if config.task.tokenizer and not vocabulary:
+                raise WorkdirError(
+                    f"{workdir}: {kept.name} is missing, the vocabulary that the run was trained "
+                    f"with; put it back. ({error})"
+                ) from error
             if data_dir and not config.task.data_dir:
                 raise WorkdirError(
                     f"{workdir}: its data were read from {data_dir!r}, which is gone, and are not "
@@ -84,7 +90,7 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
         check_same_data(workdir, trained_on, task)
     else:
         task = lra_tasks.without_data(config.task)
-        task = dataclasses.replace(task, tokenizer=own_vocabulary(kept, checkpoints))
+        task = dataclasses.replace(task, tokenizer=vocabulary)
     return Loaded(best_model(config, task, checkpoints, best_step(checkpoints)), task, config)
 
 

@@ -27,6 +27,12 @@ def rounded_einsum(spec: str, x: Array, y: Array) -> Array:
     return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=x.dtype)
 
 
+def rounded(x: Array, dtype) -> Array:
+    """Numbers of `dtype` in x's: what XLA may leave out of two conversions, it does of this."""
+    info = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
+
+
 def product_precision(dtype):
     """What JAX is to be asked for in products of that dtype."""
     if dtype != accumulator(dtype):

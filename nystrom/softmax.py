@@ -7,14 +7,18 @@ import jax.numpy as jnp
 
 from nystrom.checks import all_known
 from nystrom.gradients import with_gradient
-from nystrom.numerics import MASKED, accumulator, einsum, heads_first, rounded_einsum
+from nystrom.numerics import MASKED, accumulator, einsum, heads_first, rounded, rounded_einsum
 
 
 def attend(query, key, value, key_mask, scale, axis_name=None, is_causal=False):
     """softmax(scale query key^T) value over the real keys (eq. 1), *B N H E in float32.
 
-    With O = W V its gradients go by dlogits = W (dO V^T - dO . O), where . is of rows (Dao et al.
+    Of O = W V the gradient by the logits is W (dO V^T - dO . O), where . is of rows (Dao et al.
     2022, appendix B.2): of all that has N x M numbers W alone is kept, in the inputs' dtype.
+
+    In 16 bits, products with many keys keep what all values have in common: see `_context`. With
+    few, as landmarks are, there is as much of the weights' gradient as of tokens, and it is rounded
+    too.
     """
     context = partial(_context, scale=scale, axis_name=axis_name, is_causal=is_causal)
 
@@ -35,9 +39,9 @@ def attend(query, key, value, key_mask, scale, axis_name=None, is_causal=False):
         groups, dtype = key.shape[-3], value.dtype
         d_out, product = heads_first(d_out), rounded_einsum
         if total is not None:
-            d_out, product = d_out / total, einsum
+            d_out, product = rounded(d_out / total, dtype), einsum
+        mean = (d_out * out).sum(axis=-1, keepdims=True)
         d_out = d_out.astype(dtype)
-        mean = (d_out.astype(out.dtype) * out).sum(axis=-1, keepdims=True)
         d_weights = by_group(product, "...ne,...me->...nm", d_out, value).astype(out.dtype)
         d_logits = (scale * weights.astype(out.dtype) * (d_weights - mean)).astype(dtype)
         d_query = by_group(einsum, "...nm,...md->...nd", d_logits, key)
@@ -60,8 +64,8 @@ def _context(query, key, value, key_mask, is_late, scale, axis_name, is_causal):
     weights = _exponentials(query, key, key_mask, scale, einsum, axis_name, is_causal)
     if not is_late:
         weights = weights / _total(weights, axis_name)
+    total = _total(rounded(weights, value.dtype), axis_name) if is_late else None
     weights = weights.astype(value.dtype)
-    total = _total(weights.astype(accumulator(value.dtype)), axis_name) if is_late else None
     if is_causal and key_mask is not None:  # a query may have no key, and must not get later ones
         weights = jnp.where(jnp.tri(*weights.shape[-2:], dtype=bool), weights, 0)
     out = by_group(einsum, "...nm,...me->...ne", weights, value)

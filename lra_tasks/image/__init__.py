@@ -150,8 +150,8 @@ def read_records(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     """
     if not data or len(data) % RECORD_BYTES or len(data) > MAX_FILE_BYTES:
         raise ValueError(
-            f"{where}: {len(data):,} bytes, expected {RECORDS_PER_FILE * RECORD_BYTES:,} "
-            f"({RECORDS_PER_FILE:,} records of {RECORD_BYTES:,})"
+            f"{where}: {len(data):,} bytes, expected records of {RECORD_BYTES:,} each, whole, and "
+            f"at most {MAX_FILE_BYTES:,} bytes (the official files have {RECORDS_PER_FILE:,})"
         )
     records = np.frombuffer(data, np.uint8).reshape(-1, RECORD_BYTES)
     labels = records[:, 0]

@@ -109,13 +109,17 @@ def sums(x, segment, num_landmarks, interpret):
 
 
 def from_short(queries, key, value, key_mask, scale, interpret):
-    """`tiles.from_short`: the context, and of the softmax the largest logit and the denominator."""
+    """`tiles.from_short`: the context, and of the softmax the largest logit and the denominator.
+
+    That is the sum of weights as they are multiplied, as in `softmax.attend`.
+    """
+    rounded = partial(_rounded, dtype=key.dtype)
 
     def tile(h, real, queries, key, value, context, largest, total):
         logits = _logits(queries[h], key, real, scale)
         before = largest[h]
         largest[h] = jnp.maximum(before, logits.max(axis=1, keepdims=True))
-        weights, shrink = jnp.exp(logits - largest[h]), jnp.exp(before - largest[h])
+        weights, shrink = rounded(jnp.exp(logits - largest[h])), jnp.exp(before - largest[h])
         total[h] = shrink * total[h] + weights.sum(axis=1, keepdims=True)
         context[h] = shrink * context[h] + _dot("lt,te->le", weights, value)
 
@@ -131,9 +135,11 @@ def from_short(queries, key, value, key_mask, scale, interpret):
 def from_short_gradient(residuals, key_mask, d_context, scale, interpret):
     """`tiles.from_short_gradient`: by queries, key and value."""
     queries, key, value, context, largest, total = residuals
+    rounded = partial(_rounded, dtype=key.dtype)
+    d_context = rounded(d_context)
 
     def tile(h, real, queries, d_context, largest, total, mean, key, value, d_queries):
-        weights = jnp.exp(_logits(queries[h], key, real, scale) - largest[h]) / total[h]
+        weights = rounded(jnp.exp(_logits(queries[h], key, real, scale) - largest[h])) / total[h]
         d_weights = _dot("le,te->lt", d_context[h], value)
         d_logits = scale * weights * (d_weights - mean[h])
         d_queries[h] += _dot("lt,td->ld", d_logits, key)
@@ -151,13 +157,12 @@ def from_short_gradient(residuals, key_mask, d_context, scale, interpret):
 def to_short(query, keys, values, query_mask, valid, scale, interpret):
     """`tiles.to_short`: B N H E."""
 
-    def tile(h, real, keys, values, bias, query):
+    def tile(h, real, keys, values, shared, bias, query):
         weights = _weights(keys[h], query, bias[0], scale)
-        if real is not None:
-            weights = jnp.where(real > 0, weights, 0)
-        return (_dot("lt,le->te", weights, values[h]),)
+        return (_dot("lt,le->te", weights, values[h]) + shared[h],)
 
-    short = keys.astype(query.dtype), values.astype(query.dtype), _bias(valid, keys)
+    shared, values = _apart(values, valid, query.dtype)
+    short = keys.astype(query.dtype), values.astype(query.dtype), shared, _bias(valid, keys)
     (out,) = _Tiling.of(keys.shape, query, values).call(
         tile, short, (query,), query_mask, (), values.shape[-1:], interpret
     )
@@ -177,6 +182,7 @@ def to_short_gradient(primals, masks, d_out, scale, interpret):
         d_values[h] += _dot("lt,te->le", weights, d_out)
         return (_dot("lt,ld->td", d_logits, keys[h]),)
 
+    _, values = _apart(values, valid, query.dtype)
     short = keys.astype(query.dtype), values.astype(query.dtype), _bias(valid, keys)
     outputs = [(keys.shape, 0), (values.shape, 0)]
     d_keys, d_values, d_query = _Tiling.of(keys.shape, query, values).call(
@@ -196,6 +202,17 @@ def _weights(keys, query, bias, scale):
     logits = scale * _dot("ld,td->lt", keys, query) + bias
     weights = jnp.exp(logits - logits.max(axis=0, keepdims=True))
     return weights / weights.sum(axis=0, keepdims=True)
+
+
+def _rounded(x, dtype):
+    """Numbers of `dtype` in x's."""
+    return x.astype(dtype).astype(x.dtype)
+
+
+def _apart(values, valid, dtype):
+    """`landmarks.apart` of B H L E; what is shared is B H 1 E."""
+    shared, values = apart(heads_first(values), valid, dtype)
+    return heads_first(jnp.zeros_like(values[:, :1]) + shared), heads_first(values)
 
 
 def _bias(valid, keys):
@@ -289,6 +306,7 @@ class _Tiling(NamedTuple):
                     here = [jnp.where(column > 0, x, 0) for x in here]
                 found = tile(h, row, *short, *here, *by_landmark) or ()
                 for ref, x in zip(by_token, found, strict=True):
+                    x = jnp.where(column > 0, x, 0) if marks else x
                     self._of_head(ref, h)[...] = x.astype(ref.dtype)
 
         dtype, all_heads = tokens[0].dtype, self.heads * self.blocks

@@ -257,3 +257,22 @@ def test_features_far_from_zero_cost_halves_no_digits():
     q, k, v = (tokens(384, 2, 64, 1, seed=seed) for seed in range(3))
     q, k = (x + 40 * (np.arange(64) < 2).astype("f") for x in (q, k))
     compare([jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)], 32, tolerance=2e-2)
+
+
+def test_what_values_share_costs_no_digits():
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(1, 256, 2, 64)) for _ in range(4)]
+    q, k, v, cotangent = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
+    v += 30
+
+    def gradients(form, *inputs):
+        def total(*inputs):
+            out = attend(form, 16, *inputs)
+            return (out.astype(jnp.float32) * cotangent.astype(jnp.float32)).sum()
+
+        return jax.grad(total, (0, 1))(*inputs)
+
+    wide = gradients("plain", *(x.astype(jnp.float32) for x in (q, k, v)))
+    for found, exact in zip(gradients("pallas", q, k, v), wide, strict=True):
+        error = jnp.linalg.norm(found.astype(jnp.float32) - exact) / jnp.linalg.norm(exact)
+        assert error < 2**-6

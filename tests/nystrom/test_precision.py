@@ -84,17 +84,31 @@ def test_forward_mode_has_the_digits_that_values_have(form):
     assert error < 2**-5
 
 
-def test_what_values_share_costs_gradients_by_queries_and_keys_few_digits():
+@pytest.mark.parametrize("offset", [0, 30])
+@pytest.mark.parametrize(
+    ("attend", "bound"),
+    [(nystrom.nystrom_attention, 2**-6), (nystrom.softmax_attention, 2**-8)],
+)
+def test_what_values_share_costs_gradients_no_digits(attend, bound, offset):
     def gradients(q, k, v):
-        def total(q, k):
-            out = nystrom.nystrom_attention(q, k, v, implementation="plain")
+        def total(*inputs):
+            out = attend(*inputs, implementation="plain")
             return (out.astype(cotangent.dtype) * cotangent).sum()
 
         cotangent = jnp.asarray(normal(3, *v.shape), jnp.promote_types(v.dtype, jnp.float32))
-        return jax.grad(total, (0, 1))(q, k)
+        return jax.grad(total, (0, 1, 2))(q, k, v)
 
     q, k, v = far_from_zero(1024)
-    assert max(beside_float64(gradients, q, k, (v + 3).astype(v.dtype))) < 2**-5
+    assert max(beside_float64(gradients, q, k, (v + offset).astype(v.dtype))) < bound
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_weights_are_kept_once_for_gradients_in_the_inputs_dtype(dtype):
+    inputs = (normal(seed, 60, 2, 8).astype(dtype) for seed in range(3))
+    attend = partial(nystrom.nystrom_attention, num_landmarks=12, implementation="plain")
+    _, back = jax.vjp(attend, *inputs)
+    weights = [x for x in jax.tree.leaves(back) if x.size == 60 * 2 * 12]
+    assert [x.dtype for x in weights] == [dtype, dtype]  # F and G
 
 
 def test_logits_of_tokens_are_not_rounded():
