@@ -5,6 +5,7 @@ import signal
 import socket
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -120,6 +121,8 @@ def test_rows_of_batches_are_those_of_the_whole(cache_home):
         ({}, False),
         ({"JAX_NUM_PROCESSES": "2"}, True),
         ({"JAX_NUM_PROCESSES": "1"}, False),
+        ({"JAX_NUM_PROCESSES": ""}, False),
+        ({"JAX_NUM_PROCESSES": " 2 "}, True),
         ({"SLURM_NTASKS": "4"}, False),  # of the whole job, as in a shell on one of its nodes
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, True),
         ({"OMPI_COMM_WORLD_SIZE": "8"}, True),
@@ -145,6 +148,14 @@ def test_an_address_that_cannot_be_listened_at_is_named(monkeypatch):
             processes.start(True)
 
 
+def test_an_address_is_listened_at_by_the_first_alone_and_let_go_again(monkeypatch):
+    with socket.create_server(("localhost", 0)) as taken:
+        address = f"localhost:{taken.getsockname()[1]}"
+        monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+        processes._check_address(is_host=False)
+    processes._check_address(is_host=True)  # pytest tells of a socket that is left open
+
+
 def test_variables_that_are_no_numbers_are_named(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     processes.start(False)
@@ -162,6 +173,37 @@ def test_votes_name_the_signal_that_came(received, named, monkeypatch):
     batch = votes.cast({"label": np.zeros(3)}, received)
     _, totals = with_votes(lambda batch: ({}, {}))(batch)
     assert votes.count(totals, "") == named and not totals
+
+
+def test_a_vote_counts_as_many_steps_later_as_asked_for(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    votes = processes.Votes(delay=2)
+    found = [votes.count({"stop": (0, number)}, "") for number in (0, 1, 0, 0)]
+    assert found == ["", "", "", "SIGINT"]
+
+
+def test_a_process_on_its_own_agrees_with_itself_and_does_its_work_once():
+    done = []
+    for agree in (processes.first, processes.together, processes.in_turn):
+        assert agree(lambda agree=agree: done.append(agree) or len(done)) == len(done)
+    assert len(done) == 3
+    votes = processes.Votes(delay=2)
+    batch, totals = {"label": np.zeros(3)}, {}
+    assert votes.cast(batch, "SIGINT") is batch and votes.count(totals, "SIGINT") == "SIGINT"
+
+
+def test_arrays_of_the_first_process_are_told_to_the_bit():
+    tree = {
+        "half": jnp.asarray([1.5, -0.0, jnp.nan], jnp.bfloat16),
+        "none": np.zeros((0, 2), np.float32),
+        "step": np.int32(7),
+        "wide": np.array([[-0.0, 1e-40], [np.inf, 3]], np.float32),
+    }
+    found = processes._broadcast(tree, jax.tree.map(np.zeros_like, tree))
+    assert found.keys() == tree.keys()
+    for name, array in tree.items():
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape
+        assert found[name].tobytes() == np.asarray(array).tobytes()
 
 
 def test_processes_that_are_asked_for_different_runs_are_refused(tmp_path, cache_home):

@@ -64,6 +64,15 @@ def test_where_it_is_to_interrupt_a_second_one_of_either_kind_does():
     assert signal.getsignal(signal.SIGTERM) is usual
 
 
+def test_ctrl_c_is_noted_where_a_shell_has_had_it_ignored():
+    """As of a command that ends in &, to which kill -INT may be sent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopSignals() as stop:
+        send()
+        assert stop.received == "SIGINT"
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
 def test_a_closed_terminal_is_told_once_or_twice_and_not_heeded_under_nohup():
     with StopSignals() as stop:
         send(signal.SIGHUP)
@@ -105,6 +114,16 @@ def test_work_that_may_be_interrupted_is_by_the_first_signal_and_by_one_before()
             pass
         send()
         assert stop.received == "SIGINT"
+
+
+def test_after_work_that_may_be_interrupted_all_is_as_before():
+    usual = signal.getsignal(signal.SIGALRM)
+    with StopSignals() as stop:
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"), stop.raising():
+            with stop.raising():
+                pass
+            send(signal.SIGTERM)  # in the outer one still
+        assert signal.getsignal(signal.SIGALRM) == usual
 
 
 def test_an_interruption_that_is_swallowed_comes_again_and_none_is_another_error():
