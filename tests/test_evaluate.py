@@ -19,9 +19,10 @@ from experiment.checkpoints import Checkpoints
 from experiment.evaluate import read_documents
 from experiment.load import best_model, best_step, load_run
 from experiment.signals import STOPPED
-from experiment.workdir import WorkdirError, record_config
+from experiment.workdir import WorkdirError
 from tests.conftest import ROOT
 from tests.test_tasks_train import run, small
+from tests.written_runs import write_untrained
 
 TEXT = "a wonderful film that is moving and superb"
 
@@ -41,22 +42,8 @@ def untrained(tmp_path_factory):
     """Makes the folder of a run of some task with checkpoints of its initial parameters."""
 
     def make(name, accuracies=(0.5,), **fields):
-        from flax import nnx
-
-        from experiment.checkpoints import Checkpoints
-        from experiment.model import make_model
-        from experiment.training import initial_state, make_optimizer
-
-        config = small(name, **fields)
         workdir = tmp_path_factory.mktemp(name)
-        record_config(workdir, config)
-        model = make_model(config.model, lra_tasks.without_data(config.task), config.seed)
-        checkpoints = Checkpoints(workdir / "checkpoints")
-        state = initial_state(make_optimizer(config), nnx.state(model))
-        fingerprint = lra_tasks.load(config.task).fingerprint
-        for step, accuracy in enumerate(accuracies, 3):
-            checkpoints.save(step, state, {"fingerprint": fingerprint}, accuracy)
-        checkpoints.close()
+        write_untrained(workdir, small(name, **fields), accuracies)
         return workdir
 
     return make

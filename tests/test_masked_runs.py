@@ -26,10 +26,11 @@ from experiment.pretrained import (
     start_from,
     weights_by_name,
 )
-from experiment.workdir import WorkdirError, record_config
+from experiment.workdir import WorkdirError, record_config, recorded
 from tests.test_masked import SHORT, masked
 from tests.test_resume import PowerCutError, cut_off
 from tests.test_tasks_train import run, small
+from tests.written_runs import RESULT
 from train import train
 
 
@@ -127,6 +128,34 @@ def test_a_masked_run_may_begin_with_another_and_takes_its_row_of_hidden_tokens(
     np.testing.assert_array_equal(params["encoder"]["token_embed"]["embedding"][...], theirs)
 
 
+def test_what_a_run_begins_with_may_be_finished_in_ones_home_and_pool_otherwise(
+    pretrained, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(pretrained[0], tmp_path / "run")
+    (folder / "result.json").write_text(json.dumps(RESULT | {"best_step": 3}))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = finetune("~/run", **{"model.pooling": "max"})
+    assert source_problems(config, tmp_path / "new", True) == []
+    task = lra_tasks.without_data(config.task)
+    _, record = start_from(config, task, nnx.state(make_model(config.model, task, 0)))
+    assert record["finished"] is True
+    assert begins_with(config, record).splitlines() == [
+        "begins with the encoder of ~/run, step 3",
+        "  config.model.pooling=mean there, max here",
+    ]
+
+
+def test_large_numbers_of_what_a_run_begins_with_are_grouped():
+    config = finetune("source")
+    record = {"workdir": "source", "step": 12_000, "num_train_steps": 30_000, "finished": False}
+    record |= {"config": recorded(config), "positions": (1024, 4096)}
+    assert begins_with(config, record).splitlines() == [
+        "begins with the encoder of source, step 12,000",
+        "  warning: that run is not finished; of its 30,000 steps this is the best yet",
+        "  its 1,024 positions, repeated to 4,096",
+    ]
+
+
 def test_a_longer_model_begins_with_the_positions_of_a_shorter_one_repeated(pretrained):
     config = finetune(pretrained[0], **{"task.max_length": 128, "task.padded_length": 128})
     task = lra_tasks.without_data(config.task)
@@ -185,6 +214,12 @@ def test_weights_that_do_not_fit_are_named_one_by_one(pretrained, tmp_path):
     assert "the same config.model" in advice
     assert source_problems(config, tmp_path, True) == [str(caught.value)]  # before data are touched
     assert source_problems(config, tmp_path, False) == []
+
+    # Rows of another width are no more taken than other arrays.
+    narrow = finetune(pretrained[0], **{"model.width": 8})
+    (problem,) = source_problems(narrow, tmp_path, True)
+    assert "encoder/token_embed/embedding: (258, 16) there, (257, 8) here\n" in problem
+    assert "encoder/position_embed: (64, 16) there, (64, 8) here\n" in problem
 
     # Of equal shapes, where the row of hidden tokens would become that of the token put first.
     config = finetune(pretrained[0], **{"model.pooling": "cls", "task.padded_length": 63})

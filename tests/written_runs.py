@@ -1,12 +1,20 @@
 """Folders of runs as train.py leaves them, for the tests of reports."""
 
+import contextlib
 import copy
 import csv
 import importlib
 import json
 
+from flax import nnx
+
+import lra_tasks
 import report
+from experiment.checkpoints import Checkpoints
+from experiment.model import make_model
 from experiment.read_runs import read_runs
+from experiment.training import initial_state, make_optimizer
+from experiment.workdir import record_config
 
 # The least that counts as the result of a finished run.
 RESULT = {"test_accuracy": 0.5, "fingerprint": "f" * 64, "config": {"task": {}}}
@@ -45,6 +53,18 @@ def write_run(runs, name, accuracy=0.5, run_config=None, task="text", reports=()
              for s, a in reports]  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
     return folder
+
+
+def write_untrained(workdir, config, accuracies=(0.5,)):
+    """A run's folder with checkpoints of its initial parameters, from step 3 on; the model."""
+    record_config(workdir, config)
+    model = make_model(config.model, lra_tasks.without_data(config.task), config.seed)
+    state = initial_state(make_optimizer(config), nnx.state(model))
+    progress = {"fingerprint": lra_tasks.load(config.task).fingerprint}
+    with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
+        for step, accuracy in enumerate(accuracies, 3):
+            checkpoints.save(step, state, progress, accuracy)
+    return model
 
 
 def changed(task="text", **fields):
