@@ -1,17 +1,24 @@
 """Pretraining on documents and fine-tuning on reviews, from folder to label."""
 
+import contextlib
+import dataclasses
 import json
+import re
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import lra_tasks
 from configs import finetune_imdb, mlm
 from experiment import evaluate, tracks
+from experiment import pretrained as pretrained_runs
 from experiment.config_checks import check_config
 from experiment.load import load_run
+from experiment.model import make_model
+from experiment.pretrained import read_source, start_from
 from experiment.read_runs import read_runs
 from experiment.workdir import WorkdirError, keep_tokenizer
 from lra_tasks.documents import tokenizer
@@ -124,7 +131,8 @@ def test_another_vocabulary_than_the_encoders_is_refused(pretrained, tmp_path):
     texts = [f"another text of other words, number {n}" for n in range(500)]
     other.write_bytes(tokenizer.train(texts, 320))
     given = {"init_from": str(pretrained[0]), "task.tokenizer": str(other)}
-    with pytest.raises(WorkdirError, match=r"task\.tokenizer=.*another vocabulary than that run's"):
+    said = f"task.tokenizer='{other}': another vocabulary than that run's; give '{pretrained[0]}'"
+    with pytest.raises(WorkdirError, match=re.escape(said)):
         run(small(finetune_imdb, **given), tmp_path)
     # Nor is it taken for that run's own.
     copy = shutil.copytree(pretrained[0], tmp_path / "copy")
@@ -139,6 +147,24 @@ def test_another_vocabulary_than_the_encoders_is_refused(pretrained, tmp_path):
         run(small(finetune_imdb, **given), tmp_path / "third")
     its = {"task.tokenizer": str(pretrained[0])}
     run(small(finetune_imdb, **given | its), tmp_path / "fourth")
+
+
+def test_a_vocabulary_that_checkpoints_do_not_know_is_that_of_the_folder(
+    pretrained, tmp_path, monkeypatch
+):
+    """As of runs from before checkpoints had it."""
+    found = read_source(str(pretrained[0]))
+    for record in found[1].records.values():
+        del record["progress"]["vocabulary"]
+    monkeypatch.setattr(pretrained_runs, "read_source", lambda init_from: found)
+    other = tmp_path / "tokenizer.model"
+    other.write_bytes(b"of other words")
+    config = small(finetune_imdb, **{"init_from": str(pretrained[0])})
+    for given, fits in ((other, False), (pretrained[0] / "tokenizer.model", True)):
+        task = dataclasses.replace(lra_tasks.without_data(config.task), tokenizer=given)
+        params = nnx.state(make_model(config.model, task, 0))
+        with contextlib.nullcontext() if fits else pytest.raises(WorkdirError, match="another voc"):
+            start_from(config, task, params)
 
 
 def test_a_finished_run_does_not_answer_for_another_vocabulary(pretrained, tmp_path, run_train):
@@ -168,14 +194,20 @@ def write_documents(folder):
         (folder / f"{number}.txt").write_text("".join(lines))
 
 
-def test_documents_that_changed_since_are_taken_from_the_cache(tmp_path):
+def test_documents_that_changed_since_are_taken_from_the_cache(tmp_path, monkeypatch):
+    """With the vocabulary learnt from them, which the run has kept, and whichever cache it is."""
     folder = tmp_path / "documents"
     write_documents(folder)
     given = {"task.source": "release", "task.data_dir": str(folder)}
     given |= {f"task.num_{split}": 0 for split in ("train", "validation", "test")}
-    _, result = run(small(mlm, "imdb", **given), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        task, result = run(small(mlm, "imdb", **given), tmp_path)
+    keep_tokenizer(tmp_path / "run", task.tokenizer)
     (folder / "new.txt").write_text("one more\n")
-    assert load_run(tmp_path / "run").task.fingerprint == result["fingerprint"]
+    loaded = load_run(tmp_path / "run", tmp_path / "nystrom")
+    assert loaded.task.fingerprint == result["fingerprint"]
+    assert loaded.config.task.tokenizer == ""
 
 
 def test_documents_of_before_are_named_and_none_of_a_vocabulary_that_is_not_asked_for(
