@@ -158,6 +158,20 @@ def test_a_split_of_which_no_token_is_hidden_is_refused_with_what_helps():
         training.evaluate(graph, params, batches, objective=make_objective(config, task))
 
 
+def test_a_step_on_a_batch_of_which_no_token_is_hidden_leaves_numbers():
+    config = masked("text", **{"masked.share": 1e-9})
+    task = lra_tasks.load(config.task, progress=False)
+    graph, params = nnx.split(make_model(config.model, task, 0, head=head_of(config)))
+    optimizer = training.make_optimizer(config)
+    state = training.initial_state(optimizer, params)
+    batch, objective = lra_tasks.Batches(task, "train", 4, seed=0)[0], make_objective(config, task)
+    state, totals = training.train_step(
+        graph, optimizer, state, batch, jax.random.key(1), objective=objective
+    )
+    assert totals["loss"] == (0, 0) and totals["gradient_norm"][0] == 0 and state["step"] == 1
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["params"]))
+
+
 def test_the_best_checkpoint_of_a_masked_run_is_that_of_least_loss():
     good, bad = {"loss": 1.5, "accuracy": 0.1}, {"loss": 1.6, "accuracy": 0.9}
     assert checkpoint_score("masked", good) > checkpoint_score("masked", bad) > 0

@@ -6,12 +6,13 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 import lra_tasks
 from configs import lra_image, lra_listops, lra_pathfinder, lra_retrieval
-from experiment import training
+from experiment import metrics, training
 from experiment.model import make_model
 from experiment.objectives import classify, classify_full, make_objective, unigram_nats
 
@@ -75,6 +76,56 @@ def test_dropout_differs_from_step_to_step():
         return float(totals["loss"][0])
 
     assert loss(0) == loss(0) != loss(1)
+
+
+def test_a_steps_gradient_is_of_the_mean_loss_and_so_is_its_norm():
+    config, task = opened(lra_pathfinder)
+    config.model.update(dropout_rate=0.0, attention="linear")
+    graph, params = nnx.split(make_model(config.model, task, seed=0))
+    optimizer = optax.sgd(1.0)
+    batch, key = lra_tasks.Batches(task, "train", 4, seed=0)[0], jax.random.key(1)
+    before = jax.tree.map(np.asarray, params)
+
+    def mean_loss(params):
+        found = classify(nnx.merge(graph, params), batch)["loss"]
+        return found[0] / found[1]
+
+    expected = jax.tree.map(np.asarray, jax.jit(jax.grad(mean_loss))(params))
+    state = training.initial_state(optimizer, params)  # it is donated
+    state, totals = training.train_step(graph, optimizer, state, batch, key)
+    norm = math.sqrt(sum((g**2).sum() for g in jax.tree.leaves(expected)))
+    assert totals["gradient_norm"][0] == pytest.approx(norm, rel=1e-4)
+    jax.tree.map(
+        lambda x, y, g: np.testing.assert_allclose(x, y - g, rtol=1e-4, atol=1e-5),
+        state["params"],
+        before,
+        expected,
+    )
+
+
+class Clock(metrics.Silence):
+    """Two seconds pass from each look at it to the next, the first of which is at ten."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.done = 8.0, []
+
+    def seconds(self):
+        self.now += 2
+        return self.now
+
+    def doing(self, what):
+        self.done.append(what)
+
+
+def test_the_examples_of_a_split_are_counted_by_the_time_since_it_began():
+    config, task = opened(lra_pathfinder)
+    config.model.attention = "none"
+    graph, params = nnx.split(make_model(config.model, task, seed=0))
+    log, batches = Clock(), lra_tasks.Batches(task, "validation", 5)
+    found = training.evaluate(graph, params, batches, log)
+    assert found["examples_per_second"] == len(task.splits["validation"].lengths) / 2
+    assert log.done == ["evaluating"]
 
 
 def test_a_unigram_model_has_seen_every_token_once_more():

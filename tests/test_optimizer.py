@@ -54,3 +54,13 @@ def test_the_weights_that_a_run_begins_with_are_not_blamed_on_its_rate():
 def test_a_gradient_that_is_not_finite_is_told_though_the_loss_is():
     totals = {"loss": (1.0, 8.0), "gradient_norm": (math.inf, 1)}
     assert "gradient_norm inf" in not_finite(2, totals, None, base.get_config())
+
+
+def test_what_is_not_finite_and_which_checkpoint_is_kept_are_told():
+    config, totals = base.get_config(), {"loss": (math.nan, 8.0), "accuracy": (4.0, 8.0)}
+    said = not_finite(12, totals, 8, config)
+    assert said.startswith("step 12: not finite: ") and "loss nan" in said
+    assert " The checkpoint of step 8 is kept. " in said
+    assert f"(now {config.learning_rate})" in said
+    assert " None was saved yet. " in not_finite(2, totals, None, config)
+    assert not_finite(2, {"loss": (1.0, 8.0)}, None, config) == ""

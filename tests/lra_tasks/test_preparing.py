@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import itertools
+import json
 import os
 import pty
 import resource
@@ -15,6 +16,7 @@ import termios
 
 import numpy as np
 import pytest
+from array_record.python import array_record_module
 
 import lra_tasks
 from lra_tasks import builder, disk, listops, progress, writing
@@ -178,12 +180,27 @@ def test_a_full_disk_names_the_setting(small, tmp_path):
     assert not left_over(tmp_path)
 
 
+def test_files_of_examples_are_read_one_by_one_and_say_how_much_they_hold(small, tmp_path):
+    directory = lra_tasks.prepare_set(small, tmp_path, progress=False)
+    [records] = directory.glob("lra-train.array_record*")
+    reader = array_record_module.ArrayRecordReader(str(records))
+    assert "group_size:1," in reader.writer_options_string()
+    sizes = [len(record) for record in reader.read_all()]
+    reader.close()
+    [info] = [
+        split
+        for split in json.loads((directory / "dataset_info.json").read_text())["splits"]
+        if split["name"] == "train"
+    ]
+    assert int(info["numBytes"]) == sum(sizes) and info["shardLengths"] == ["40"]
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_a_writer_s_error_has_its_number(number):
     def write():
         raise RuntimeError(f"write() failed: {os.strerror(number)}; the writer is closed")
 
-    with pytest.raises(OSError, match=r"write\(\) failed") as caught:
+    with pytest.raises(OSError, match=r"write\(\) failed: [^;]*: 'examples'$") as caught:
         builder._to_disk(write, "examples")
     assert caught.value.errno == number
 
