@@ -29,7 +29,34 @@ def test_sharded_attention_takes_nystrom_attentions_options_and_masks():
             nystrom.sharded_attention(mesh, **{name: 0})
     with pytest.raises(TypeError, match=r"^mask: masks are arguments of the result; options are"):
         nystrom.sharded_attention(mesh, mask=mask)
-    with pytest.raises(TypeError, match=r"^landmarks: options are implementation, "):
+    with pytest.raises(TypeError, match=r"^landmarks: options are implementation, is_causal, num_"):
         nystrom.sharded_attention(mesh, landmarks=4)
+    with pytest.raises(TypeError, match=r"^key_mask, tokens: masks are arguments of the result; "):
+        nystrom.sharded_attention(mesh, tokens=4, key_mask=mask)
     with pytest.raises(ValueError, match="scale=nan: expected a finite number"):
         nystrom.sharded_attention(mesh, scale=float("nan"))
+
+
+@pytest.mark.unchecked
+def test_a_scale_of_zero_is_an_average_as_a_number_and_as_an_array():
+    q, k, v = random_inputs(0, 2)
+    mesh = jax.make_mesh((1,), ("sequence",), axis_types=(AxisType.Auto,))
+    expected = nystrom.nystrom_attention(q, k, v, scale=0.0, num_landmarks=4)
+    for scale in (0, 0.0, jnp.asarray(0.0), np.float32(0)):
+        attend = nystrom.sharded_attention(mesh, scale=scale, num_landmarks=4)
+        np.testing.assert_allclose(attend(q, k, v), expected, atol=1e-5)
+
+
+def test_of_no_tokens_the_result_has_the_dtype_of_queries():
+    mesh = jax.make_mesh((1,), ("sequence",), axis_types=(AxisType.Auto,))
+    q = jnp.zeros((0, 2, 4), jnp.bfloat16)
+    out = nystrom.sharded_attention(mesh)(q, q, q)
+    assert out.shape == q.shape and out.dtype == q.dtype
+
+
+def test_arrays_without_examples_need_no_axis_for_them():
+    mesh = jax.make_mesh((1,), ("sequence",), axis_types=(AxisType.Auto,))
+    q, k, v = random_inputs(0)
+    expected = nystrom.nystrom_attention(q, k, v, num_landmarks=4)
+    attend = nystrom.sharded_attention(mesh, num_landmarks=4)
+    np.testing.assert_allclose(attend(q, k, v), expected, atol=1e-5)
