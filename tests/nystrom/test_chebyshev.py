@@ -91,6 +91,14 @@ def test_zero_rows_columns_and_matrices_stay_zero():
     assert np.isfinite(grad).all()
 
 
+def test_halves_are_inverted_in_float32():
+    a = jnp.asarray(softmax_matrices(8, 2, 8, 8), jnp.bfloat16)
+    z = pinv(a)
+    assert z.dtype == jnp.bfloat16
+    exact = jnp.asarray(pinv(a.astype(np.float32)), jnp.bfloat16)
+    np.testing.assert_array_equal(z.astype(np.float32), exact.astype(np.float32))
+
+
 def test_each_matrix_has_its_own_scale():
     a = softmax_matrices(8, 2, 8, 8)
     beside = pinv(a * np.array([1, 1000], np.float32)[:, None, None])

@@ -1,6 +1,7 @@
 """The depthwise convolution against np.correlate."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -68,6 +69,14 @@ def test_forms_have_the_plain_ones_values_and_gradients(form, length, depth, tap
         derivatives(form, value, filters, cotangent),
         derivatives(convolve_in_order, value, filters, cotangent),
     )
+
+
+@pytest.mark.parametrize("form", [convolution.tiled, convolution.fused])
+def test_gradients_have_the_dtypes_of_what_they_are_by(form):
+    value, filters = normal(0, 2, 90, 2, 4).astype(jnp.bfloat16), normal(1, 2, 5)
+    for each in (filters, filters.astype(jnp.bfloat16)):
+        grads = jax.grad(lambda *x: form(*x).astype(jnp.float32).sum(), (0, 1))(value, each)
+        assert [g.dtype for g in grads] == [value.dtype, each.dtype]
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)

@@ -33,6 +33,8 @@ def test_sharded_attention_takes_nystrom_attentions_options_and_masks():
         nystrom.sharded_attention(mesh, landmarks=4)
     with pytest.raises(TypeError, match=r"^key_mask, tokens: masks are arguments of the result; "):
         nystrom.sharded_attention(mesh, tokens=4, key_mask=mask)
+    with pytest.raises(ValueError, match="'rows' is no axis of the mesh: it has data, sequence"):
+        nystrom.sharded_attention(mesh, batch_axis="rows")
     with pytest.raises(ValueError, match="scale=nan: expected a finite number"):
         nystrom.sharded_attention(mesh, scale=float("nan"))
 
