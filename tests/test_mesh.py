@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from configs import base
+from experiment.mesh import make_mesh, sequence_axis
 from tests.conftest import ROOT
 
 CHECKS = {
@@ -46,3 +48,9 @@ def test_eight_devices(module, name, cache_home):
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout.count(" ok") == len(CHECKS[module, name])
+
+
+def test_sequences_that_are_whole_have_no_axis_and_need_no_collective():
+    mesh = make_mesh(base.get_config())
+    assert mesh.axis_names == ("data", "sequence")
+    assert sequence_axis(mesh) is None and sequence_axis(None) is None

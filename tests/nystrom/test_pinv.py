@@ -73,6 +73,14 @@ def test_apply_pinv_is_the_pinv_times_w(iterations, tolerance):
     np.testing.assert_allclose(solve(a, w, iterations) / scale, expected / scale, atol=tolerance)
 
 
+def test_beyond_six_iterations_apply_is_eq_7_which_stops_where_it_is_near():
+    """Rounding would grow in the products that the last three iterations leave out."""
+    a, w = softmax_matrices(4, 2, 3, size=12), normal(5, 2, 3, 12, 4)
+    expected = pinv(a, 40) @ w
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(solve(a, w, 40) / scale, expected / scale, atol=1e-5)
+
+
 @pytest.mark.parametrize("iterations", [1, 3, 4, 6, 7])
 def test_apply_pinv_in_float64(iterations):
     """The two forms are one function, values and gradients."""
