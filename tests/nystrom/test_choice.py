@@ -26,6 +26,27 @@ def test_a_form_that_is_named_runs_and_kernels_only_on_a_tpu():
     assert chosen(None, "cuda", "tpu", "pallas") == "tiled"
 
 
+@pytest.mark.parametrize(
+    ("platform", "named", "operation"),
+    [
+        ("cpu", None, "cosine"),
+        ("cuda", None, "tan"),
+        ("tpu", None, "tanh"),
+        ("rocm", None, "sine"),
+        ("cuda", "tiled", "cosine"),
+        ("tpu", "plain", "sine"),
+        ("cuda", "pallas", "sine"),
+        ("tpu", "pallas", "exponential"),
+    ],
+)
+def test_each_platform_has_its_form_unless_one_is_named(platform, named, operation):
+    forms = {"cuda": jnp.tan, "tpu": jnp.tanh, "pallas": jnp.exp}
+    function = jax.jit(lambda x: choose(named, jnp.sin, jnp.cos, x, **forms))
+    program = jax.export.export(function, platforms=[platform])(jnp.ones(4)).mlir_module()
+    operations = ("cosine", "sine", "tan", "tanh", "exponential")
+    assert [each for each in operations if f"stablehlo.{each} " in program] == [operation]
+
+
 @pytest.mark.parametrize(("kind", "form"), [(AxisType.Auto, "tiled"), (AxisType.Explicit, "plain")])
 def test_a_mesh_of_one_device_cuts_nothing_but_explicit_types_would_say_how(kind, form):
     mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,))

@@ -113,6 +113,21 @@ def test_symbolic_batch(name):
     )
 
 
+def test_a_convolution_of_any_number_and_length_has_its_gradients():
+    b, n = jax.export.symbolic_shape("b, n")
+    x, filters = jax.ShapeDtypeStruct((b, n, 2, 4), jnp.float32), normal(8, 2, 5)
+    gradient = jax.jit(
+        jax.grad(lambda x, f: (nystrom.depthwise_convolution(x, f) ** 2).sum(), (0, 1))
+    )
+    shape = jax.ShapeDtypeStruct(filters.shape, jnp.float32)
+    exported = jax.export.export(gradient, platforms=["cpu", "cuda", "tpu"])(x, shape)
+    example = normal(7, 3, 70, 2, 4)
+    for found, expected in zip(
+        exported.call(example, filters), gradient(example, filters), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_symbolic_length_and_encoder():
     from flax import nnx
 

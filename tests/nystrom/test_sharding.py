@@ -31,8 +31,8 @@ def test_sharded_attention_takes_nystrom_attentions_options_and_masks():
         nystrom.sharded_attention(mesh, mask=mask)
     with pytest.raises(TypeError, match=r"^landmarks: options are implementation, is_causal, num_"):
         nystrom.sharded_attention(mesh, landmarks=4)
-    with pytest.raises(TypeError, match=r"^key_mask, tokens: masks are arguments of the result; "):
-        nystrom.sharded_attention(mesh, tokens=4, key_mask=mask)
+    with pytest.raises(TypeError, match=r"^a, b, key_mask, mask, tokens: masks are arguments of "):
+        nystrom.sharded_attention(mesh, tokens=4, key_mask=mask, b=1, mask=mask, a=2)
     with pytest.raises(ValueError, match="'rows' is no axis of the mesh: it has data, sequence"):
         nystrom.sharded_attention(mesh, batch_axis="rows")
     with pytest.raises(ValueError, match="scale=nan: expected a finite number"):

@@ -134,6 +134,52 @@ class TestFormsAreOneFunction:
         assert_close(pushforward(q[0], k, v), expected_tangent)
 
 
+@pytest.mark.parametrize("name", ["convolution", "softmax"])
+def test_a_tangent_is_linear_in_each_of_its_parts_alone(name, double):
+    inputs, tangents = inputs_64(), random_inputs(5, dtype=np.float64)
+    op = partial(OPS[name], "tiled")
+
+    def along(at):
+        def tangent(one):
+            return jax.jvp(op, inputs, (*tangents[:at], one, *tangents[at + 1 :]))[1]
+
+        return jitted(partial(jax.jvp, tangent))((tangents[at],), (tangents[at],))[1]
+
+    def back(at):
+        """The transpose of the gradient by one input, which is linear too."""
+
+        def part(cotangent):
+            return (jax.vjp(op, *inputs)[1](cotangent)[at] * tangents[at]).sum()
+
+        return jitted(jax.grad(part))(np.zeros_like(inputs[0]))
+
+    for at, tangent in enumerate(tangents):
+        alone = [np.zeros_like(x) for x in inputs]
+        alone[at] = tangent
+        expected = jitted(partial(jax.jvp, op))(inputs, tuple(alone))[1]
+        assert_close(along(at), expected)
+        assert_close(back(at), expected)
+
+
+@pytest.mark.parametrize("name", ["convolution", "softmax"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_derivatives_are_mapped_over_any_axis(name, axis, double):
+    """Gradients and tangents of each example, of which some inputs are shared."""
+    (q, k, v), others = inputs_64(3), random_inputs(5, 3, dtype=np.float64)
+    op = partial(OPS[name], "tiled")
+
+    def derivatives(q, v, d_q, k=k[0]):
+        gradients = jax.grad(loss(OPS[name], "tiled"), (0, 1, 2))(q, k, v)
+        return gradients, jax.jvp(op, (q, k, v), (d_q, k, v))[1]
+
+    batch = q, v, others[0]
+    expected = [jitted(derivatives)(*each) for each in zip(*batch, strict=True)]
+    mapped = jax.vmap(derivatives, in_axes=axis, out_axes=axis)
+    found = jitted(mapped)(*(np.moveaxis(x, 0, axis) for x in batch))
+    for number, each in enumerate(expected):
+        assert_close(jax.tree.map(lambda x, at=number: np.take(x, at, axis), found), each)
+
+
 @pytest.mark.parametrize("name", ["nystrom", "softmax"])
 def test_heads_that_share_keys_are_one_function_in_both_forms(name, double):
     inputs = random_inputs(7, heads=4, dtype=np.float64)[0], *inputs_64()[1:]
