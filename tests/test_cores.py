@@ -12,6 +12,7 @@ import pytest
 import sweep
 from configs import base
 from experiment import cores
+from experiment.compiled import keep_compiled
 from experiment.grid import make_runs
 from lra_tasks.parallel import available_cores
 from tests.conftest import ROOT, SMALL, SMALL_ONE_LENGTH, start_train
@@ -128,3 +129,17 @@ def test_no_devices_at_all_are_named(run_train):
     done = run_train(*SMALL, check=False, env={"JAX_NUM_CPU_DEVICES": "0", "JAX_PLATFORMS": "cpu"})
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "JAX_NUM_CPU_DEVICES=0: expected at least 1"
+
+
+def test_compiled_programs_are_kept_where_they_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = [getattr(jax.config, name) for name in names]
+    try:
+        keep_compiled(str(tmp_path / "file"))
+        assert jax.config.jax_compilation_cache_dir == before[0]
+        keep_compiled(str(tmp_path))
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+    finally:
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)

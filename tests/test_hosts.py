@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,14 @@ def test_ctrl_c_ends_a_process_that_waits_for_others_to_join(tmp_path):
     alone.send_signal(signal.SIGINT)
     ((status, _, err),) = hosts.finish([alone], hosts.PATIENCE)
     assert (status, err) == (-signal.SIGINT, "")
+
+
+def test_once_others_have_joined_ctrl_c_is_as_before_and_nothing_is_said():
+    usual = signal.getsignal(signal.SIGINT)
+    with processes._interruptible(), processes._saying_that_it_waits():
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        (timer,) = (each for each in threading.enumerate() if isinstance(each, threading.Timer))
+    assert signal.getsignal(signal.SIGINT) == usual and timer.finished.is_set()
 
 
 def test_all_fail_alike_of_what_the_first_alone_can_see(tmp_path, cache_home):

@@ -11,7 +11,7 @@ from flax import nnx
 
 import lra_tasks
 from experiment.checkpoints import Checkpoints
-from experiment.load import load_run, read_config
+from experiment.load import best_step, load_run, read_config
 from experiment.training import initial_state, make_optimizer
 from experiment.workdir import WorkdirError
 from tests.test_tasks_train import small
@@ -120,3 +120,12 @@ def test_a_part_of_a_config_may_be_missing_and_is_no_list(untrained):
     change(folder, model=[])
     with pytest.raises(WorkdirError, match=r"config\.model=\[\]: expected fields"):
         read_config(folder)
+
+
+def test_before_any_evaluation_the_latest_checkpoint_is_the_best(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+        for step in (3, 5):
+            checkpoints.save(step, {"x": np.zeros(2)}, {})
+        assert best_step(checkpoints) == 5
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as again:
+        assert best_step(again) == 5

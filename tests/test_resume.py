@@ -278,7 +278,9 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(whole, task, tmp_path, m
         return dataclasses.replace(task, source=fields.source, fingerprint=wanted)
 
     def found(source, workdir):
-        loaded = load_data(make_config(**{"task.source": source}), workdir)
+        config = make_config(**{"task.source": source})
+        loaded = load_data(config, workdir)
+        assert config.task.source == source  # as it is recorded
         return loaded.source, loaded.fingerprint
 
     monkeypatch.setattr(lra_tasks, "load", load)
