@@ -1,6 +1,8 @@
 """A trained run, loaded and used: its score again, and labels of what is given."""
 
+import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -144,14 +146,32 @@ def test_a_text_gets_the_probabilities_of_the_model(trained, tmp_path, capsys):
     assert "126 tokens; the run reads the first 60" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("seconds", [1, 2])
-def test_ctrl_c_ends_it_without_a_word(trained, seconds):
+@pytest.mark.parametrize("moment", ["libraries", "a text"])
+def test_ctrl_c_ends_it_without_a_word(moment, trained, tmp_path):
+    """While it loads libraries, and while it waits for a text."""
+    pipe = tmp_path / "text"
+    os.mkfifo(pipe)
     command = [sys.executable, "-m", "experiment.evaluate", f"--workdir={trained[0]}"]
+    command += [f"--file={pipe}"]
     with subprocess.Popen(command, cwd=ROOT, stdout=PIPE, stderr=STDOUT) as process:
-        time.sleep(seconds)  # while it loads libraries, or the run
-        process.send_signal(signal.SIGINT)
+        if moment == "libraries":
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+        else:
+            with opened_for_reader(pipe, process):
+                process.send_signal(signal.SIGINT)
+                process.wait(timeout=60)
         said, _ = process.communicate(timeout=60)
     assert process.returncode in STOPPED and said == b""
+
+
+def opened_for_reader(pipe, process):
+    """The end to write to of a pipe that the process has begun to read."""
+    while process.poll() is None:
+        with contextlib.suppress(OSError):  # nobody reads yet
+            return open(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK), "w")
+        time.sleep(0.05)
+    raise AssertionError(process.communicate()[0])
 
 
 def test_from_another_folder_as_a_file(trained, tmp_path):
