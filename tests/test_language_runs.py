@@ -223,7 +223,7 @@ def test_documents_of_before_are_named_and_none_of_a_vocabulary_that_is_not_aske
         return lra_tasks.load(config.task, cache)
 
     of_given = prepare(data_dir=folder, tokenizer=pretrained[0])
-    with pytest.raises(ValueError, match=r"data_dir='': expected a folder.*prepared with these"):
+    with pytest.raises(ValueError, match=r"data_dir is empty.* set config\.task\.data_dir to"):
         prepare()
     assert prepare(tokenizer=pretrained[0]).fingerprint == of_given.fingerprint
     learnt = prepare(data_dir=folder)

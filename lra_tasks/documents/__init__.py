@@ -99,8 +99,10 @@ def find_files(config, source: str) -> list[Path]:
         return given
     folder = Path(config.data_dir)
     if not config.data_dir or not folder.is_dir():
-        unless = "" if config.data_dir else "; no documents were prepared with these settings"
-        raise ValueError(f"expected a folder of UTF-8 files, each a document{unless}")
+        raise ValueError(
+            "set config.task.data_dir to a folder of UTF-8 files, each a document (the last that "
+            "were prepared with the config's other settings need none)"
+        )
     found = document_files(folder)
     if len(found) < len(SPLITS):
         raise ValueError(f"{folder} has {len(found)} files, expected 3 or more: each is a document")
