@@ -43,6 +43,20 @@ class Dense(nnx.Linear):
         return out.reshape(*x.shape[:-1], self.out_features)
 
 
+class Logits(Dense):
+    """`Dense` with products in its dtype and a result in float32, which is not rounded to that."""
+
+    def __call__(  # type: ignore[override]
+        self, x: Float[Array, "*B in_features"]
+    ) -> Float[jax.Array, "*B out_features"]:
+        shape = x.shape
+        x, kernel = (each.astype(self.dtype) for each in (x, self.kernel[...]))
+        x = x.reshape(-1, shape[-1])
+        out = jnp.matmul(x, kernel, preferred_element_type=accumulator(self.dtype))
+        out = out.reshape(*shape[:-1], self.out_features).astype(jnp.float32)
+        return out + jnp.broadcast_to(self.bias[...], out.shape)  # type: ignore[index]
+
+
 def uniform_init(fan_in: int) -> Callable[..., Array]:
     """An initialiser uniform within +-1/sqrt(fan_in), PyTorch's default for dense and conv."""
     bound = fan_in**-0.5
@@ -114,8 +128,13 @@ def rotate(x: Float[Array, "*B N H D"], rank: Int[Array, "... N"]) -> Float[jax.
     ones.
     """
     half, dtype = x.shape[-1] // 2, accumulator(x.dtype)
-    rate = ROTARY_BASE ** -(np.arange(half, dtype=dtype) / half)
-    angle = rank[..., None, None].astype(dtype) * rate.reshape(*(1,) * (rank.ndim + 1), half)
+    rate = ROTARY_BASE ** -(np.arange(half) / half)
+    # 1,024 positions less whole turns, for which float32 has no digits at a million of positions.
+    parts = (rank & 1023, rate), (rank >> 10, 1024 * rate % (2 * np.pi))
+    angle = sum(
+        n[..., None, None].astype(dtype) * turn.astype(dtype).reshape(*(1,) * (n.ndim + 1), half)
+        for n, turn in parts
+    )
     cos, sin = (f(angle).astype(x.dtype) for f in (jnp.cos, jnp.sin))
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -12,7 +12,7 @@ from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.checks import check_choice, check_count, check_ids, check_integers, is_empty
 from nystrom.encoder import Encoder
 from nystrom.landmarks import token_ranks
-from nystrom.layers import Dense, check_key
+from nystrom.layers import Dense, Logits, check_key
 from nystrom.numerics import accumulator, first_token, widened, zero_padded
 
 POOLINGS = ("mean", "max", "cls", "last", "mean_padded")
@@ -59,7 +59,7 @@ class Classifier(nnx.Module):
         self.pooling = pooling
         num_features = self.NUM_FEATURES * encoder.token_embed.features
         self.hidden = Dense(num_features, head_width, dtype=dtype, rngs=rngs)
-        self.logits = Dense(head_width, num_classes, dtype=dtype, rngs=rngs)
+        self.logits = Logits(head_width, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -77,7 +77,7 @@ class Classifier(nnx.Module):
 
     def _head(self, features):
         hidden = jax.nn.relu(self.hidden(features))
-        return self.logits(hidden).astype(jnp.float32)
+        return self.logits(hidden)
 
 
 class PairClassifier(Classifier):
@@ -143,11 +143,11 @@ class TokenPredictor(nnx.Module):
         if tied:
             self.bias = nnx.Param(jnp.zeros(vocab_size, jnp.float32))
         else:
-            self.logits = Dense(width, vocab_size, dtype=dtype, rngs=rngs)
+            self.logits = Logits(width, vocab_size, dtype=dtype, rngs=rngs)
         self.order_hidden, self.order = nnx.data(None), nnx.data(None)
         if order:
             self.order_hidden = Dense(width, width, dtype=dtype, rngs=rngs)
-            self.order = Dense(width, 2, dtype=dtype, rngs=rngs)
+            self.order = Logits(width, 2, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -186,7 +186,7 @@ class TokenPredictor(nnx.Module):
             places = jnp.where(places < 0, places, places + 1)  # those below 0 are from the end
         x = jnp.take_along_axis(hidden, places[..., None], axis=-2)
         if self.logits is not None:
-            return self.logits(x).astype(jnp.float32)
+            return self.logits(x)
         assert self.bias is not None  # there is the one or the other
         table = self.encoder.token_embed.embedding[...][: self.vocab_size].astype(x.dtype)
         wide = accumulator(x.dtype)  # not what 16 bits keep of a logit
@@ -203,7 +203,7 @@ class TokenPredictor(nnx.Module):
         if self.order_hidden is None or self.order is None:
             raise ValueError("order_logits: this TokenPredictor was made without order=True")
         first = first_token(hidden, None if self.cls_token is not None else mask)
-        return self.order(jnp.tanh(self.order_hidden(first))).astype(jnp.float32)
+        return self.order(jnp.tanh(self.order_hidden(first)))
 
 
 def document_keys(key: Array | None, shape: tuple[Any, ...]) -> Array | None:

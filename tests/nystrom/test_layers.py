@@ -8,7 +8,7 @@ from flax import nnx
 from inputs import normal
 from jax.test_util import check_grads
 
-from nystrom.layers import Dense, LayerNorm, dropout, gelu, hash_bits, rotate
+from nystrom.layers import Dense, LayerNorm, Logits, dropout, gelu, hash_bits, rotate
 
 
 @pytest.fixture
@@ -38,9 +38,19 @@ def test_rotary_products_are_those_of_turned_complex_numbers(x64, m, n):
     assert (turned(query, m) * turned(key, n)).sum() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("place", [1023, 1024, 70_001, 1_000_003, 2**24 - 1])
+def test_angles_of_far_places_keep_their_digits(place):
+    rates = 10_000.0 ** (-np.arange(4) / 4)
+    ones = np.concatenate([np.ones(4, np.float32), np.zeros(4, np.float32)])[None, None]
+    turned = rotate(jnp.asarray(ones), np.array([place], np.int32))[0, 0]
+    exact = np.concatenate([np.cos(place * rates), np.sin(place * rates)])
+    np.testing.assert_allclose(turned, exact, atol=1e-5 + 1e-9 * place)
+
+
+@pytest.mark.parametrize("kind", [Dense, Logits])
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5), (2, 2, 3, 5), (0, 3, 5)])
-def test_dense_is_the_affine_map_on_any_leading_dimensions(shape):
-    dense = Dense(5, 4, rngs=nnx.Rngs(0))
+def test_dense_is_the_affine_map_on_any_leading_dimensions(shape, kind):
+    dense = kind(5, 4, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), shape)
     graph, params = nnx.split(dense)
 

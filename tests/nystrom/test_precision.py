@@ -14,7 +14,7 @@ from nystrom import language
 from nystrom.baselines.shared_scale import authors_attention
 from nystrom.kernels import convolution
 from nystrom.language.losses import binary_cross_entropy
-from nystrom.layers import gelu, rotate
+from nystrom.layers import Logits, gelu, rotate
 
 
 def test_float32_is_multiplied_in_float32():
@@ -118,6 +118,16 @@ def test_logits_of_tokens_are_not_rounded():
     table = encoder.token_embed.embedding[...].astype(jnp.bfloat16)
     exact = np.asarray(hidden[:, :1], np.float64) @ np.asarray(table, np.float64).T
     found = model.token_logits(hidden, np.zeros((2, 1), np.int32))
+    np.testing.assert_allclose(found, exact, atol=1e-5 * np.abs(exact).max())
+
+
+def test_logits_of_classes_are_not_rounded():
+    logits = Logits(8, 5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    hidden = jnp.asarray(50 * normal(0, 3, 8), jnp.bfloat16)
+    kernel = np.asarray(logits.kernel[...].astype(jnp.bfloat16), np.float64)
+    exact = np.asarray(hidden, np.float64) @ kernel + np.asarray(logits.bias[...], np.float64)
+    found = logits(hidden)
+    assert found.dtype == np.float32
     np.testing.assert_allclose(found, exact, atol=1e-5 * np.abs(exact).max())
 
 
