@@ -58,8 +58,10 @@ def eq_9(query, key, value, query_mask, key_mask, options):
     g_value = attend(q.astype(dtype), key, value, key_mask, scale, options.axis_name)
     solved = exact_einsum("...hlm,...mhe->...lhe", a_pinv, g_value)
     (_, k), (shared, solved) = (apart(x, k_valid, dtype) for x in (k, solved))
-    out = attend(query, k.astype(dtype), solved.astype(dtype), k_valid, scale) + shared
-    return zero_padded(out.astype(dtype), query_mask)
+    out = attend(
+        query, k.astype(dtype), solved.astype(dtype), k_valid, scale, values_are_apart=True
+    )
+    return zero_padded((out + shared).astype(dtype), query_mask)
 
 
 def landmarks(query, key, query_mask, key_mask, options, sums=segment_sums):

@@ -28,9 +28,8 @@ def rounded_einsum(spec: str, x: Array, y: Array) -> Array:
 
 
 def rounded(x: Array, dtype) -> Array:
-    """Numbers of `dtype` in x's: what XLA may leave out of two conversions, it does of this."""
-    info = jnp.finfo(dtype)
-    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
+    """x with as many digits as `dtype` has: two conversions XLA may leave out, not this."""
+    return jax.lax.reduce_precision(x, jnp.finfo(x.dtype).nexp, jnp.finfo(dtype).nmant)
 
 
 def product_precision(dtype):

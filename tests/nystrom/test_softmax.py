@@ -74,13 +74,17 @@ def test_derivatives_of_all_kinds_are_those_of_differences(width):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("width", [4, 40])
-def test_halves_are_rounded_at_the_end_of_each_product(dtype, width):
-    inputs = [x.astype(dtype) for x in arrays(60, 30, width=width)]
-    cotangent = normal(9, 2, 60, 2, width).astype(dtype)
+@pytest.mark.parametrize("values_are_apart", [True, False])
+def test_halves_are_rounded_at_the_end_of_each_product(dtype, values_are_apart):
+    inputs = [x.astype(dtype) for x in arrays(60, 30, width=40)]
+    inputs[2] += 0 if values_are_apart else 30
+    cotangent = normal(9, 2, 60, 2, 40).astype(dtype)
 
     def derived(inputs, cotangent):
-        out, back = jax.vjp(lambda *x: attend(*x, None, SCALE), *inputs)
+        def attended(*inputs):
+            return attend(*inputs, None, SCALE, values_are_apart=values_are_apart)
+
+        out, back = jax.vjp(attended, *inputs)
         return out, *back(cotangent.astype(out.dtype))
 
     wide = derived([x.astype(np.float32) for x in inputs], cotangent)
