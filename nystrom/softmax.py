@@ -1,9 +1,11 @@
 """Softmax attention as one writes it (eq. 1): its weights, its values and their gradients."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
-from nystrom.gradients import with_gradient
+from nystrom.gradients import vary_over, with_gradient
 from nystrom.numerics import MASKED, accumulator, einsum, heads_first, rounded, rounded_einsum
 
 
@@ -15,49 +17,94 @@ def attend(
     Of O = W V the gradient by the logits is W (dO V^T - dO . O), where . is of rows (Dao et al.
     2022, appendix B.2): of all that has N x M numbers W alone is kept, in the inputs' dtype.
 
-    Values in 16 bits may have more in common than tells them apart. If not, as `landmarks.apart`
-    has them, `values_are_apart`, and O and the gradient of W are rounded to 16 bits too.
+    In 16 bits W does not add up to 1: O is divided by what it adds up to, or what all values have
+    in common would get lost. Where `values_are_apart` (`landmarks.apart`) that is no loss, and what
+    is as large as the tokens is rounded too, for a GPU to move less.
     """
-    options = dict(scale=scale, axis_name=axis_name, is_causal=is_causal)
+    options = {"scale": scale, "axis_name": axis_name, "is_causal": is_causal}
 
     def plain(primals, key_mask):
         primals = map(heads_first, primals)
-        return heads_first(_context(*primals, key_mask, einsum, False, **options)[0])
+        return heads_first(_context(*primals, key_mask, _product, False, **options)[0])
 
     def forward(primals, key_mask):
         dtype = primals[2].dtype
-        primals = tuple(map(heads_first, primals))
         is_late = not values_are_apart and dtype != accumulator(dtype)
+        primals = tuple(map(heads_first, primals))
+        product = _product_rounded if values_are_apart else _product
         out, weights, total = _context(*primals, key_mask, product, is_late, **options)
-        return heads_first(out.astype(accumulator(dtype))), (*primals, out, weights, total)
+        return heads_first(out), (*primals, out, weights, total)
 
     def backward(residuals, key_mask, d_out):
         query, key, value, out, weights, total = residuals
-        groups, dtype = key.shape[-3], value.dtype
-        d_out = heads_first(d_out)
+        dtype, d_out, unit = value.dtype, heads_first(d_out), None
         if total is not None:
-            d_out = rounded(d_out / total, dtype)
-        mean = (d_out * out.astype(d_out.dtype)).sum(axis=-1, keepdims=True)
-        d_weights = by_group(product, "...ne,...me->...nm", d_out.astype(dtype), value)
-        d_logits = scale * weights.astype(mean.dtype) * (d_weights.astype(mean.dtype) - mean)
-        query, d_out, weights, d_logits = (
-            grouped(x.astype(dtype), groups) for x in (query, d_out, weights, d_logits)
-        )
-        d_query = einsum("...nm,...md->...nd", d_logits, key)
-        d_key = einsum("...nm,...nd->...md", d_logits, query)
-        d_value = einsum("...nm,...ne->...me", weights, d_out)
-        d_query = ungrouped(d_query, out.shape)
-        return tuple(heads_first(x).astype(dtype) for x in (d_query, d_key, d_value))
+            d_out = d_out / total
+        if dtype == jnp.float16:
+            unit = _unit(d_out)
+            d_out = d_out / unit
+        if total is not None:
+            d_out = rounded(d_out, dtype)
+        parts = weights, d_out, value, out
+        if values_are_apart:
+            d_logits = jax.lax.platform_dependent(*parts, default=_by_rows, tpu=_by_out)
+        else:
+            d_logits = _by_out(*parts)
+        d_logits = (scale * d_logits).astype(dtype)
+        d_out = vary_over(d_out.astype(dtype), jax.typeof(value).mat.varying)
+        logits = partial(by_group, rounded_einsum, "...nd,...md->...nm")
+        context = partial(by_group, rounded_einsum, "...nm,...me->...ne", weights)
+        found = *jax.vjp(logits, query, key)[1](d_logits), *jax.vjp(context, value)[1](d_out)
+        if unit is not None:
+            found = ((unit * x.astype(unit.dtype)).astype(dtype) for x in found)
+        return tuple(map(heads_first, found))
 
-    product = rounded_einsum if values_are_apart else einsum
     return with_gradient(plain, forward, backward)((query, key, value), key_mask)
+
+
+def _by_out(weights, d_out, value, out):
+    """W (dO V^T - dO . O)."""
+    d_weights = by_group(einsum, "...ne,...me->...nm", d_out.astype(value.dtype), value)
+    mean = (d_out * out).sum(axis=-1, keepdims=True)
+    return weights.astype(out.dtype) * (d_weights - mean)
+
+
+def _by_rows(weights, d_out, value, out):
+    """`_by_out` with dO . O = W . dO V^T, which a GPU has at hand where rows of W are short."""
+    product = einsum if value.dtype == jnp.float16 else rounded_einsum  # that may overflow
+    d_weights = by_group(product, "...ne,...me->...nm", d_out.astype(value.dtype), value)
+    weights, d_weights = (x.astype(out.dtype) for x in (weights, d_weights))
+    mean = _total(weights * d_weights)
+    if value.dtype != out.dtype:
+        mean = mean / _total(weights)
+    return weights * (d_weights - mean)
+
+
+def _unit(x):
+    """A power of two above the largest number: float16 has few digits below 2^-14."""
+    largest = jnp.abs(x).max(initial=0)
+    return jnp.exp2(jnp.floor(jnp.log2(jnp.where(largest > 0, largest, 1))) + 1)
+
+
+def _product(weights, value):
+    """W V, *B H N E in float32."""
+    return by_group(einsum, "...nm,...me->...ne", weights, value)
+
+
+def _product_rounded(weights, value):
+    """The same rounded to value's dtype, but for a TPU, which moves no less for it."""
+
+    def product(weights, value):
+        out = by_group(rounded_einsum, "...nm,...me->...ne", weights, value)
+        return out.astype(accumulator(value.dtype))
+
+    return jax.lax.platform_dependent(weights, value, default=product, tpu=_product)
 
 
 def _context(query, key, value, key_mask, product, is_late, scale, axis_name, is_causal):
     """The result *B H N E of eq. 1, weights *B H N M in value's dtype, and what these add up to.
 
-    Weights are normalised (None: they add up to 1) or, if it `is_late`, the result is: by the sum
-    of what was multiplied, so that rounding takes nothing from what all values have in common.
+    Weights are normalised (None: they add up to 1) or, if it `is_late`, the result is.
     """
     weights = _exponentials(query, key, key_mask, scale, einsum, axis_name, is_causal)
     if not is_late:
@@ -66,7 +113,7 @@ def _context(query, key, value, key_mask, product, is_late, scale, axis_name, is
     weights = weights.astype(value.dtype)
     if is_causal and key_mask is not None:  # a query may have no key, and must not get later ones
         weights = jnp.where(jnp.tri(*weights.shape[-2:], dtype=bool), weights, 0)
-    out = by_group(product, "...nm,...me->...ne", weights, value)
+    out = product(weights, value)
     if axis_name is not None:
         out = jax.lax.psum(out, axis_name)
     return out / total if is_late else out, weights, total

@@ -102,6 +102,45 @@ def test_what_values_share_costs_gradients_no_digits(attend, bound, offset):
     assert max(beside_float64(gradients, q, k, (v + offset).astype(v.dtype))) < bound
 
 
+@pytest.mark.parametrize(
+    ("offsets", "bound"), [({}, 0.01), ({"q": 40, "k": 40}, 0.02), ({"v": 300}, 0.01)]
+)
+def test_gradients_keep_their_digits_where_every_conversion_rounds(offsets, bound):
+    """As on a GPU; XLA leaves some out for a CPU, unless it is told not to."""
+    as_written = {"xla_allow_excess_precision": False}
+
+    def gradients(q, k, v):
+        def total(q, k, v):
+            out = nystrom.nystrom_attention(q, k, v, implementation="plain")
+            return (out.astype(cotangent.dtype) * cotangent).sum()
+
+        cotangent = jnp.asarray(normal(3, *v.shape), jnp.promote_types(v.dtype, jnp.float32))
+        return jax.jit(jax.grad(total, (0, 1, 2)), compiler_options=as_written)(q, k, v)
+
+    assert max(beside_float64(gradients, *far_from_zero(512, **offsets))) < bound
+
+
+@pytest.mark.parametrize("scale", [1, 1e-3])
+def test_float16_has_gradients_of_long_sequences(scale):
+    """A weight of 8,192 is below what it has digits for, times a small cotangent below all."""
+    q, k, v = (x.astype(np.float16) for x in random_inputs(3, length=8, key_length=8192))
+    cotangent = scale * normal(9, *q.shape)
+
+    def gradients(*inputs):
+        def total(*inputs):
+            out = nystrom.softmax_attention(*inputs, implementation="plain")
+            return (out.astype(jnp.float32) * cotangent).sum()
+
+        return jax.grad(total, (0, 1, 2))(*inputs)
+
+    wide = gradients(*(x.astype(np.float32) for x in (q, k, v)))
+    found = gradients(q, k, v)
+    for x, exact in zip(found, wide, strict=True):
+        rounding = 2.0**-25 * x.size**0.5  # of numbers as small as float16 has them
+        error = np.linalg.norm(x.astype(np.float32) - exact)
+        assert error < 0.005 * np.linalg.norm(exact) + rounding
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_weights_are_kept_once_for_gradients_in_the_inputs_dtype(dtype):
     inputs = (normal(seed, 60, 2, 8).astype(dtype) for seed in range(3))
