@@ -113,17 +113,26 @@ def test_fine_tuning_begins_with_it_and_classifies_text(pretrained, tmp_path, ca
     (ids,) = evaluate.read_documents([("text", "a superb film " * 99)], task)
     assert len(ids) == task.max_length and ids[-1] == tokenizer.SEP
 
-    def error_of(text="a superb film"):
-        assert evaluate.main([f"--workdir={tmp_path / 'run'}", f"--text={text}"]) == 1
+    def error_of(*arguments):
+        assert evaluate.main([f"--workdir={tmp_path / 'run'}", *arguments]) == 1
         (line,) = capsys.readouterr().err.splitlines()[-1:]
         return line
 
-    assert "no text in this locale" in error_of("caf\udce9")  # as Python has a byte that is none
+    text = "--text=a superb film"
+
+    assert "no text in this locale" in error_of(
+        "--text=caf\udce9"
+    )  # as Python has a byte that is none
     kept = tmp_path / "run" / "tokenizer.model"
     kept.write_bytes(kept.read_bytes() + b"\n")
-    assert f"{kept}: not the vocabulary that the run was trained with" in error_of()
+    for asked in ((text,), ()):
+        assert f"{kept}: not the vocabulary that the run was trained with" in error_of(*asked)
     kept.unlink()
-    assert "its tokenizer.model is missing" in error_of()
+    assert "its tokenizer.model is missing" in error_of(text)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["task"]["tokenizer"] = str(tmp_path / "gone")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert "tokenizer.model is missing, the vocabulary that the run was trained" in error_of()
 
 
 def test_another_vocabulary_than_the_encoders_is_refused(pretrained, tmp_path):
