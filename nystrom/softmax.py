@@ -71,7 +71,7 @@ def _by_out(weights, d_out, value, out):
 
 def _by_rows(weights, d_out, value, out):
     """`_by_out` with dO . O = W . dO V^T, which a GPU has at hand where rows of W are short."""
-    product = einsum if value.dtype == jnp.float16 else rounded_einsum  # that may overflow
+    product = einsum if value.dtype == jnp.float16 else rounded_einsum  # float16 may overflow
     d_weights = by_group(product, "...ne,...me->...nm", d_out.astype(value.dtype), value)
     weights, d_weights = (x.astype(out.dtype) for x in (weights, d_weights))
     mean = _total(weights * d_weights)
@@ -81,8 +81,8 @@ def _by_rows(weights, d_out, value, out):
 
 
 def _unit(x):
-    """A power of two above the largest number: float16 has few digits below 2^-14."""
-    largest = jnp.abs(x).max(initial=0)
+    """A power of two above each example's largest number: float16 has few digits below 2^-14."""
+    largest = jnp.abs(x).max(axis=(-3, -2, -1), keepdims=True, initial=0)
     return jnp.exp2(jnp.floor(jnp.log2(jnp.where(largest > 0, largest, 1))) + 1)
 
 
