@@ -60,10 +60,7 @@ def _run(flags):
             "that of a run begun with it, by config.init_from"
         )
     if loaded.config.task.vocab_size and not loaded.task.tokenizer:
-        raise ValueError(
-            f"--workdir={flags.workdir}: its tokenizer.model is missing, the vocabulary "
-            "that the run was trained with; put it back"
-        )
+        raise ValueError(load.without_vocabulary(flags.workdir))
     print_label(*loaded[:2], read_documents(flags.documents, loaded.task))
 
 

@@ -75,10 +75,7 @@ def load_run(workdir: str | Path, cache_dir: str | Path = "", with_data: bool = 
             task = lra_tasks.load(config.task, cache_dir or None, fingerprint=trained_on)
         except ValueError as error:
             if config.task.tokenizer and not vocabulary:
-                raise WorkdirError(
-                    f"{workdir}: {kept.name} is missing, the vocabulary that the run was trained "
-                    f"with; put it back. ({error})"
-                ) from error
+                raise WorkdirError(f"{without_vocabulary(workdir)}. ({error})") from error
             if data_dir and not config.task.data_dir:
                 raise WorkdirError(
                     f"{workdir}: its data were read from {data_dir!r}, which is gone, and are not "
@@ -116,6 +113,14 @@ def check_trained_with(workdir: Path, config, checkpoints: Checkpoints) -> None:
             f"{workdir / 'config.json'}: not the config that the run was trained with, which has "
             f"{fields}; put it back"
         )
+
+
+def without_vocabulary(workdir: str | Path) -> str:
+    """What is wrong with the folder of a run whose vocabulary is gone."""
+    return (
+        f"--workdir={workdir}: its {lra_tasks.store.VOCABULARY} is missing, the vocabulary "
+        "that the run was trained with; put it back"
+    )
 
 
 def own_vocabulary(kept: Path, checkpoints: Checkpoints) -> Path | None:

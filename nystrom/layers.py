@@ -44,17 +44,23 @@ class Dense(nnx.Linear):
 
 
 class Logits(Dense):
-    """`Dense` with products in its dtype and a result in float32, which is not rounded to that."""
+    """`Dense` with a result in float32 that is not rounded to its dtype first."""
 
-    def __call__(  # type: ignore[override]
+    def __call__(  # type: ignore[override]  # no out_sharding
         self, x: Float[Array, "*B in_features"]
     ) -> Float[jax.Array, "*B out_features"]:
-        shape = x.shape
-        x, kernel = (each.astype(self.dtype) for each in (x, self.kernel[...]))
-        x = x.reshape(-1, shape[-1])
-        out = jnp.matmul(x, kernel, preferred_element_type=accumulator(self.dtype))
-        out = out.reshape(*shape[:-1], self.out_features).astype(jnp.float32)
-        return out + jnp.broadcast_to(self.bias[...], out.shape)  # type: ignore[index]
+        tokens, kernel = (each.astype(self.dtype) for each in (x, self.kernel[...]))
+        bias = self.bias[...]  # type: ignore[index]  # without one only if asked for
+        out = logits(tokens.reshape(-1, x.shape[-1]), kernel, bias)
+        return out.reshape(*x.shape[:-1], self.out_features)
+
+
+def logits(
+    x: Float[Array, "*B C"], kernel: Float[Array, "C K"], bias: Float[Array, " K"]
+) -> Float[jax.Array, "*B K"]:
+    """x W + b in float32, multiplied in x's dtype: not what 16 bits keep of a logit."""
+    out = jnp.matmul(x, kernel, preferred_element_type=accumulator(x.dtype)).astype(jnp.float32)
+    return out + jnp.broadcast_to(bias, out.shape)
 
 
 def uniform_init(fan_in: int) -> Callable[..., Array]:

@@ -12,7 +12,7 @@ from nystrom.array_typing import Array, Bool, Float, Int
 from nystrom.checks import check_choice, check_count, check_ids, check_integers, is_empty
 from nystrom.encoder import Encoder
 from nystrom.landmarks import token_ranks
-from nystrom.layers import Dense, Logits, check_key
+from nystrom.layers import Dense, Logits, check_key, logits
 from nystrom.numerics import accumulator, first_token, widened, zero_padded
 
 POOLINGS = ("mean", "max", "cls", "last", "mean_padded")
@@ -189,9 +189,7 @@ class TokenPredictor(nnx.Module):
             return self.logits(x)
         assert self.bias is not None  # there is the one or the other
         table = self.encoder.token_embed.embedding[...][: self.vocab_size].astype(x.dtype)
-        wide = accumulator(x.dtype)  # not what 16 bits keep of a logit
-        logits = jnp.matmul(x, table.T, preferred_element_type=wide).astype(jnp.float32)
-        return logits + jnp.broadcast_to(self.bias[...], logits.shape)
+        return logits(x, table.T, self.bias[...])
 
     def order_logits(
         self, hidden: Float[Array, "*B M C"], mask: Bool[Array, "*B N"] | None = None

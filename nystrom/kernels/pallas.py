@@ -30,6 +30,7 @@ from nystrom.numerics import (
     exact_einsum,
     heads_first,
     product_precision,
+    rounded,
     zero_padded,
 )
 
@@ -113,13 +114,13 @@ def from_short(queries, key, value, key_mask, scale, interpret):
 
     That is the sum of weights as they are multiplied, as in `softmax.attend`.
     """
-    rounded = partial(_rounded, dtype=key.dtype)
 
     def tile(h, real, queries, key, value, context, largest, total):
         logits = _logits(queries[h], key, real, scale)
         before = largest[h]
         largest[h] = jnp.maximum(before, logits.max(axis=1, keepdims=True))
-        weights, shrink = rounded(jnp.exp(logits - largest[h])), jnp.exp(before - largest[h])
+        weights = _rounded(jnp.exp(logits - largest[h]), key.dtype)
+        shrink = jnp.exp(before - largest[h])
         total[h] = shrink * total[h] + weights.sum(axis=1, keepdims=True)
         context[h] = shrink * context[h] + _dot("lt,te->le", weights, value)
 
@@ -135,11 +136,11 @@ def from_short(queries, key, value, key_mask, scale, interpret):
 def from_short_gradient(residuals, key_mask, d_context, scale, interpret):
     """`tiles.from_short_gradient`: by queries, key and value."""
     queries, key, value, context, largest, total = residuals
-    rounded = partial(_rounded, dtype=key.dtype)
-    d_context = rounded(d_context)
+    d_context = rounded(d_context, key.dtype)
 
     def tile(h, real, queries, d_context, largest, total, mean, key, value, d_queries):
-        weights = rounded(jnp.exp(_logits(queries[h], key, real, scale) - largest[h])) / total[h]
+        weights = jnp.exp(_logits(queries[h], key, real, scale) - largest[h])
+        weights = _rounded(weights, key.dtype) / total[h]
         d_weights = _dot("le,te->lt", d_context[h], value)
         d_logits = scale * weights * (d_weights - mean[h])
         d_queries[h] += _dot("lt,td->ld", d_logits, key)
@@ -205,7 +206,7 @@ def _weights(keys, query, bias, scale):
 
 
 def _rounded(x, dtype):
-    """Numbers of `dtype` in x's."""
+    """`numerics.rounded`, which a kernel can't have; of one no conversion is left out."""
     return x.astype(dtype).astype(x.dtype)
 
 

@@ -84,22 +84,29 @@ def test_forward_mode_has_the_digits_that_values_have(form):
     assert error < 2**-5
 
 
+def gradients_of(attend, cotangent, **options):
+    """Of query, key and value the gradients by them, where the result's is `cotangent`."""
+
+    def gradients(*inputs):
+        def total(*inputs):
+            out = attend(*inputs, implementation="plain")
+            wide = jnp.promote_types(out.dtype, jnp.float32)
+            return (out.astype(wide) * jnp.asarray(cotangent, wide)).sum()
+
+        return jax.jit(jax.grad(total, (0, 1, 2)), **options)(*inputs)
+
+    return gradients
+
+
 @pytest.mark.parametrize("offset", [0, 30])
 @pytest.mark.parametrize(
     ("attend", "bound"),
     [(nystrom.nystrom_attention, 2**-6), (nystrom.softmax_attention, 2**-8)],
 )
 def test_what_values_share_costs_gradients_no_digits(attend, bound, offset):
-    def gradients(q, k, v):
-        def total(*inputs):
-            out = attend(*inputs, implementation="plain")
-            return (out.astype(cotangent.dtype) * cotangent).sum()
-
-        cotangent = jnp.asarray(normal(3, *v.shape), jnp.promote_types(v.dtype, jnp.float32))
-        return jax.grad(total, (0, 1, 2))(q, k, v)
-
     q, k, v = far_from_zero(1024)
-    assert max(beside_float64(gradients, q, k, (v + offset).astype(v.dtype))) < bound
+    v = (v + offset).astype(v.dtype)
+    assert max(beside_float64(gradients_of(attend, normal(3, *v.shape)), q, k, v)) < bound
 
 
 @pytest.mark.parametrize(
@@ -108,35 +115,22 @@ def test_what_values_share_costs_gradients_no_digits(attend, bound, offset):
 def test_gradients_keep_their_digits_where_every_conversion_rounds(offsets, bound):
     """As on a GPU; XLA leaves some out for a CPU, unless it is told not to."""
     as_written = {"xla_allow_excess_precision": False}
-
-    def gradients(q, k, v):
-        def total(q, k, v):
-            out = nystrom.nystrom_attention(q, k, v, implementation="plain")
-            return (out.astype(cotangent.dtype) * cotangent).sum()
-
-        cotangent = jnp.asarray(normal(3, *v.shape), jnp.promote_types(v.dtype, jnp.float32))
-        return jax.jit(jax.grad(total, (0, 1, 2)), compiler_options=as_written)(q, k, v)
-
-    assert max(beside_float64(gradients, *far_from_zero(512, **offsets))) < bound
+    inputs = far_from_zero(512, **offsets)
+    cotangent = normal(3, *inputs[0].shape)
+    gradients = gradients_of(nystrom.nystrom_attention, cotangent, compiler_options=as_written)
+    assert max(beside_float64(gradients, *inputs)) < bound
 
 
 @pytest.mark.parametrize("scale", [1, 1e-3])
 def test_float16_has_gradients_of_long_sequences(scale):
     """A weight of 8,192 is below what it has digits for, times a small cotangent below all; beside
     an example of a large one."""
-    q, k, v = (x.astype(np.float16) for x in random_inputs(3, 2, length=8, key_length=8192))
-    cotangent = np.array([scale, 1e4])[:, None, None, None] * normal(9, *q.shape)
-
-    def gradients(*inputs):
-        def total(*inputs):
-            out = nystrom.softmax_attention(*inputs, implementation="plain")
-            return (out.astype(jnp.float32) * cotangent).sum()
-
-        return jax.grad(total, (0, 1, 2))(*inputs)
-
-    wide = gradients(*(x.astype(np.float32) for x in (q, k, v)))
-    found = gradients(q, k, v)
-    for x, exact in ((x[i], y[i]) for x, y in zip(found, wide, strict=True) for i in range(2)):
+    inputs = [x.astype(np.float16) for x in random_inputs(3, 2, length=8, key_length=8192)]
+    cotangent = np.array([scale, 1e4])[:, None, None, None] * normal(9, *inputs[0].shape)
+    gradients = gradients_of(nystrom.softmax_attention, cotangent)
+    wide = gradients(*(x.astype(np.float32) for x in inputs))
+    pairs = zip(gradients(*inputs), wide, strict=True)
+    for x, exact in ((x[i], y[i]) for x, y in pairs for i in range(2)):
         rounding = 2.0**-25 * x.size**0.5  # of numbers as small as float16 has them
         error = np.linalg.norm(x.astype(np.float32) - exact)
         assert error < 0.005 * np.linalg.norm(exact) + rounding
